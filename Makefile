@@ -1,0 +1,43 @@
+# `make repro` and `make test` set everything up by themselves: they need Python >= 3.11, git and make.
+PYTHON ?= python3
+BIN := .venv/bin
+export DVC_NO_ANALYTICS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: repro test test-slow lint setup lock clean
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "memoir needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# From raw photographs to published, evaluated checkpoints and report/index.html.
+repro: setup
+	@test -e datasets || $(BIN)/memoir sample
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+# The tests that take minutes: kills and restarts of whole runs.
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+# Exact versions of everything, transitive too; torch without its build tag, so that a GPU machine takes its own build.
+lock: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --no-header --extra dev --constraint - \
+	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) --output-file requirements.lock pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
+
+clean:
+	rm -rf .venv .cache data runs report store
