@@ -1,0 +1,13 @@
+"""The one exception that reaches a user as a line of text instead of a traceback."""
+
+import difflib
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend. Its text is one line: what, where, how to mend it."""
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`known` as the tail of an error message, the closest to `word` first."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(sorted(known))

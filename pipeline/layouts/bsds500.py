@@ -1,0 +1,22 @@
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+from pipeline.layouts.base import SPLITS, Layout, Row
+
+
+class BSDS500(Layout):
+    """Berkeley segmentation data set: [BSDS500/]data/images/{train,val,test}/<number>.jpg, role gt, 481x321 or 321x481.
+
+    The restoration papers' BSD100 is its val, their BSD400 its train and test. The segmentations are not read.
+    Source: Arbelaez et al., Contour Detection and Hierarchical Image Segmentation, TPAMI 2011.
+    """
+
+    name = "bsds500"
+    tree = "data/images/{train,val,test}/*.jpg"
+    counts: ClassVar[Mapping[str, int]] = {"train": 200, "val": 100, "test": 200}
+
+    def scan(self) -> Iterator[Row]:
+        inner = self.root / "BSDS500"
+        images = (inner if inner.is_dir() else self.root) / "data" / "images"
+        for split in SPLITS:
+            yield from self.images(split, "gt", images / split)

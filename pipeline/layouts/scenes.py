@@ -1,0 +1,46 @@
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.layouts.base import SPLITS, Layout, Row, files_under, natural, reject_same_key, safe_key, unusable
+
+
+class Scenes(Layout):
+    """Time-lapse scenes of a static camera, without clean images: {train,val,test}/<scene>/<frame>.png, role frame.
+
+    Frames are in natural order (frame2 before frame10) and numbered from 0; the scene is the group. A scene with fewer
+    than two usable frames is rejected: it has no pair. Source: Cho et al., Memory-guided Image De-raining Using
+    Time-Lapse Data, TIP 2022 (186 scenes of 30 frames; the release documents no tree).
+    """
+
+    name = "scenes"
+    tree = "{train,val,test}/<scene>/*.png"
+
+    def scan(self) -> Iterator[Row]:
+        for split in SPLITS:
+            folder, scenes = self.root / split, defaultdict(list)
+            for path in files_under(folder):
+                parts = path.relative_to(folder).parts
+                reason = unusable(path) if len(parts) == 2 else "not directly in the folder of a scene"
+                if reason:
+                    yield self.reject(split, "frame", path, reason)
+                else:
+                    key = safe_key(f"{parts[0]}-{path.stem}")
+                    scenes[parts[0]].append(self.row(split, "frame", path, key, scene=safe_key(parts[0])))
+            for scene in sorted(scenes, key=natural):
+                rows = sorted(scenes[scene], key=lambda row: natural(row.path.name))
+                yield from numbered(reject_same_key(rows, self.root))
+
+
+def numbered(rows: list[Row]) -> Iterator[Row]:
+    """The rows of one scene in their order, the usable frames numbered from 0, or all rejected if fewer than two."""
+    usable = sum(row.reject_reason is None for row in rows)
+    frame = 0
+    for row in rows:
+        if row.reject_reason is not None:
+            yield row
+        elif usable < 2:
+            yield replace(row, reject_reason="the only usable frame of its scene; a pair needs two")
+        else:
+            yield replace(row, frame=frame)
+            frame += 1
