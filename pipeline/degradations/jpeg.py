@@ -1,0 +1,31 @@
+"""JPEG artefacts: encode and decode in memory."""
+
+import cv2
+import numpy as np
+
+from pipeline.images import UnusableImageError
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """Compress to baseline JPEG and back, as the deblocking papers do.
+
+    image: uint8, (H, W, 1) coded as an 8-bit grey JPEG, or (H, W, 3) RGB coded 4:2:0. quality: 1..100 (IJG scale).
+    Returns the same shape and dtype. Raises ValueError for another shape, dtype or quality, UnusableImageError for a side
+    that JPEG cannot hold. Source: MemNet, section 5.1; on grey images it reproduces the JPEG rows of its Table 5.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(f"expected uint8 (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"JPEG quality is 1..100, got {quality}")
+    if max(image.shape) > 65_500:  # libjpeg's own limit, which cv2 only logs
+        raise UnusableImageError(f"{image.shape[1]}x{image.shape[0]} pixels, a JPEG side holds 65500")
+    grey = image.shape[2] == 1
+    settings = [
+        *(cv2.IMWRITE_JPEG_QUALITY, quality),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+    ]
+    ok, data = cv2.imencode(".jpg", image if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    assert ok
+    coded = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+    assert coded is not None
+    return coded.reshape(image.shape)

@@ -1,0 +1,289 @@
+import io
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
+from pipeline.degradations.jpeg import jpeg
+from pipeline.degradations.noise import awgn
+from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
+from pipeline.images import UnusableImageError
+from pipeline.keyed import philox
+
+COLOURS = st.tuples(*[st.integers(0, 255)] * 3)
+
+
+def photograph(height: int, width: int, channels: int) -> np.ndarray:
+    """Smooth gradients, an edge and some noise: uint8, (height, width, channels)."""
+    y, x = np.mgrid[:height, :width]
+    planes = [
+        120 + 60 * np.sin(x / (7 + c)) + 50 * np.cos(y / (5 + c)) + 40 * (x > width // 2) for c in range(channels)
+    ]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, channels))
+    return (np.stack(planes, axis=-1) + noise).clip(0, 255).astype(np.uint8)
+
+
+def half_up(value: Fraction) -> int:
+    return math.floor(value + Fraction(1, 2))
+
+
+# colour
+
+
+@pytest.mark.parametrize(
+    ("colour", "luma", "grey"),
+    [
+        ((0, 0, 0), 16, 0),
+        ((255, 255, 255), 235, 255),
+        ((255, 0, 0), 81, 76),
+        ((0, 255, 0), 145, 150),
+        ((0, 0, 255), 41, 29),
+    ],
+)
+def test_luma_and_grey_of_the_primaries_are_matlabs(colour, luma, grey):
+    image = np.full((2, 3, 3), colour, np.uint8)
+    assert (rgb2ycbcr_y(image) == np.full((2, 3, 1), luma)).all()
+    assert (rgb2gray(image) == np.full((2, 3, 1), grey)).all()
+
+
+@given(COLOURS)
+def test_luma_and_grey_are_rounded_exactly(colour):
+    image = np.array(colour, np.uint8).reshape(1, 1, 3)
+    r, g, b = map(Fraction, colour)
+    luma = 16 + (Fraction("65.481") * r + Fraction("128.553") * g + Fraction("24.966") * b) / 255
+    assert rgb2ycbcr_y(image).item() == half_up(luma)
+    to_yiq = np.linalg.inv([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.106, 1.703]])
+    grey = float(to_yiq[0] @ np.array(colour))
+    assert rgb2gray(image).dtype == np.uint8
+    assert abs(rgb2gray(image).item() - grey) <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("convert", [rgb2ycbcr_y, rgb2gray])
+def test_grey_images_pass_the_colour_conversions_unchanged(convert):
+    image = photograph(4, 5, 1)
+    assert (convert(image) == image).all()
+
+
+@pytest.mark.parametrize("convert", [rgb2ycbcr_y, rgb2gray])
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_other_arrays_are_refused_by_the_colour_conversions(convert, image):
+    with pytest.raises(ValueError, match="expected uint8"):
+        convert(image)
+
+
+# JPEG
+
+
+@pytest.mark.parametrize("quality", [1, 10, 20, 75, 100])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_what_another_ijg_encoder_makes(channels, quality):
+    image = photograph(51, 67, channels)
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    reference = np.asarray(Image.open(file)).reshape(image.shape)
+    coded = jpeg(image, quality)
+    assert coded.dtype == np.uint8
+    assert np.abs(coded.astype(int) - reference).max() <= 1
+
+
+def test_jpeg_keeps_the_order_of_the_channels():
+    red = np.full((16, 16, 3), (200, 30, 60), np.uint8)
+    assert np.abs(jpeg(red, 95).astype(int) - red).max() < 6
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 3), (7, 9, 3)])
+def test_jpeg_keeps_any_shape(shape):
+    assert jpeg(np.full(shape, 99, np.uint8), 50).shape == shape
+
+
+def test_jpeg_refuses_what_it_cannot_code():
+    image = photograph(8, 8, 3)
+    for quality in (0, 101):
+        with pytest.raises(ValueError, match=r"1\.\.100"):
+            jpeg(image, quality)
+    for wrong in (image / 255, image[..., 0], image[..., :2]):
+        with pytest.raises(ValueError, match="expected uint8"):
+            jpeg(wrong, 10)
+    with pytest.raises(UnusableImageError, match="65501x1 pixels"):
+        jpeg(np.zeros((1, 65_501, 1), np.uint8), 10)
+
+
+# scale
+
+
+def cubic(x: float) -> float:
+    x = abs(x)
+    if x <= 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def reference_line(line: list[float], length: int, scale: float) -> list[float]:
+    """Every output pixel by itself, over all input pixels that the kernel reaches, mirrored one step at a time."""
+    stretch = min(scale, 1.0)
+    reach = 2 / stretch
+    result = []
+    for n in range(length):
+        centre = (n + 0.5) / scale - 0.5
+        total = weight_sum = 0.0
+        for i in range(math.floor(centre - reach) - 1, math.ceil(centre + reach) + 2):
+            weight = cubic((i - centre) * stretch)
+            inside = i
+            while not 0 <= inside < len(line):
+                inside = -1 - inside if inside < 0 else 2 * len(line) - 1 - inside
+            total += weight * line[inside]
+            weight_sum += weight
+        result.append(total / weight_sum)
+    return result
+
+
+def reference(image: np.ndarray, size: tuple[int, int], scales: tuple[float, float]) -> np.ndarray:
+    """Bicubic resize of a plane, one line after the other, the axis that shrinks more first."""
+    whole = image.dtype == np.uint8
+    result = image.astype(float)
+    for axis in sorted((0, 1), key=lambda axis: scales[axis]):
+        lines = result if axis == 1 else result.T
+        lines = np.array([reference_line(list(line), size[axis], scales[axis]) for line in lines])
+        if whole:
+            lines = np.vectorize(lambda value: math.floor(min(max(value, 0), 255) + 0.5))(lines)
+        result = lines if axis == 1 else lines.T
+    return result
+
+
+SIDES = st.integers(1, 14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, st.sampled_from([1 / 4, 1 / 3, 1 / 2, 0.37, 0.8, 1, 1.5, 2, 3, 4]), st.integers(0, 9))
+def test_imresize_by_a_scale_equals_the_slow_reference(height, width, scale, seed):
+    image = np.random.default_rng(seed).random((height, width))
+    size = (math.ceil(scale * height), math.ceil(scale * width))
+    assert imresize(image, scale=scale).shape == size
+    np.testing.assert_allclose(imresize(image, scale=scale), reference(image, size, (scale, scale)), rtol=0, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 9))
+def test_imresize_to_a_size_equals_the_slow_reference(height, width, rows, columns, seed):
+    image = np.random.default_rng(seed).random((height, width))
+    expected = reference(image, (rows, columns), (rows / height, columns / width))
+    np.testing.assert_allclose(imresize(image, size=(rows, columns)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [
+        ((14, 9), (5, 20)),
+        ((9, 14), (20, 5)),
+        ((20, 11), (7, 4)),
+        ((9, 13), (18, 26)),
+        ((13, 17), (9, 5)),
+        ((70, 7), (90, 9)),
+    ],
+)
+def test_imresize_of_uint8_rounds_and_clips_after_each_pass(source, size):
+    image = np.random.default_rng(0).choice(np.array([0, 31, 77, 200, 255], np.uint8), source)
+    resized = imresize(image, size=size)
+    assert resized.dtype == np.uint8
+    expected = reference(image, size, (size[0] / source[0], size[1] / source[1]))
+    np.testing.assert_array_equal(resized, expected)
+
+
+def test_imresize_of_a_large_colour_image_is_that_of_its_planes():
+    image = photograph(150, 40, 3) / 255  # more rows than are made at a time
+    resized = imresize(image, size=(200, 25))
+    assert resized.dtype == np.float64
+    for channel in range(3):
+        expected = reference(image[..., channel], (200, 25), (200 / 150, 25 / 40))
+        np.testing.assert_allclose(resized[..., channel], expected, rtol=0, atol=1e-12)
+
+
+def test_imresize_refuses_wrong_arguments():
+    image = np.zeros((4, 4))
+    for arguments in ({}, {"scale": 2, "size": (8, 8)}, {"scale": 0}, {"scale": math.nan}, {"size": (0, 4)}):
+        with pytest.raises(ValueError, match="either a scale"):
+            imresize(image, **arguments)
+    for wrong in (np.zeros((4, 4), np.int32), np.zeros(4), np.zeros((0, 4))):
+        with pytest.raises(ValueError, match="expected floating or uint8"):
+            imresize(wrong, scale=2)
+
+
+def test_modcrop_cuts_to_multiples_at_the_bottom_right():
+    image = photograph(11, 14, 3)
+    assert (modcrop(image, 4) == image[:8, :12]).all()
+    assert (modcrop(image, 11) == image[:11, :11]).all()
+    with pytest.raises(UnusableImageError, match="14x11 pixels, smaller than the scale factor 12"):
+        modcrop(image, 12)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_the_low_resolution_input_has_the_target_size_and_is_not_rounded(factor):
+    image = photograph(24, 36, 1) / 255
+    lowres = bicubic_lowres(image, factor)
+    assert lowres.shape == image.shape
+    small = reference(image[..., 0], (24 // factor, 36 // factor), (1 / factor, 1 / factor))
+    expected = reference(small, (24, 36), (factor, factor))
+    np.testing.assert_allclose(lowres[..., 0], expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="floating"):
+        bicubic_lowres(photograph(24, 36, 1), factor)
+
+
+# noise and its keys
+
+
+def test_noise_has_the_named_strength_and_is_not_clipped():
+    image = np.full((400, 400, 1), 0.95, np.float32)
+    noisy = awgn(image, 50, ("image", 1))
+    assert noisy.dtype == np.float32
+    assert (noisy - image).std() == pytest.approx(50 / 255, rel=0.01)
+    assert (noisy - image).mean() == pytest.approx(0, abs=0.002)
+    assert noisy.max() > 1.2
+    assert len(np.unique(noisy)) > 100_000  # not quantised
+
+
+def test_noise_depends_on_its_key_and_on_nothing_else():
+    image = np.zeros((8, 9, 1))
+    first = awgn(image, 30, ("a", 1))
+    awgn(image, 30, ("b", 1))
+    assert (awgn(image, 30, ("a", 1)) == first).all()
+    assert (awgn(image, 30, ("a", 2)) != first).any()
+    np.testing.assert_array_equal(awgn(image.astype(np.float32), 30, ("a", 1)), first.astype(np.float32))
+    np.testing.assert_allclose(awgn(image, 60, ("a", 1)), 2 * first, rtol=1e-6)
+
+
+def test_noise_refuses_whole_numbers_and_negative_strength():
+    with pytest.raises(ValueError, match="float32 or float64"):
+        awgn(np.zeros((2, 2, 1), np.uint8), 30, ("a",))
+    with pytest.raises(ValueError, match="sigma"):
+        awgn(np.zeros((2, 2, 1)), -1, ("a",))
+
+
+def test_a_key_gives_the_same_stream_on_every_machine():
+    assert philox("noise", 7, "Set5-baby").integers(0, 2**32, 3).tolist() == [3902713474, 207544862, 1723495437]
+
+
+def test_different_keys_give_different_streams():
+    keys = [
+        (),
+        (1,),
+        ("1",),
+        (-1,),
+        (2**70,),
+        ("a", "b"),
+        ("ab",),
+        ("a", ""),
+        ("", "a"),
+        ('a","b',),
+        ("é",),
+        ("a", 1),
+        (1, "a"),
+    ]
+    assert len({philox(*key).integers(0, 2**63) for key in keys}) == len(keys)
+    assert philox(np.int64(5), "x").integers(0, 2**63) == philox(5, "x").integers(0, 2**63)
+    with pytest.raises(TypeError):
+        philox(0.5)
