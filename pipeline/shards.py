@@ -1,0 +1,177 @@
+"""Shards: tar files in the webdataset format, with an index of where every array lies.
+
+A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.json`. Arrays are uint8, HWC, RGB order.
+Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times, owners
+or host names are in them.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("shard", pa.string()),  # file name: the start of the sha256 of its bytes
+        ("key", pa.string()),
+        ("group", pa.string()),
+        ("member", pa.string()),  # name of the member without the key: gt.npy, lq-q10.npy, json
+        ("role", pa.string()),  # gt | lq | json
+        ("level", pa.int32()),
+        ("offset", pa.int64()),  # of the member's contents in the shard
+        ("length", pa.int64()),  # of the contents
+        ("header", pa.int32()),  # bytes of the .npy header before the pixels
+        ("shape", pa.list_(pa.int32())),  # H, W, C
+        ("dtype", pa.string()),
+        ("parameters", pa.string()),  # JSON: what made this member
+        ("sha256", pa.string()),  # of the contents
+    ]
+)
+
+Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
+
+
+def npy_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
+    """An array as a member. pixels: uint8 (H, W, C); they begin at a multiple of 64 in the shard."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(pixels), version=(1, 0), allow_pickle=False)
+    data = buffer.getvalue()
+    header = len(data) - pixels.nbytes
+    return name, data, {"header": header, "shape": list(pixels.shape), "dtype": str(pixels.dtype), **columns}
+
+
+def json_member(value: dict[str, Any]) -> Member:
+    """A sample's metadata as a member."""
+    return "json", json.dumps(value, sort_keys=True).encode(), {"role": "json"}
+
+
+def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> tuple[str, int, list[dict[str, Any]]]:
+    """Write one shard into `folder` under the name of its content.
+
+    samples: (key, members) in order. Returns (file name, bytes, index rows without split). Nothing half-written ever
+    carries the final name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    rows: list[dict[str, Any]] = []
+    digest = hashlib.sha256()
+    position = 0
+    try:
+        with temporary.open("wb") as file:
+
+            def put(data: bytes) -> None:
+                nonlocal position
+                file.write(data)
+                digest.update(data)
+                position += len(data)
+
+            for key, members in samples:
+                for name, data, columns in members:
+                    entry = tarfile.TarInfo(f"{key}.{name}")
+                    entry.size, entry.mode, entry.mtime = len(data), 0o644, 0
+                    put(entry.tobuf(tarfile.USTAR_FORMAT))
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    rows.append(
+                        {"key": key, "group": key, "member": name, "offset": position, "length": len(data)}
+                        | {"sha256": sha256, **columns}
+                    )
+                    put(data)
+                    put(bytes(-len(data) % tarfile.BLOCKSIZE))
+            put(bytes(2 * tarfile.BLOCKSIZE))
+            put(bytes(-position % tarfile.RECORDSIZE))
+            file.flush()
+            os.fsync(file.fileno())
+        name = f"{digest.hexdigest()[:16]}.tar"
+        temporary.replace(folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return name, position, [{"shard": name, **row} for row in rows]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def dataset_digest(shards: list[dict[str, Any]]) -> str:
+    """One digest for a set of shards and their order; it does not depend on how the index is encoded."""
+    lines = [f"{shard['split']}/{shard['name']} {shard['sha256']}" for shard in shards]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def read_shards_json(folder: Path) -> dict[str, Any]:
+    """shards.json of a build. Raises UserError if it is missing or damaged."""
+    path = folder / "shards.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `memoir build` writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path}: damaged; build again") from None
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Everything that is wrong with a built dataset, one line each; nothing if it is whole.
+
+    Every shard's length and sha256 against shards.json, every member against the index, the index against shards.json.
+    """
+    listing = read_shards_json(folder)
+    index_path = folder / "index.parquet"
+    if not index_path.exists():
+        yield f"{index_path}: missing; build again"
+        return
+    if file_sha256(index_path) != listing["index_sha256"]:
+        yield f"{index_path}: stale or damaged: not the index that shards.json was written with; build again"
+    try:
+        rows = pq.read_table(index_path, schema=INDEX_SCHEMA).to_pylist()
+    except (pa.ArrowInvalid, OSError):
+        yield f"{index_path}: not readable as Parquet; build again"
+        rows = []
+    if dataset_digest(listing["shards"]) != listing["digest"]:
+        yield f"{folder / 'shards.json'}: its dataset digest does not match its shards; build again"
+    by_shard: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_shard.setdefault((row["split"], row["shard"]), []).append(row)
+    expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
+    for split, name in sorted(by_shard.keys() - expected):
+        yield f"{index_path}: lists {split}/{name}, which shards.json lacks; build again"
+    for path in sorted(folder.glob("*/*.tar")):
+        if (path.parent.name, path.name) not in expected:
+            yield f"{path}: not in shards.json; remove it, or build again"
+    for shard in listing["shards"]:
+        problem = _verify_shard(folder, shard, by_shard.get((shard["split"], shard["name"]), []))
+        if problem:
+            yield problem
+
+
+def _verify_shard(folder: Path, shard: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    path = folder / shard["split"] / shard["name"]
+    if not path.exists():
+        return f"{path}: missing; build again, or `dvc pull`"
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        return f"{path}: {'truncated' if size < shard['bytes'] else 'too long'}: {size:,} bytes of {shard['bytes']:,}; build again"
+    if file_sha256(path) != shard["sha256"]:
+        with path.open("rb") as file:
+            for row in rows:
+                file.seek(row["offset"])
+                if hashlib.sha256(file.read(row["length"])).hexdigest() != row["sha256"]:
+                    return f"{path}: changed since it was built, in {row['key']}.{row['member']} at byte {row['offset']:,}; build again"
+        return f"{path}: changed since it was built, between its members; build again"
+    with tarfile.open(path) as tar:
+        inside = [(member.name, member.offset_data, member.size) for member in tar]
+    if inside != [(f"{row['key']}.{row['member']}", row["offset"], row["length"]) for row in rows]:
+        return f"{path}: its {len(inside)} members are not the {len(rows)} of the index; the index is of another build: build again"
+    return ""
