@@ -1,0 +1,241 @@
+"""The training loop, in plain torch: one process, or one rank of a process group that the caller has set up."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.recipe import Optimisation, Recipe, build_model
+from pipeline.errors import UserError
+from pipeline.keyed import digest64
+from pipeline.loader import Loader, Position, ShardSet, validation_pair
+
+
+@dataclass
+class State:
+    """Where a run stands: optimiser steps done, and the next batch."""
+
+    step: int
+    position: Position
+
+
+class Objective(nn.Module):
+    """The model's loss as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `training_loss` in jobs.models."""
+        return self.model.training_loss(batch)
+
+
+class Run:
+    """A model in training: everything that the next step depends on.
+
+    recipe: what to train. data: the folder that `memoir build` wrote. Rank and world size are those of torch's process group.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, device: torch.device) -> None:
+        self.recipe, self.device = recipe, device
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.loader = Loader(
+            data,
+            batch=recipe.data.batch,
+            patch=recipe.data.patch,
+            stride=recipe.data.stride,
+            dihedral=recipe.data.dihedral,
+            seed=recipe.training.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            threads=recipe.training.loader_threads,
+        )
+        self.validation = ShardSet(data, "val").versions()[: recipe.training.validation_images]
+        torch.manual_seed(recipe.training.seed)
+        self.model = build_model(recipe.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.model.in_channels != self.loader.channels:
+            raise UserError(
+                f"model.in_channels is {self.model.in_channels} and the images of task {recipe.data.task} have {self.loader.channels}"
+            )
+        self.optimiser = build_optimiser(self.model, recipe.optimisation)
+        self.total = recipe.optimisation.length.in_steps(len(self.loader))
+        self.state = State(0, Position())
+        objective = Objective(self.model)
+        # Buffers need no broadcast: their statistics are global and so the same on every rank.
+        self.objective: nn.Module = (
+            DistributedDataParallel(objective, forward_sync_buffers=False) if self.world_size > 1 else objective
+        )
+
+    def train(self, save: Callable[["Run"], None], log: Callable[[dict[str, Any]], None]) -> None:
+        """Train to the end of the recipe from where the state stands.
+
+        save is called every `checkpoint_every` steps and at the end, on every rank; log every `log_every` steps with the
+        record of metrics.jsonl, on every rank (the values are means over the ranks).
+        """
+        every = self.recipe.training
+        meter = Meter()
+        if self.state.step >= self.total:
+            return
+        batches = self.loader.batches(self.state.position)
+        try:
+            while self.state.step < self.total:
+                meter.start()
+                position, batch = next(batches)
+                batch = self.loader.to_device(batch, self.device)
+                meter.waited()
+                loss, logs, norm = self.step(batch)
+                self.state = State(self.state.step + 1, Position(position.epoch, position.batch + 1))
+                meter.add(self.recipe.data.batch, loss=loss, grad_norm=norm, **logs)
+                last = self.state.step == self.total
+                if last or self.state.step % every.log_every == 0:
+                    record = meter.record(self.device)
+                    if not math.isfinite(record["loss"]):
+                        raise UserError(
+                            f"loss is {record['loss']} at step {self.state.step}: lower the learning rate, or clip"
+                        )
+                    log({"step": self.state.step, "epoch": position.epoch, "lr": self.lr(), **record})
+                if last or self.state.step % every.validate_every == 0:
+                    log({"step": self.state.step, "epoch": position.epoch, "val_psnr": self.validate()})
+                if last or self.state.step % every.checkpoint_every == 0:
+                    save(self)
+        finally:
+            batches.close()
+
+    def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """One optimiser step on this rank's part of a global batch; returns (loss, logs, gradient norm before clipping)."""
+        o = self.recipe.optimisation
+        self.model.train()
+        # Whatever a model draws is a function of the step, so that a resumed run draws the same.
+        torch.manual_seed(digest64("step", self.recipe.training.seed, self.state.step, self.rank) >> 1)
+        lr = self.lr()
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["relative_lr"]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=o.precision == "bf16"):
+            loss, logs = self.objective(batch)
+        self.optimiser.zero_grad()
+        loss.backward()
+        limit = math.inf if o.clip is None else o.clip / lr if o.clip_over_lr else o.clip
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimiser.step()
+        return loss.detach(), logs, norm
+
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return learning_rate(self.recipe.optimisation, self.state.step, self.total, len(self.loader))
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank."""
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for version in self.validation[self.rank :: self.world_size]:
+            lq, gt = (torch.from_numpy(side.transpose(2, 0, 1))[None] for side in validation_pair(version))
+            output = self.model.restore(lq.to(self.device)).cpu()
+            mse = (output.double() - gt.double()).square().mean()
+            total += torch.stack((-10 * torch.log10(mse.clamp_min(1e-10)), torch.ones_like(mse)))
+        total = all_reduce(total, self.device)
+        return float(total[0] / total[1])
+
+    def save(self, folder: Path) -> None:
+        """Write the whole state into `folder`: model.safetensors, optimiser.pt (tensors only), state.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights(self.model), folder / "model.safetensors")
+        torch.save(self.optimiser.state_dict(), folder / "optimiser.pt")
+        state = {**asdict(self.state), "total": self.total, "batches": self.loader.digest}
+        (folder / "state.json").write_text(json.dumps(state, indent=1))
+        (folder / "recipe.json").write_text(self.recipe.model_dump_json(indent=1))
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote. Raises UserError if it belongs to other data or another sampling of it."""
+        state = json.loads((folder / "state.json").read_text())
+        if state["batches"] != self.loader.digest:
+            raise UserError(
+                f"{folder}: was trained on other batches ({state['batches']}) than these ({self.loader.digest}): "
+                "restore the data, or train under another name"
+            )
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        self.optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=self.device))
+        self.state = State(state["step"], Position(**state["position"]))
+
+
+class Meter:
+    """Means of what the steps report, and where the seconds go, between two records."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin the next interval."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.images, self.wait, self.began = 0, 0, 0.0, time.perf_counter()
+
+    def start(self) -> None:
+        """The loop asks for a batch."""
+        self.asked = time.perf_counter()
+
+    def waited(self) -> None:
+        """The batch is there."""
+        self.wait += time.perf_counter() - self.asked
+
+    def add(self, images: int, **values: Tensor) -> None:
+        """One step, with its scalars; nothing is read from the device yet."""
+        self.steps += 1
+        self.images += images
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def record(self, device: torch.device) -> dict[str, Any]:
+        """Means over the interval's steps and all ranks, with images/s (global) and seconds of waiting for data."""
+        names = sorted(self.sums)
+        means = all_reduce(torch.stack([self.sums[name].double().cpu() for name in names]) / self.steps, device)
+        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        seconds = time.perf_counter() - self.began
+        record = {name: float(mean) / world_size for name, mean in zip(names, means, strict=True)}
+        record |= {"images_per_s": self.images / seconds, "seconds": seconds, "wait_s": self.wait}
+        self.reset()
+        return record
+
+
+def all_reduce(value: Tensor, device: torch.device) -> Tensor:
+    """Sum over ranks; the value itself without a process group."""
+    if dist.is_initialized():
+        value = value.to(device)
+        dist.all_reduce(value)
+    return value.cpu()
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, contiguous, on the CPU: what model.safetensors holds."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def build_optimiser(model: nn.Module, o: Optimisation) -> torch.optim.Optimizer:
+    """SGD or Adam; convolution biases in a group of their own when their rate differs."""
+    biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in biases], "relative_lr": 1.0},
+        {"params": [p for p in model.parameters() if id(p) in biases], "relative_lr": o.bias_lr},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if o.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+    return torch.optim.Adam(groups, lr=o.lr, betas=(o.momentum, 0.999), weight_decay=o.weight_decay)
+
+
+def learning_rate(o: Optimisation, step: int, total: int, steps_per_epoch: int) -> float:
+    """The learning rate of optimiser step `step` (from 0): a pure function, so a resumed schedule cannot drift."""
+    if o.schedule == "cosine":
+        return o.lr * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+    assert o.lr_step is not None
+    return o.lr * o.gamma ** (step // o.lr_step.in_steps(steps_per_epoch))

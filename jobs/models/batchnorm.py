@@ -1,0 +1,111 @@
+"""BatchNorm over the global batch, on CPU (gloo) and GPU alike: torch's SyncBatchNorm refuses CPU tensors.
+
+The statistics of a tensor are a value of their own, so that the layers that normalise the same tensor (in MemNet up to
+M + 1 of them) share them: one collective forward and one backward for each tensor, not for each layer.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Statistics(NamedTuple):
+    """Of one tensor (N, C, H, W) over (N, H, W) of all ranks: mean (C,), biased variance (C,), elements a channel."""
+
+    mean: Tensor
+    var: Tensor
+    elements: int
+
+
+def batch_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
+    """Mean and variance of x (N, C, H, W) over the global batch: float32 (of float64: float64), differentiable once.
+
+    Every rank must hold equally many elements: the ranks' means are averaged as they are.
+    """
+    world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    mean, var = _Statistics.apply(x, world_size, eps)
+    return Statistics(mean, var, x.numel() // x.shape[1] * world_size)
+
+
+class _Statistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, world_size, eps):  # type: ignore[no-untyped-def]
+        # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
+        one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+        _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)
+        var = rstd.pow(-2) - eps
+        if world_size > 1:
+            ranks = mean.new_empty(world_size * 2 * len(mean))
+            dist.all_gather_single(ranks, torch.cat((mean, var)))
+            means, variances = ranks.view(world_size, 2, -1).unbind(1)
+            mean = means.mean(0)
+            var = (variances + (means - mean).square()).mean(0)
+        var = var.clamp_min(0)
+        ctx.save_for_backward(x, mean)
+        ctx.world_size = world_size
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_mean, d_var):  # type: ignore[no-untyped-def]
+        x, mean = ctx.saved_tensors
+        grads = torch.stack((d_mean, d_var))
+        if ctx.world_size > 1:
+            dist.all_reduce(grads)  # every rank's loss depends on these statistics
+        d_mean, d_var = grads / (x.numel() // x.shape[1] * ctx.world_size)
+        scale = 2 * d_var
+        shift = d_mean - scale * mean
+        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), None, None
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, mean, var, gamma, beta, eps):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, mean, var, gamma)
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, mean, var, gamma = ctx.saved_tensors
+        d_x, d_gamma, d_beta = torch.ops.aten.native_batch_norm_backward(
+            grad, x, gamma, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        rstd = (var + ctx.eps).rsqrt()
+        return d_x, -gamma * rstd * d_beta, -0.5 * gamma * rstd.square() * d_gamma, d_gamma, d_beta, None
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d whose training statistics are those of the global batch; same parameters, buffers and eval mode."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
+        """Normalise x (N, C, H, W). statistics: those of x, where the caller has them already; used in training only."""
+        return self.part(x, 0, statistics)
+
+    def part(self, x: Tensor, start: int, statistics: Statistics | None = None) -> Tensor:
+        """Normalise x (N, c, H, W) by the layer's channels from `start` on.
+
+        BatchNorm of a concatenation is the BatchNorm of its parts: the concatenation need not be built.
+        """
+        stop = start + x.shape[1]
+        gamma, beta = self.weight[start:stop], self.bias[start:stop]
+        running_mean, running_var = self.running_mean[start:stop], self.running_var[start:stop]
+        if not self.training:
+            return F.batch_norm(x, running_mean, running_var, gamma, beta, False, 0.0, self.eps)
+        mean, var, elements = statistics or batch_statistics(x, self.eps)
+        with torch.no_grad():
+            if start == 0:
+                self.num_batches_tracked.add_(1)
+            running_mean.lerp_(mean, self.momentum)
+            running_var.lerp_(var * (elements / max(elements - 1, 1)), self.momentum)
+        return _Normalise.apply(x, mean, var, gamma, beta, self.eps)

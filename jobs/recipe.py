@@ -1,0 +1,159 @@
+"""A recipe: model, data, optimisation, training and evaluation of one system, as `jobs/recipes/<name>.yaml` states it."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny, create_model, model_validator
+from torch import nn
+
+from pipeline.config import Frozen, read_yaml
+from pipeline.errors import UserError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+MODELS = {"memnet": "MemNet"}  # jobs/models/<name>.py: its class
+
+
+class Span(Frozen):
+    """A length of training: optimiser steps or epochs, one of the two."""
+
+    steps: int | None = Field(None, gt=0)
+    epochs: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Span":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give steps or epochs, one of the two")
+        return self
+
+    def in_steps(self, steps_per_epoch: int) -> int:
+        """This span in optimiser steps."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+
+class Data(Frozen):
+    """Which shards, and how training samples are cut from them."""
+
+    task: str = Field(description="pipeline/tasks/<task>.yaml; its shards are in data/<task>")
+    patch: int = Field(ge=8, description="side of the square patches, in pixels")
+    stride: int = Field(gt=0, description="of the grid of patches, in pixels")
+    dihedral: bool = Field(True, description="every patch in its 8 flips and rotations")
+    batch: int = Field(gt=0, description="patches in a global batch, over all workers")
+
+
+class Optimisation(Frozen):
+    """How the weights move."""
+
+    optimiser: Literal["sgd", "adam"]
+    lr: float = Field(gt=0, description="initial learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; Adam has betas (momentum, 0.999)")
+    weight_decay: float = Field(0.0, ge=0, description="on every parameter; L2, as in Caffe")
+    bias_lr: float = Field(1.0, gt=0, description="learning rate of convolution biases, relative to lr")
+    clip: float | None = Field(None, gt=0, description="limit of the global gradient norm; null: none")
+    clip_over_lr: bool = Field(False, description="the limit is clip / current learning rate ('adjustable clipping')")
+    schedule: Literal["step", "cosine"]
+    lr_step: Span | None = Field(None, description="schedule step: multiply by gamma after each of these spans")
+    gamma: float = Field(0.1, gt=0, lt=1)
+    length: Span = Field(description="when training ends")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; statistics and losses stay fp32")
+
+    @model_validator(mode="after")
+    def _stepped(self) -> "Optimisation":
+        if (self.schedule == "step") != (self.lr_step is not None):
+            raise ValueError("schedule step needs lr_step, cosine has none")
+        return self
+
+
+class Training(Frozen):
+    """How the run is carried out. Only `seed` changes its numbers; `workers` changes their last bits."""
+
+    workers: int = Field(2, gt=0, description="DDP ranks")
+    cpus_per_worker: int = Field(1, gt=0)
+    gpu: bool = Field(False, description="one GPU for each worker")
+    loader_threads: int = Field(1, gt=0)
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(50, gt=0, description="steps between two lines of metrics.jsonl")
+    validate_every: int = Field(1000, gt=0, description="steps between two validations")
+    validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")
+    checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
+    max_failures: int = Field(3, ge=0, description="lost workers that a run recovers from")
+
+
+class BenchmarkRun(Frozen):
+    """One evaluation: a benchmark of jobs/protocols.py on the images of a folder."""
+
+    benchmark: str
+    data: str = Field(description="folder of clean images")
+
+
+class Evaluation(Frozen):
+    """What the finished model is scored on."""
+
+    benchmarks: tuple[BenchmarkRun, ...] = Field(min_length=1)
+
+
+class ModelOptions(Frozen):
+    """The name of a model and the arguments of its class."""
+
+    name: str
+
+
+class Recipe(Frozen):
+    """One trained system."""
+
+    model: SerializeAsAny[ModelOptions]
+    data: Data
+    optimisation: Optimisation
+    training: Training
+    evaluation: Evaluation
+
+
+def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe jobs/recipes/<name>.yaml (or a YAML file by its path) with `section.key=value` overrides.
+
+    Raises UserError for an unknown recipe, and for any mistake in it with file, line and nearest known key.
+    """
+    path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"unknown recipe {name!r}; {nearest(name, [p.stem for p in RECIPES.glob('*.yaml')])}")
+    return read_yaml(path, _schema(path), overrides)
+
+
+def _schema(path: Path) -> type[Recipe]:
+    """Recipe, with the options of the model that the file names."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+        model = raw["model"]["name"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return Recipe  # read_yaml says what is wrong
+    if model not in MODELS:
+        raise UserError(f"{path}: model.name: unknown model {model!r}; {nearest(str(model), list(MODELS))}")
+    parameters = inspect.signature(model_class(model).__init__).parameters.values()
+    fields: dict[str, Any] = {
+        p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.name != "self"
+    }
+    options = create_model(f"{MODELS[model]}Options", __base__=ModelOptions, **fields)
+    return create_model("Recipe", __base__=Recipe, model=(options, ...))
+
+
+def recipe_from_json(text: str) -> tuple[str, dict[str, Any]]:
+    """(model name, arguments of its class) of a resolved recipe in JSON, as checkpoints carry it."""
+    import json
+
+    options = json.loads(text)["model"]
+    return options.pop("name"), options
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model by its name in recipes."""
+    return getattr(importlib.import_module(f"jobs.models.{name}"), MODELS[name])
+
+
+def build_model(options: ModelOptions) -> nn.Module:
+    """The model, initialised from torch's global generator. Raises UserError for arguments that it refuses."""
+    try:
+        return model_class(options.name)(**options.model_dump(exclude={"name"}))
+    except ValueError as error:
+        raise UserError(f"model {options.name}: {error}") from None
