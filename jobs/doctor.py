@@ -1,0 +1,91 @@
+"""`memoir doctor`: is everything here that the stages need?"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.recipe import read_recipe
+from pipeline.errors import UserError
+from pipeline.layouts import layout
+from pipeline.params import Params, read_params
+from pipeline.storage import storage
+from pipeline.task import read_task
+
+PACKAGES = ("torch", "ray", "dvc", "webdataset", "pyarrow", "opencv-python-headless", "numpy", "boto3")
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, whether it is well, and what was found or how to mend it."""
+
+    ok: bool
+    what: str
+    detail: str
+
+
+def examine(params_file: Path) -> Iterator[Finding]:
+    """Look at the installation, the datasets, the recipes, the store and the cluster; one finding each."""
+    yield Finding(True, "python", sys.version.split()[0])
+    for package in PACKAGES:
+        try:
+            yield Finding(True, package, version(package))
+        except PackageNotFoundError:
+            yield Finding(False, package, "not installed; run `make setup`")
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Finding(free > 2**30, "disk", f"{free / 2**30:.1f} GiB free here")
+    try:
+        params = read_params(params_file)
+    except UserError as error:
+        yield Finding(False, "params", str(error))
+        return
+    yield from _data(params)
+    for recipe in params.recipes:
+        try:
+            task = read_recipe(recipe).data.task
+            known = task == params.recipes[recipe].task and task in params.tasks
+            detail = f"task {task}" if known else f"{params_file} must name its task {task!r} under recipes and tasks"
+            yield Finding(known, f"recipe {recipe}", detail)
+        except UserError as error:
+            yield Finding(False, f"recipe {recipe}", str(error))
+    try:
+        held = storage(params.store).names("models/")
+        yield Finding(
+            True, f"store {params.store}", f"{sum(name.endswith('SHA256SUMS') for name in held)} published versions"
+        )
+    except UserError as error:
+        yield Finding(False, f"store {params.store}", str(error))
+    yield _cluster()
+
+
+def _data(params: Params) -> Iterator[Finding]:
+    for name, source in params.datasets.items():
+        try:
+            rows = list(layout(source.layout, name, Path(source.root), source.variant).rows())
+            rejected = sum(row.reject_reason is not None for row in rows)
+            yield Finding(True, f"dataset {name}", f"{len(rows)} files, {rejected} of them rejected by the layout")
+        except UserError as error:
+            yield Finding(False, f"dataset {name}", str(error))
+    for task in params.tasks:
+        try:
+            read_task(task)
+            yield Finding(True, f"task {task}", "valid")
+        except UserError as error:
+            yield Finding(False, f"task {task}", str(error))
+
+
+def _cluster() -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return Finding(True, "cluster", f"none named by RAY_ADDRESS: embedded, {os.cpu_count()} CPUs")
+    from pipeline.cluster import connect
+
+    try:
+        connect(1, wait_seconds=5)
+    except UserError as error:
+        return Finding(False, "cluster", str(error))
+    import ray
+
+    return Finding(True, f"cluster {address}", f"{ray.cluster_resources().get('CPU', 0):g} CPUs")

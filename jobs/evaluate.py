@@ -1,0 +1,140 @@
+"""Scores of a model under the papers' protocols: per image and in the mean, beside the degraded input and the paper's row."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from rich.progress import track
+
+from jobs.checkpoint import load_model
+from jobs.protocols import PAPER, Benchmark, Pair, Score, benchmark, mean
+from jobs.recipe import read_recipe
+from pipeline.errors import UserError
+from pipeline.images import SUFFIXES, UnusableImageError, read_image, write_bytes, write_image
+from pipeline.layouts.base import safe_key
+from pipeline.manifest import write_table
+
+Restorer = Callable[[np.ndarray], np.ndarray]  # float32 (H, W, C) in [0, 1] -> the same
+PICTURES = 2  # of each benchmark, for the report
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One image: its scores, those of its degraded input, and the first pair with what was made of it."""
+
+    key: str
+    output: Score
+    baseline: Score
+    pair: Pair
+    restored: np.ndarray
+
+
+def identity(lq: np.ndarray) -> np.ndarray:
+    """The degraded input itself: its scores are the baseline rows of the papers."""
+    return lq
+
+
+def restorer(model: torch.nn.Module) -> Restorer:
+    """A model as a function on arrays."""
+
+    def restore(lq: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None]
+            return model.restore(x)[0].permute(1, 2, 0).numpy()
+
+    return restore
+
+
+def score_folder(restore: Restorer, which: Benchmark, folder: Path) -> list[Scored]:
+    """Restore and score every image of a folder, in the order of their names.
+
+    Raises UserError for a folder without images, and for an image that cannot be used: a mean over fewer images than the
+    published set would not be comparable.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder of images")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
+    scored = []
+    for path in track(paths, f"{dataset_name(folder)} {which.name}", transient=True):
+        try:
+            pairs = which.prepare(read_image(path)[0])
+            outputs = [restore(pair.lq) for pair in pairs]
+            scores = [which.score(output, pair.gt) for output, pair in zip(outputs, pairs, strict=True)]
+            baseline = [which.score(pair.lq, pair.gt) for pair in pairs]
+        except (UnusableImageError, UserError) as error:
+            raise UserError(f"{path}: {error}") from None
+        scored.append(Scored(safe_key(path.stem), mean(scores), mean(baseline), pairs[0], outputs[0]))
+    return scored
+
+
+def dataset_name(folder: Path) -> str:
+    """What a folder of images is called in tables: its name, with that of the data set where it is one of its splits."""
+    parts = [part for part in folder.resolve().parts if part not in ("data", "images", "HR")]
+    name = parts[-1] if len(parts) < 2 or parts[-1] not in ("train", "val", "test") else "-".join(parts[-2:])
+    return {"LIVE1_gray": "LIVE1", "BSDS500-val": "BSD100", "BSDS500-test": "BSD200"}.get(name, name)
+
+
+def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, Any]:
+    """The row of a table: means, the protocol, the degraded input's means and the paper's row where there is one."""
+    return {
+        **mean([s.output for s in scored]).json(),
+        "images": len(scored),
+        "protocol": str(which.protocol),
+        "baseline": mean([s.baseline for s in scored]).json(),
+        "paper": {
+            method: {"psnr": row[0], "ssim": row[1]} for method, row in PAPER.get((dataset, which.name), {}).items()
+        },
+    }
+
+
+def evaluate(model: str, which: str, folder: Path, runs: Path) -> dict[str, Any]:
+    """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model."""
+    chosen = benchmark(which)
+    restore = identity if model == "identity" else restorer(load_model(model, runs).model)
+    dataset = dataset_name(folder)
+    row = summary(chosen, dataset, score_folder(restore, chosen, folder))
+    return {"model": model, "benchmark": which, "dataset": dataset, **row}
+
+
+def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
+    """All benchmarks of a recipe on its checkpoint.
+
+    Writes runs/<recipe>/scores.json, scores.parquet (per image) and pictures/{input,output,target}/ of the
+    first images of each benchmark.
+    """
+    recipe = read_recipe(recipe_name)
+    name = Path(recipe_name).stem
+    restore = restorer(load_model(name, runs).model)
+    scores: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    pictures = runs / name / "pictures"
+    for run in recipe.evaluation.benchmarks:
+        chosen, folder = benchmark(run.benchmark), Path(run.data)
+        dataset = dataset_name(folder)
+        scored = score_folder(restore, chosen, folder)
+        scores[f"{dataset}/{chosen.name}"] = summary(chosen, dataset, scored)
+        for image in scored:
+            rows.append(
+                {"dataset": dataset, "benchmark": chosen.name, "image": image.key}
+                | image.output._asdict()
+                | {f"baseline_{key}": value for key, value in image.baseline._asdict().items()}
+            )
+        for image in scored[:PICTURES]:
+            stem = f"{dataset}-{chosen.name}-{image.key}"
+            for role, plane in (("input", image.pair.lq), ("output", image.restored), ("target", image.pair.gt)):
+                write_image(pictures / role / f"{stem}.png", to_uint8(plane))
+    write_table(runs / name / "scores.parquet", pa.Table.from_pylist(rows))
+    write_bytes(runs / name / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
+    return scores
+
+
+def to_uint8(plane: np.ndarray) -> np.ndarray:
+    """[0, 1] to 0..255, rounded and clipped."""
+    return np.clip(np.rint(plane * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,244 @@
+"""memoir: from raw photographs to evaluated checkpoints of image restoration models."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError
+
+# A full disk, a missing permission: the user's to mend. Any other OSError is a defect and keeps its traceback.
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Json = Annotated[bool, typer.Option("--json", help="for machines")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]
+Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
+Data = Annotated[Path, typer.Option(help="where the built datasets are")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
+
+
+@app.command()
+def sample(out: Annotated[Path, typer.Option(help="folder to write into")] = Path("datasets")) -> None:
+    """Write the sample data sets that ship with memoir."""
+    from pipeline.sample import write_samples
+
+    for each in write_samples(out):
+        state = "written" if each.added else "already there"
+        print(f"{out / each.name}: {each.files} files, {each.bytes:,} bytes, {state}")
+
+
+@app.command()
+def ingest(
+    params: ParamsFile = Path("params.yaml"),
+    out: Annotated[Path, typer.Option(help="folder for manifest.parquet and rejects.parquet")] = Path("data/manifest"),
+) -> None:
+    """Raw folders -> manifest.parquet + rejects.parquet."""
+    from pipeline.manifest import ingest
+    from pipeline.params import read_params
+
+    counts, rejects = ingest(read_params(params).datasets, out)
+    for row in rejects.to_pylist():
+        print(f"reject {row['path']}: {row['reject_reason']}", file=sys.stderr)
+    for count in counts:
+        print(f"{count.dataset}: {count.found} files = {count.used} used + {count.rejected} rejected")
+
+
+@app.command()
+def build(
+    task: Annotated[str, typer.Argument(help="name of a file in pipeline/tasks, or a YAML file")],
+    manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.parquet"),
+    data: Data = Path("data"),
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs for an embedded Ray; all by default")] = None,
+) -> None:
+    """Manifest -> shards + index."""
+    from pipeline.build import build
+
+    out = data / Path(task).stem
+    listing = build(task, manifest, out, cpus=cpus)
+    shards = listing["shards"]
+    print(
+        f"{out}: {len(shards)} shards, {sum(s['groups'] for s in shards):,} samples, "
+        f"{sum(s['bytes'] for s in shards):,} bytes, {listing['encoded']} encoded now; digest {listing['digest'][:16]}"
+    )
+
+
+@app.command()
+def verify(path: Annotated[str, typer.Argument(help="folder of a built dataset")]) -> None:
+    """Check every shard against its index and checksum."""
+    from pipeline.shards import read_shards_json, verify
+
+    problems = list(verify(Path(path)))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise typer.Exit(1)
+    shards = read_shards_json(Path(path))["shards"]
+    print(f"{path}: {len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes: whole")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
+    overrides: Set = None,
+    data: Data = Path("data"),
+    store: Annotated[str, typer.Option(help="folder for checkpoints")] = "store",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a recipe with Ray Train; resumes by itself."""
+    from jobs.train import train
+
+    pointer = train(recipe, data=data, store=Path(store), runs=runs, overrides=overrides)
+    print(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="folder of a built dataset")],
+    sheet: Annotated[Path | None, typer.Option(help="contact sheet to write; <path's name>.png by default")] = None,
+    as_json: Json = False,
+) -> None:
+    """Counts, bytes and levels of a built dataset, and a contact sheet."""
+    from pipeline.inspect import inspect
+
+    sheet = sheet or Path(f"{path.name}.png")
+    found = inspect(path, sheet)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{path}: digest {found['digest']}")
+    for split, values in found["splits"].items():
+        print(f"  {split}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    print(f"contact sheet: {sheet}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="a recipe with a checkpoint, a published model's URI, or `identity`")],
+    benchmark: Annotated[
+        str | None, typer.Option(help="e.g. jpeg-q10, sr-x3, noise-50; a recipe's own by default")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="folder of clean images")] = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Score a model beside the degraded input and the paper's row."""
+    from jobs.evaluate import evaluate, evaluate_recipe
+
+    if (benchmark is None) != (data is None):
+        raise UserError("--benchmark and --data go together; without both, the benchmarks of the recipe are run")
+    if benchmark is not None and data is not None:
+        row = evaluate(model, benchmark, data, runs)
+        scores = {f"{row['dataset']}/{benchmark}": row}
+    else:
+        row = scores = evaluate_recipe(model, runs)
+    if as_json:
+        print(json.dumps(row, indent=1))
+        return
+    for name, score in scores.items():
+        print(f"{name} ({score['images']} images, {score['protocol']})")
+        rows = {
+            "degraded input": score["baseline"],
+            **{f"paper's {k}": v for k, v in score["paper"].items()},
+            model: score,
+        }
+        for label, values in rows.items():
+            psnr = "identical" if values["psnr"] is None else f"{values['psnr']:.2f} dB"
+            print(f"  {label:<24} {psnr:>9}  {values['ssim']:.4f}")
+
+
+@app.command()
+def publish(
+    recipe: Annotated[str, typer.Argument(help="an evaluated recipe")],
+    to: Annotated[str, typer.Option(help="the store: a folder, file:// or s3://bucket/prefix")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Put an evaluated checkpoint into the store."""
+    from jobs.publish import publish
+
+    published = publish(recipe, to, runs)
+    print(f"{published['uri']} ({published['sha256'][:16]})")
+
+
+@app.command()
+def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json = False) -> None:
+    """What the store holds."""
+    from jobs.publish import models
+
+    held = models(uri)
+    if as_json:
+        print(json.dumps(held, indent=1))
+        return
+    for version in held:
+        print("  ".join(f"{value}" for value in version.values()))
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="a degraded image, or a folder of them")],
+    target: Annotated[Path, typer.Argument(help="where the restored one goes")],
+    model: Annotated[str, typer.Option(help="a recipe with a checkpoint, or a published model's URI")],
+    scale: Annotated[int | None, typer.Option(min=2, max=8, help="enlarge first, for super-resolution models")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Restore files or folders, of any size."""
+    from jobs.restore import restore
+
+    failed = restore(model, source, target, runs, scale=scale)
+    for line in failed:
+        print(line, file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    params: ParamsFile = Path("params.yaml"),
+    runs: Runs = Path("runs"),
+    out: Annotated[Path, typer.Option(help="folder for the page")] = Path("report"),
+) -> None:
+    """The page: scores, curves and pictures of every recipe in params.yaml."""
+    from jobs.report import write_report
+    from pipeline.params import read_params
+
+    print(write_report(list(read_params(params).recipes), runs, out))
+
+
+@app.command()
+def doctor(params: ParamsFile = Path("params.yaml")) -> None:
+    """Check the installation, the data, the store and the cluster."""
+    from jobs.doctor import examine
+
+    healthy = True
+    for finding in examine(params):
+        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
+        healthy &= finding.ok
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 1."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        app()
+    except UserError as error:
+        print(f"memoir: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"memoir: {where}{error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
