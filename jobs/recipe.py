@@ -138,12 +138,19 @@ def _schema(path: Path) -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, model=(options, ...))
 
 
-def recipe_from_json(text: str) -> tuple[str, dict[str, Any]]:
-    """(model name, arguments of its class) of a resolved recipe in JSON, as checkpoints carry it."""
-    import json
+def resolved_model(recipe: dict[str, Any]) -> nn.Module:
+    """The untrained model of a resolved recipe, as checkpoints and published versions carry it.
 
-    options = json.loads(text)["model"]
-    return options.pop("name"), options
+    Raises UserError for a model, or arguments of its class, that this version of memoir does not have.
+    """
+    options = dict(recipe["model"])
+    name = options.pop("name")
+    if name not in MODELS:
+        raise UserError(f"unknown model {name!r}; {nearest(str(name), list(MODELS))}")
+    try:
+        return model_class(name)(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model {name}: {error}") from None
 
 
 def model_class(name: str) -> type[nn.Module]:

@@ -1,0 +1,257 @@
+"""Trained models by reference: the checkpoint of a recipe, or a version published in a store.
+
+A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written last: without it there is no version.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from jobs.recipe import RECIPES, resolved_model
+from pipeline.errors import UserError, nearest
+from pipeline.shards import file_sha256
+from pipeline.storage import Storage, storage
+from pipeline.task import read_task
+
+WEIGHTS = "model.safetensors"
+SUMS = "SHA256SUMS"
+LATEST = "latest.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with its weights.
+
+    model: in eval mode, on the CPU; see jobs.models for what it offers. recipe: resolved, as it was trained. name: of the
+    recipe. uri: the folder that holds the weights. sha256: of model.safetensors. published_task: the task as the version
+    carries it; None for the checkpoint of a run.
+    """
+
+    model: nn.Module
+    recipe: dict[str, Any]
+    name: str
+    uri: str
+    sha256: str
+    published_task: dict[str, Any] | None = None
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """Colour and degradation of the training images, with the keys of pipeline.task.Task.
+
+        Raises UserError if the model is not published and its recipe's task is not in pipeline/tasks.
+        """
+        if self.published_task is not None:
+            return self.published_task
+        return read_task(self.recipe["data"]["task"]).model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version. sums: file name -> sha256, of SHA256SUMS."""
+
+    store: Storage
+    sums: dict[str, str]
+
+    def read(self, name: str) -> bytes:
+        """A small file of the version. Raises UserError if it is missing or not what was published."""
+        with TemporaryDirectory(prefix="memoir-") as folder:
+            path = Path(folder, name)
+            self.download(name, path)
+            return path.read_bytes()
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file of the version to `path`. Raises as `read`."""
+        if name not in self.sums:
+            raise UserError(f"{self.store.uri}/{SUMS}: does not list {name}; remove the version and publish again")
+        fetch(self.store, name, self.sums[name], path)
+
+
+def load_model(reference: str, runs: Path) -> Trained:
+    """A trained model, ready to restore.
+
+    reference: a recipe with runs/<recipe>/checkpoint.json; or the folder or URI of a published version, or of
+    <store>/models/<recipe>, which stands for its latest version. Only weights whose sha256 is the recorded one are loaded.
+    Raises UserError, naming what there is instead, for another reference; and for a checkpoint that is missing, changed,
+    or of another architecture than its recipe.
+    """
+    name = recipe_name(reference)
+    if (runs / name / "checkpoint.json").is_file():
+        return _trained(read_checkpoint(name, runs))
+    if "/" in reference or Path(reference).is_dir():
+        return _published(find_version(reference))
+    if (RECIPES / f"{name}.yaml").is_file():
+        raise UserError(f"{runs / name}/checkpoint.json: not found; `memoir train {name}` writes it")
+    known = [path.parent.name for path in runs.glob("*/checkpoint.json")]
+    there = nearest(name, known) if known else "nothing is trained there yet"
+    raise UserError(f"no model {reference!r} in {runs}; {there} (or give the folder or URI of a published model)")
+
+
+def recipe_name(recipe: str) -> str:
+    """The name under which a recipe's results are kept; `recipe` may be its YAML file."""
+    return Path(recipe).stem if recipe.endswith(".yaml") else recipe
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What runs/<recipe>/checkpoint.json points to. recipe: resolved. pointer: the file's contents."""
+
+    name: str
+    store: Storage
+    recipe: dict[str, Any]
+    pointer: dict[str, Any]
+
+    def download(self, path: Path) -> None:
+        """Copy the weights to `path`. Raises UserError if they are missing or not those of the pointer."""
+        fetch(self.store, WEIGHTS, self.pointer["sha256"], path)
+
+
+def read_checkpoint(name: str, runs: Path) -> Checkpoint:
+    """The final checkpoint of a recipe. Raises UserError if there is none, or if what it points to is not there."""
+    path = runs / name / "checkpoint.json"
+    try:
+        pointer = json.loads(path.read_text())
+        store = storage(pointer["uri"])
+        return Checkpoint(name, store, json.loads(store.read("recipe.json")), pointer)
+    except FileNotFoundError as error:
+        if not path.is_file():
+            raise UserError(f"{path}: not found; `memoir train {name}` writes it") from None
+        raise UserError(
+            f"{error.filename}: not found, and {path} points to it; bring it back, or train again"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(f"{path}, or the recipe.json that it points to: damaged; train again") from None
+
+
+def _trained(checkpoint: Checkpoint) -> Trained:
+    with TemporaryDirectory(prefix="memoir-") as folder:
+        path = Path(folder, WEIGHTS)
+        checkpoint.download(path)
+        uri = checkpoint.store.uri
+        model = assemble(checkpoint.recipe, path, uri)
+    return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"])
+
+
+def _published(version: Version) -> Trained:
+    uri = version.store.uri
+    recipe, task = (yaml.safe_load(version.read(name)) for name in ("recipe.yaml", "task.yaml"))
+    name = json.loads(version.read("provenance.json"))["recipe"]
+    with TemporaryDirectory(prefix="memoir-") as folder:
+        path = Path(folder, WEIGHTS)
+        version.download(WEIGHTS, path)
+        model = assemble(recipe, path, uri)
+    return Trained(model, recipe, name, uri, version.sums[WEIGHTS], task)
+
+
+def assemble(recipe: dict[str, Any], weights: Path, where: str) -> nn.Module:
+    """The model of a resolved recipe with the weights of a safetensors file, in eval mode on the CPU.
+
+    where: for messages. Raises UserError if the two do not belong together.
+    """
+    try:
+        held = load_file(weights)
+    except SafetensorError as error:
+        raise UserError(f"{where}/{WEIGHTS}: not a safetensors file ({error})") from None
+    try:
+        model = resolved_model(recipe)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
+    other = [name for name in own if name in held and own[name].shape != held[name].shape]
+    found = [
+        f"{len(names)} {what}, e.g. {names[0]}"
+        for names, what in (
+            (missing, "tensors missing"),
+            (unknown, "tensors that the model has not"),
+            (other, "tensors of another shape"),
+        )
+        if names
+    ]
+    if found:
+        raise UserError(f"{where}: the weights are not of the recipe's model: {'; '.join(found)}")
+    model.load_state_dict(held)
+    return model.eval()
+
+
+def fetch(store: Storage, name: str, sha256: str, path: Path) -> None:
+    """Copy a file of a store to `path`. Raises UserError if it is missing or its sha256 is another."""
+    try:
+        store.download(name, path)
+    except FileNotFoundError:
+        raise UserError(f"{store.uri}/{name}: missing; bring it back, or train or publish again") from None
+    if file_sha256(path) != sha256:
+        path.unlink()
+        raise UserError(
+            f"{store.uri}/{name}: changed since it was written (its sha256 is not {sha256[:16]}...); "
+            "bring the original back, or remove the folder and train or publish again"
+        )
+
+
+def find_version(uri: str) -> Version:
+    """The published version at `uri`, or the latest one of the recipe at `uri`.
+
+    Raises UserError, naming what is published near by, if there is none.
+    """
+    store = storage(uri)
+    version = _version(store)
+    if version is not None:
+        return version
+    latest = latest_version(store)
+    if latest is None:
+        raise UserError(_nothing(store))
+    version = _version(storage(f"{store.uri}/{latest}"))
+    if version is None:
+        raise UserError(f"{store.uri}/{LATEST}: version {latest} is not there; publish again, or name another version")
+    return version
+
+
+def latest_version(store: Storage, folder: str = "") -> str | None:
+    """The version that <folder>latest.json names; None without that file. Raises UserError if it is damaged."""
+    try:
+        pointer = store.read(folder + LATEST)
+    except FileNotFoundError:
+        return None
+    try:
+        return str(json.loads(pointer)["version"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{store.uri}/{folder}{LATEST}: damaged; publish again") from None
+
+
+def _version(store: Storage) -> Version | None:
+    """The version in this folder, if its SHA256SUMS is there."""
+    try:
+        text = store.read(SUMS)
+    except FileNotFoundError:
+        return None
+    try:
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in text.decode().splitlines())}
+    except ValueError:
+        sums = {}
+    if WEIGHTS not in sums:
+        raise UserError(f"{store.uri}/{SUMS}: damaged; remove the version and publish again")
+    return Version(store, sums)
+
+
+def _nothing(store: Storage) -> str:
+    """Why there is no published model in a folder, and what there is instead."""
+    if store.names(WEIGHTS):
+        return (
+            f"{store.uri}: no published version, for it has no {SUMS}: half published, or a checkpoint in training; "
+            "run `memoir publish`"
+        )
+    root = store.uri.split("/models/")[0].removesuffix("/models")
+    known = [f"{root}/models/{version}" for version in versions(storage(root))]
+    return f"{store.uri}: no published model; " + (nearest(store.uri, known) if known else f"nor any in {root}/models")
+
+
+def versions(store: Storage) -> list[str]:
+    """The whole versions that a store holds, as <recipe>/<version>, sorted."""
+    names = (name.split("/") for name in store.names("models/"))
+    return [f"{parts[1]}/{parts[2]}" for parts in names if len(parts) == 4 and parts[3] == SUMS]

@@ -1,0 +1,306 @@
+"""Put an evaluated checkpoint into a store, and say what a store holds."""
+
+import hashlib
+import json
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from jobs.checkpoint import (
+    LATEST,
+    SUMS,
+    WEIGHTS,
+    Checkpoint,
+    assemble,
+    find_version,
+    latest_version,
+    read_checkpoint,
+    recipe_name,
+    versions,
+)
+from pipeline.errors import UserError
+from pipeline.images import write_bytes
+from pipeline.storage import Storage, storage
+from pipeline.task import read_task
+
+FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
+RESTORES = {
+    "jpeg": "Images after JPEG compression",
+    "scale": "Images enlarged by bicubic interpolation: super-resolution",
+    "noise": "Images with additive white Gaussian noise, its sigma on the scale 0..255",
+}
+PLANES = {
+    "y": "the Y plane of MATLAB's rgb2ycbcr, or on a grey image; the colours of an RGB image stay as they are",
+    "gray": "grey images; the channels of an RGB image are restored one by one",
+    "rgb": "RGB images",
+}
+
+
+def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
+    """Put the evaluated checkpoint of a recipe into a store, as <to>/models/<recipe>/<version>, and make it the latest.
+
+    to: a folder, file:///path or s3://bucket/prefix. The version is 12 hex digits over the weights, the resolved recipe
+    and task, and the scores. A version is written once: publishing it again, from another commit too, changes nothing in
+    it, and finishes what a killed publisher left. SHA256SUMS is written last, then latest.json beside the version.
+    Writes runs/<recipe>/published.json (uri, version, sha256 of the weights) and returns it, with `new`: whether the
+    version was not there yet. Raises UserError for a recipe that is not trained or not evaluated, and for a version whose
+    files are not these.
+    """
+    name = recipe_name(recipe)
+    checkpoint = read_checkpoint(name, runs)
+    scores = _results(runs / name / "scores.json", f"memoir evaluate --model {name}")
+    training = _results(runs / name / "metrics.json", f"memoir train {name}")
+    task = read_task(checkpoint.recipe["data"]["task"]).model_dump(mode="json")
+    sha256 = checkpoint.pointer["sha256"]
+    content = {"model": sha256, "recipe": checkpoint.recipe, "task": task, "scores": scores}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    store = storage(to)
+    place = storage(f"{store.uri}/models/{name}/{digest}")
+    metrics = {"scores": scores, "training": training}
+    new = not place.names(SUMS)
+    if new:
+        _upload(checkpoint, place, task, metrics)
+    else:
+        _compare(checkpoint, place, task, metrics)
+    store.write(f"models/{name}/{LATEST}", _json({"version": digest, "sha256": sha256}))
+    published = {"uri": place.uri, "version": digest, "sha256": sha256}
+    write_bytes(runs / name / "published.json", _json(published))
+    return published | {"new": new}
+
+
+def models(uri: str) -> list[dict[str, Any]]:
+    """The published models of a store, sorted by recipe and version; half-published ones are none.
+
+    Each is {"recipe", "version", "latest" (whether latest.json names it), "uri", "sha256" (of the weights), "scores":
+    {"<data set>/<benchmark>": {"psnr", "ssim"}}}. Raises UserError for a store without models, and for a damaged version.
+    """
+    store = storage(uri)
+    found = []
+    for name in versions(store):
+        recipe, number = name.split("/")
+        held = find_version(f"{store.uri}/models/{name}")
+        scores = json.loads(held.read("metrics.json"))["scores"]
+        found.append(
+            {
+                "recipe": recipe,
+                "version": number,
+                "latest": latest_version(store, f"models/{recipe}/") == number,
+                "uri": held.store.uri,
+                "sha256": held.sums[WEIGHTS],
+                "scores": {key: {name: row[name] for name in ("psnr", "ssim")} for key, row in scores.items()},
+            }
+        )
+    if not found:
+        raise UserError(
+            f"{store.uri}: no published models in it; `memoir publish RECIPE --to {store.uri}` puts one there"
+        )
+    return found
+
+
+def _results(path: Path, command: str) -> dict[str, Any]:
+    """A JSON file that an earlier stage wrote. Raises UserError if there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `{command}` writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path}: damaged; run `{command}` again") from None
+
+
+def _upload(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Write a version, or what is missing of it; what another publisher of the same version wrote is kept."""
+    sums = {WEIGHTS: checkpoint.pointer["sha256"]}
+
+    def put(name: str, data: bytes) -> bytes:
+        """What the version holds under this name in the end."""
+        try:
+            place.write_new(name, data)
+        except FileExistsError:
+            data = place.read(name)
+        sums[name] = hashlib.sha256(data).hexdigest()
+        return data
+
+    with TemporaryDirectory(prefix="memoir-") as folder:
+        weights = Path(folder, WEIGHTS)
+        checkpoint.download(weights)
+        model = assemble(checkpoint.recipe, weights, checkpoint.store.uri)
+        try:
+            place.write_new(WEIGHTS, weights)
+        except FileExistsError:
+            if place.sha256(WEIGHTS) != sums[WEIGHTS]:
+                raise _conflict(place, WEIGHTS) from None
+    _check(place, "recipe.yaml", put("recipe.yaml", _yaml(checkpoint.recipe)), checkpoint.recipe)
+    _check(place, "task.yaml", put("task.yaml", _yaml(task)), task)
+    held = put("metrics.json", _json(metrics))
+    _check(place, "metrics.json", held, metrics["scores"])
+    provenance = put("provenance.json", _json(_provenance(checkpoint)))
+    card = _card(place.uri, model, checkpoint.recipe, task, json.loads(held), json.loads(provenance))
+    put("card.md", card.encode())
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(FILES)).encode()
+    if put(SUMS, lines) != lines:
+        raise _conflict(place, SUMS)
+
+
+def _compare(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Raise UserError unless a whole version holds this model."""
+    held = find_version(place.uri)
+    if lacking := sorted(set(FILES) - set(place.names())):
+        raise UserError(f"{place.uri}: lacks {', '.join(lacking)}; remove the version and publish again")
+    if held.sums[WEIGHTS] != checkpoint.pointer["sha256"]:
+        raise _conflict(place, WEIGHTS)
+    expected = {"recipe.yaml": checkpoint.recipe, "task.yaml": task, "metrics.json": metrics["scores"]}
+    for name, value in expected.items():
+        _check(place, name, held.read(name), value)
+
+
+def _check(place: Storage, name: str, held: bytes, expected: Any) -> None:
+    """Raise UserError unless a stored file says what is expected; of metrics.json only the scores count."""
+    try:
+        if (json.loads(held)["scores"] if name == "metrics.json" else yaml.safe_load(held)) == expected:
+            return
+    except (ValueError, KeyError, TypeError, yaml.YAMLError):
+        pass
+    raise _conflict(place, name)
+
+
+def _conflict(place: Storage, name: str) -> UserError:
+    return UserError(
+        f"{place.uri}/{name}: is there with other contents, changed since; remove the version and publish again"
+    )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
+def _yaml(value: Any) -> bytes:
+    return yaml.safe_dump(value, sort_keys=False, width=120).encode()
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where a model comes from. commit, dirty: of the git repository in which `publish` runs; null outside one.
+
+    libraries: of this machine, which need not be the one that trained.
+    """
+    commit = _git("rev-parse", "HEAD")
+    # dvc.lock is rewritten while the stages run, and holds nothing that a model is made from
+    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)dvc.lock")
+    pointer = checkpoint.pointer
+    return {
+        "recipe": checkpoint.name,
+        "commit": commit,
+        "dirty": None if commit is None or changes is None else bool(changes),
+        "data": pointer["data"],
+        "run": pointer["run"],
+        "step": pointer["step"],
+        "world_size": checkpoint.recipe["training"]["workers"],
+        "libraries": {
+            "memoir": version("memoir"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "ray": version("ray"),
+        },
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says; None where it does not apply."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _card(
+    uri: str,
+    model: nn.Module,
+    recipe: dict[str, Any],
+    task: dict[str, Any],
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+) -> str:
+    """card.md: what a reader must know before using the model."""
+    name, options = provenance["recipe"], dict(recipe["model"])
+    architecture = options.pop("name")
+    degradation = dict(task["degradation"])
+    kind = degradation.pop("kind")
+    levels = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in degradation.items())
+    sources = ", ".join(task["splits"]["train"])
+    rows, protocols = [], []
+    for key, score in metrics["scores"].items():
+        methods = {"degraded input": score["baseline"], f"**{name}**": score}
+        methods |= {f"{method}, as published": row for method, row in score["paper"].items()}
+        for method, row in methods.items():
+            psnr = "identical" if row["psnr"] is None else f"{row['psnr']:.2f}"
+            rows.append(f"| {key} | {method} | {psnr} | {row['ssim']:.4f} |")
+        protocols.append(f"- {key}: {score['images']} images, {score['protocol']}")
+    newline = "\n"
+    return f"""---
+license: apache-2.0
+library_name: memoir
+pipeline_tag: image-to-image
+---
+# {name}
+
+Version {uri.rsplit("/", 1)[1]}: {architecture} after {provenance["step"]:,} steps.
+
+## What it restores
+
+{RESTORES[kind]} ({levels}). It works on {PLANES[task["colour"]]}.
+
+## Architecture
+
+{architecture}, {sum(p.numel() for p in model.parameters()):,} parameters:
+{", ".join(f"{key} {value}" for key, value in options.items())}.
+The paper and the code: `jobs/models/{architecture}.py`.
+
+## Training data
+
+Task `{recipe["data"]["task"]}`: {sources}; patches of {recipe["data"]["patch"]} pixels a side, {recipe["data"]["batch"]} in a batch.
+The shards' digest is `{provenance["data"]["digest"]}`. How they were made is in `task.yaml`, how the model was trained
+in `recipe.yaml`, with which code and libraries in `provenance.json`.
+
+## Scores
+
+| images / benchmark | method | PSNR (dB) | SSIM |
+|---|---|---|---|
+{newline.join(rows)}
+
+A number holds for its protocol only:
+
+{newline.join(protocols)}
+
+## How to use it
+
+    memoir restore --model {uri} IN OUT
+
+IN is an image or a folder of images, of any size.{" With `--scale N` it is enlarged first." if kind == "scale" else ""} In Python:
+
+    from pathlib import Path
+    from jobs.checkpoint import load_model
+
+    model = load_model("{uri}", Path("runs")).model
+    restored = model.restore(x)  # float32 (B, {recipe["model"]["in_channels"]}, H, W) in [0, 1]
+
+`sha256sum -c SHA256SUMS` checks a copy of this folder.
+
+## Limits
+
+- It knows the degradation above at the levels above. Any other is left in place, or made worse.
+- What it fills in is what the training images make likely, not what was there: a restored picture is no evidence.
+- Images have 8 bits a channel, in and out.
+
+## Licence
+
+The code is under the Apache License 2.0. The weights come from the training images; mind the terms of those.
+"""

@@ -1,0 +1,264 @@
+"""A store of files under one URI: a folder, or a bucket that speaks S3."""
+
+import errno
+import functools
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+BLOCK = 2**20  # bytes that are in memory at a time when a file passes through
+
+
+class Storage(ABC):
+    """Files by name below `uri`; a name is a relative path with forward slashes.
+
+    A name holds a whole file or none, whoever is killed while writing. Whatever a user can mend raises UserError in one
+    line: an absent bucket, refused or missing credentials, an endpoint that does not answer.
+    """
+
+    uri: str  # without a slash at its end
+
+    @abstractmethod
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The contents, block by block. Raises FileNotFoundError."""
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> list[str]:
+        """All names that begin with `prefix`, sorted; hidden files of a folder left out."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace."""
+
+    @abstractmethod
+    def write_new(self, name: str, data: bytes | Path) -> None:
+        """Write bytes, or the contents of a local file, under a name that nobody has written.
+
+        Of any number of simultaneous writers one succeeds. Raises FileExistsError for the others: also for one whose
+        answer was lost on the way, so compare before calling it a conflict.
+        """
+
+    def read(self, name: str) -> bytes:
+        """The contents. Raises FileNotFoundError."""
+        return b"".join(self.chunks(name))
+
+    def sha256(self, name: str) -> str:
+        """Of the contents, in hex, without holding them in memory. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks(name):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy into a local file, which appears whole. Raises FileNotFoundError."""
+        with _written(path, self.chunks(name)) as temporary:
+            temporary.replace(path)
+
+
+class Folder(Storage):
+    """A folder of this machine, or one that it has mounted."""
+
+    def __init__(self, uri: str, root: Path) -> None:
+        self.uri, self.root = uri, root
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        return _blocks(self.root / name)
+
+    def names(self, prefix: str = "") -> list[str]:
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
+        found = []
+        for folder, folders, files in os.walk(self.root / prefix.rpartition("/")[0], onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [Path(folder, name).relative_to(self.root).as_posix() for name in files if name[0] != "."]
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def write(self, name: str, data: bytes) -> None:
+        with _written(self.root / name, [data]) as temporary:
+            temporary.replace(self.root / name)
+
+    def write_new(self, name: str, data: bytes | Path) -> None:
+        target = self.root / name
+        with _written(target, _blocks(data) if isinstance(data, Path) else [data]) as temporary:
+            try:
+                os.link(temporary, target)  # unlike a rename, it fails if the name is taken
+            except FileExistsError:
+                raise FileExistsError(errno.EEXIST, "exists already", str(target)) from None
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                    raise
+                raise UserError(
+                    f"{self.root}: its file system has no hard links, which a store needs; put the store elsewhere"
+                ) from None
+
+
+class Bucket(Storage):
+    """A bucket, or a part of one. Endpoint, credentials and region are those of boto3, from the environment."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        """Nothing is sent yet. Raises UserError for settings that boto3 refuses."""
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            value = os.environ.get(variable, "")
+            if value != value.strip():  # a header cannot hold it, and the error would show it
+                raise UserError(f"{self.uri}: {variable} begins or ends with a blank or a line break; remove it")
+        variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        self.endpoint = next((os.environ[variable] for variable in variables if os.environ.get(variable)), "AWS")
+        with self._explained(""):
+            try:
+                self.client = _client(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+            except ValueError as error:  # an endpoint that is no URL, a region that is no name
+                raise UserError(f"{self.uri}: {_line(error)}; check the variables AWS_*") from None
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        with self._explained(name):
+            response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+            with closing(response["Body"]) as body:
+                yield from body.iter_chunks(BLOCK)
+
+    def names(self, prefix: str = "") -> list[str]:
+        with self._explained(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            return sorted(
+                entry["Key"].removeprefix(self.prefix) for page in pages for entry in page.get("Contents", ())
+            )
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._explained(name):
+            self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
+
+    def write_new(self, name: str, data: bytes | Path) -> None:
+        from botocore.exceptions import ClientError
+
+        with self._explained(name):
+            for seconds in (0.1, 0.4, 1.6, None):
+                try:
+                    if isinstance(data, bytes):
+                        self._put_new(name, data)
+                    else:
+                        with data.open("rb") as file:
+                            self._put_new(name, file)
+                    return
+                except ClientError as error:
+                    # Somebody is writing or deleting the same name; how it ended, only another try tells.
+                    if error.response["Error"].get("Code") != "ConditionalRequestConflict" or seconds is None:
+                        raise
+                    time.sleep(seconds)
+
+    def _put_new(self, name: str, body: Any) -> None:
+        self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=body, IfNoneMatch="*")
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Turn boto3's errors into FileNotFoundError, FileExistsError or UserError. Values of credentials never show."""
+        from botocore import exceptions
+
+        where = f"{self.uri}/{name}" if name else self.uri
+        credentials = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+        try:
+            yield
+        except exceptions.ClientError as error:
+            code = error.response["Error"].get("Code", "")
+            if code == "NoSuchKey":
+                raise FileNotFoundError(errno.ENOENT, "not in the store", where) from None
+            if code == "PreconditionFailed":
+                raise FileExistsError(errno.EEXIST, "exists already", where) from None
+            raise UserError(f"{where}: {self._refusal(code) or f'{_line(error)} at {self.endpoint}'}") from None
+        except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
+            missing = [variable for variable in credentials if not os.environ.get(variable)]
+            raise UserError(f"{where}: no credentials; set {' and '.join(missing or credentials)}") from None
+        except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
+            raise UserError(
+                f"{where}: no whole answer from {self.endpoint} ({type(error).__name__}); "
+                "check AWS_ENDPOINT_URL and the network, and try again"
+            ) from None
+        except exceptions.BotoCoreError as error:
+            raise UserError(f"{where}: {_line(error)}") from None
+
+    def _refusal(self, code: str) -> str | None:
+        """What a refused request means, and what to do."""
+        return {
+            "NoSuchBucket": f"no bucket {self.bucket!r} at {self.endpoint}; create it, or check its name",
+            "InvalidAccessKeyId": f"AWS_ACCESS_KEY_ID is not known at {self.endpoint}",
+            "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY is not that of AWS_ACCESS_KEY_ID",
+            "ExpiredToken": "AWS_SESSION_TOKEN has expired; get a new one",
+            "InvalidToken": "AWS_SESSION_TOKEN is not valid; get a new one, or unset it",
+            "AccessDenied": f"access denied at {self.endpoint}; these credentials lack the permission",
+            "NotImplemented": f"{self.endpoint} has no conditional writes (If-None-Match), which a store needs",
+        }.get(code)
+
+
+def storage(uri: str) -> Storage:
+    """The store at a folder's path, `file:///path` or `s3://bucket/prefix`. Nothing is read, created or sent yet.
+
+    Raises UserError for another kind of URI and for settings of S3 that cannot work.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if scheme == "s3" and rest and rest[0] != "/":
+        bucket, _, prefix = rest.partition("/")
+        return Bucket(bucket, prefix.strip("/"))
+    if scheme == "file" and rest.startswith("/"):
+        path = Path(unquote(rest))
+    elif uri and not separator:
+        path = Path(uri)
+    else:
+        raise UserError(f"{uri!r}: not a store; expected a folder, file:///path or s3://bucket/prefix")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{uri}: is a file; a store is a folder, file:///path or s3://bucket/prefix")
+    return Folder(uri.rstrip("/") or "/", path)
+
+
+@functools.lru_cache(maxsize=4)
+def _client(variables: frozenset[tuple[str, str]]) -> "S3Client":
+    """The client for this state of the environment. It serves all threads, and takes 60 ms to make."""
+    import boto3
+    from botocore.config import Config
+
+    given = {name for name, value in variables if value}
+    settings: dict[str, Any] = {"connect_timeout": 10, "retries": {"mode": "standard"}}
+    # S3-compatible stores older than 2025 refuse the checksums that boto3 appends to the body of an upload.
+    if given & {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} and "AWS_REQUEST_CHECKSUM_CALCULATION" not in given:
+        settings["request_checksum_calculation"] = "when_required"
+    return boto3.session.Session().client("s3", config=Config(**settings))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+@contextmanager
+def _written(target: Path, blocks: Iterable[bytes]) -> Iterator[Path]:
+    """A temporary file beside `target` with these contents, on the disk; it is gone afterwards."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for block in blocks:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,364 @@
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+import uuid
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from pipeline import storage as module
+from pipeline.errors import UserError
+from pipeline.storage import BLOCK, Bucket, Storage, storage
+
+SECRET = "averysecretvalue"
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(server, monkeypatch) -> str:
+    """The URI of an empty bucket."""
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    name = f"bucket-{uuid.uuid4().hex}"
+    bucket = storage(f"s3://{name}")
+    assert isinstance(bucket, Bucket)
+    bucket.client.create_bucket(Bucket=name)
+    return bucket.uri
+
+
+@pytest.fixture(params=["folder", "file", "bucket", "prefix"])
+def store(request, tmp_path) -> Storage:
+    if request.param in ("bucket", "prefix"):
+        uri = request.getfixturevalue("s3")
+        return storage(uri if request.param == "bucket" else f"{uri}/some/where/")
+    return storage(str(tmp_path / "store") if request.param == "folder" else f"file://{tmp_path}/the%20store")
+
+
+# what every store does
+
+
+def test_what_is_written_is_read(store, tmp_path):
+    store.write("models/a/card.md", b"one")
+    store.write_new("models/a/weights", b"two")
+    (tmp_path / "local").write_bytes(b"three")
+    store.write_new("models/b/weights", tmp_path / "local")
+    assert store.read("models/a/card.md") == b"one"
+    assert store.read("models/a/weights") == b"two"
+    assert store.read("models/b/weights") == b"three"
+    assert store.names() == ["models/a/card.md", "models/a/weights", "models/b/weights"]
+    assert store.names("models/a") == store.names("models/a/") == ["models/a/card.md", "models/a/weights"]
+    assert store.names("models/b/we") == ["models/b/weights"]
+    assert store.names("runs/") == []
+
+
+def test_two_views_of_one_place_see_the_same_files(store):
+    store.write("models/a/card.md", b"one")
+    assert storage(f"{store.uri}/models").read("a/card.md") == b"one"
+    assert storage(f"{store.uri}/models/").names() == ["a/card.md"]
+
+
+def test_a_name_is_written_anew_only_once(store, tmp_path):
+    (tmp_path / "local").write_bytes(b"second")
+    store.write_new("x", b"first")
+    for data in (b"second", tmp_path / "local"):
+        with pytest.raises(FileExistsError) as error:
+            store.write_new("x", data)
+        assert error.value.errno == errno.EEXIST
+        assert error.value.filename.endswith("/x")
+    assert store.read("x") == b"first"
+    store.write("x", b"third")
+    assert store.read("x") == b"third"
+
+
+def test_what_is_not_there_is_a_file_not_found(store, tmp_path):
+    store.write("there", b"")
+    for attempt in (store.read, store.sha256, lambda name: store.download(name, tmp_path / "out")):
+        with pytest.raises(FileNotFoundError) as error:
+            attempt("models/absent")
+        assert error.value.filename.endswith("/models/absent")
+    assert not (tmp_path / "out").exists()
+    assert store.read("there") == b""
+
+
+def test_large_files_pass_through_in_blocks(store, tmp_path):
+    data = os.urandom(2 * BLOCK + 3)
+    (tmp_path / "local").write_bytes(data)
+    store.write_new("large", tmp_path / "local")
+    assert max(len(chunk) for chunk in store.chunks("large")) <= BLOCK
+    assert store.sha256("large") == hashlib.sha256(data).hexdigest()
+    store.download("large", tmp_path / "folder" / "copy")
+    assert (tmp_path / "folder" / "copy").read_bytes() == data
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["copy"]
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text("ab-_.1=+ é", min_size=1).filter(lambda name: name[0] != "."), st.binary(), max_size=4))
+def test_names_and_contents_survive(store, files):
+    place = uuid.uuid4().hex
+    for name, data in files.items():
+        store.write_new(f"{place}/{name}", data)
+    assert store.names(place) == sorted(f"{place}/{name}" for name in files)
+    assert {name: store.read(f"{place}/{name}") for name in files} == files
+
+
+# a folder
+
+
+def test_one_of_many_simultaneous_writers_succeeds(tmp_path):
+    for attempt in range(20):
+        start, won = threading.Barrier(8), []
+
+        def write(writer, start=start, won=won, attempt=attempt):
+            store = storage(str(tmp_path))
+            start.wait()
+            try:
+                store.write_new(f"file-{attempt}", writer * 1000)
+                won.append(writer)
+            except FileExistsError:
+                pass
+
+        threads = [threading.Thread(target=write, args=(bytes([65 + i]),)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert (tmp_path / f"file-{attempt}").read_bytes() == won[0] * 1000
+
+
+@pytest.mark.parametrize("moment", ["fsync", "link"])
+def test_a_writer_that_fails_leaves_nothing_under_the_name(tmp_path, monkeypatch, moment):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, moment, full)
+    store = storage(str(tmp_path))
+    with pytest.raises(OSError, match="No space"):
+        store.write_new("x", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_leaves_has_no_name(tmp_path):
+    code = (
+        "import os, pipeline.storage as s; os.fsync = lambda _: os.kill(os.getpid(), 9);"
+        f"s.storage({str(tmp_path)!r}).write_new('x', b'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    store = storage(str(tmp_path))
+    assert store.names() == []
+    store.write_new("x", b"whole")
+    assert store.read("x") == b"whole"
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match="no hard links"):
+        storage(str(tmp_path)).write_new("x", b"")
+
+
+# a bucket
+
+
+def test_listings_are_read_to_their_last_page(s3, monkeypatch):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+    store = storage(f"{s3}/place")
+    names = [f"file-{i}" for i in range(7)]
+    for name in names:
+        store.write(name, b"")
+    assert store.names() == names
+
+
+@pytest.mark.parametrize(("setting", "sent"), [(None, False), ("when_supported", True)])
+def test_uploads_have_no_checksums_that_older_stores_refuse(s3, monkeypatch, setting, sent):
+    if setting:
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", setting)
+    store = storage(s3)
+    headers = []
+    store.client.meta.events.register("before-send.s3", lambda request, **_: headers.extend(request.headers))
+    store.write("x", b"data")
+    store.write_new("y", b"data")
+    assert any("checksum" in header.lower() for header in headers) == sent
+
+
+def test_a_write_that_meets_another_in_flight_tries_again(s3, monkeypatch):
+    from botocore.exceptions import ClientError
+
+    store = storage(s3)
+    put, attempts = store._put_new, []
+
+    def busy(name, body):
+        attempts.append(body.read() if hasattr(body, "read") else body)
+        if len(attempts) < 3:
+            raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+        put(name, attempts[-1])
+
+    monkeypatch.setattr(store, "_put_new", busy)
+    monkeypatch.setattr(module.time, "sleep", lambda _: None)
+    store.write_new("x", b"data")
+    assert attempts == [b"data"] * 3
+    assert store.read("x") == b"data"
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert SECRET not in text
+    return text
+
+
+def attempts(store: Storage, tmp_path: Path):
+    yield lambda: store.read("x")
+    yield lambda: store.names()
+    yield lambda: store.write("x", b"")
+    yield lambda: store.write_new("x", b"")
+    yield lambda: store.download("x", tmp_path / "x")
+
+
+def test_a_missing_bucket_is_named(s3, tmp_path):
+    for attempt in attempts(storage(f"{s3}-else/place"), tmp_path):
+        with pytest.raises(UserError, match=r"no bucket 'bucket-.*-else' at http.*; create it") as error:
+            attempt()
+        one_line(error)
+
+
+@pytest.mark.parametrize("missing", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_the_missing_credential_is_named(s3, monkeypatch, missing):
+    monkeypatch.delenv(missing)
+    with pytest.raises(UserError, match=rf"no credentials; set {missing}$") as error:
+        storage(s3).read("x")
+    one_line(error)
+
+
+def test_without_credentials_both_are_named(s3, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(UserError, match=r"no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY$"):
+        storage(s3).read("x")
+
+
+def test_refused_credentials_are_named(s3, server, tmp_path):
+    def authenticate_after(requests: bytes) -> None:
+        headers = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset-auth", requests, headers)).close()
+
+    authenticate_after(b"0")
+    try:
+        for attempt in attempts(storage(s3), tmp_path):
+            with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID is not known at http") as error:
+                attempt()
+            one_line(error)
+    finally:
+        authenticate_after(b"inf")
+
+
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_a_line_break_in_a_credential_is_found_before_a_header_shows_it(s3, monkeypatch, variable):
+    monkeypatch.setenv(variable, f"{SECRET}\n")
+    with pytest.raises(UserError, match=f"{variable} begins or ends with a blank or a line break") as error:
+        storage(s3)
+    one_line(error)
+
+
+def test_an_endpoint_that_does_not_answer_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UserError, match=r"no whole answer from http://127\.0\.0\.1:9 .*AWS_ENDPOINT_URL") as error:
+        storage(s3).read("x")
+    one_line(error)
+
+
+def test_an_endpoint_that_is_no_url_is_named(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    with pytest.raises(UserError, match="Invalid endpoint: nonsense") as error:
+        storage(s3)
+    one_line(error)
+
+
+@pytest.fixture
+def other_server(s3, monkeypatch):
+    """A function that puts another answer to GET in the place of the S3 server's."""
+    servers = []
+
+    def serve(status: int, length: int, body: bytes) -> None:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Answer))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{servers[-1].server_port}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_endpoint_that_is_no_store_is_named(s3, other_server, status):
+    other_server(status, 8, b"<html>hi")
+    with pytest.raises(UserError, match=r"at http://127\.0\.0\.1") as error:
+        storage(s3).names()
+    one_line(error)
+
+
+def test_an_answer_cut_short_is_an_error_and_no_file(s3, other_server, tmp_path):
+    other_server(200, 100, b"half of it")
+    with pytest.raises(UserError, match="no whole answer") as error:
+        storage(s3).download("x", tmp_path / "copy")
+    one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+# URIs
+
+
+@pytest.mark.parametrize("uri", ["", "s3://", "s3:///x", "gs://bucket", "file://host/x", "file://", "https://host/x"])
+def test_other_uris_are_refused(uri):
+    with pytest.raises(UserError, match="not a store"):
+        storage(uri)
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for uri in (str(tmp_path / "file"), f"file://{tmp_path}/file"):
+        with pytest.raises(UserError, match="is a file"):
+            storage(uri)
+
+
+def test_a_folder_needs_no_boto3():
+    code = "import sys, pipeline.storage as s; s.storage('.').names('nothing/'); assert 'boto3' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
