@@ -89,13 +89,13 @@ def train(
     recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
     overrides: Set = None,
     data: Data = Path("data"),
-    store: Annotated[str, typer.Option(help="folder for checkpoints")] = "store",
+    store: Annotated[str, typer.Option(help="for checkpoints: a folder or s3://bucket/prefix")] = "store",
     runs: Runs = Path("runs"),
 ) -> None:
     """Train a recipe with Ray Train; resumes by itself."""
     from jobs.train import train
 
-    pointer = train(recipe, data=data, store=Path(store), runs=runs, overrides=overrides)
+    pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides)
     print(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
 
 
@@ -113,9 +113,12 @@ def inspect(
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{path}: digest {found['digest']}")
+    print(f"{path}: task {found['task']}, {found['colour']} planes, digest {found['digest'][:16]}")
     for split, values in found["splits"].items():
-        print(f"  {split}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+        sizes = ", ".join(f"{name} {w}x{h}" for name, (w, h) in values["sizes"].items())
+        levels = ", ".join(f"{level}: {n:,}" for level, n in values["levels"].items())
+        counts = f"{values['shards']} shards, {values['samples']:,} samples, {values['bytes']:,} bytes"
+        print(f"  {split}: {counts}; {sizes}; {levels}")
     print(f"contact sheet: {sheet}")
 
 

@@ -1,0 +1,379 @@
+"""The report: one static page of what every recipe reached, for people who train these models."""
+
+import csv
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import jinja2
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.images import write_bytes
+
+GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
+ROLES = ("input", "output", "target")
+
+WIDTH, HEIGHT = 440, 260  # of a chart, in units of its SVG
+LEFT, RIGHT, TOP, BOTTOM = 58, 414, 12, 218  # edges of the plot in it
+
+
+class Figures(BaseModel):
+    """psnr in dB, None if it is infinite; ssim."""
+
+    psnr: float | None
+    ssim: float
+
+
+class Scores(Figures):
+    """A row of scores.json: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
+
+    images: int
+    protocol: str
+    baseline: Figures
+    paper: dict[str, Figures]
+
+
+class Data(BaseModel):
+    """What a checkpoint was trained on."""
+
+    task: str
+    digest: str
+
+
+class Checkpoint(BaseModel):
+    """checkpoint.json."""
+
+    run: str
+    sha256: str
+    step: int
+    data: Data
+
+
+class Published(BaseModel):
+    """published.json."""
+
+    uri: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the report: its place relative to the page, and its size in pixels."""
+
+    src: str
+    name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One scored image with its pictures, by role."""
+
+    image: str
+    baseline: Figures
+    ours: Figures
+    pictures: dict[str, Picture]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the summary, and the images shown of it."""
+
+    dataset: str
+    benchmark: str
+    scores: Scores
+    comparisons: list[Comparison]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its place in SVG units, and its label."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve in SVG units. marks: (x, y, text) of its points, where there are few; first and last: of its values."""
+
+    name: str
+    path: str
+    marks: list[tuple[float, float, str]]
+    first: str
+    last: str
+    lost: int  # values that are not finite and are not drawn
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart as the page draws it; without lines if there is nothing to draw."""
+
+    title: str
+    unit: str
+    x: list[Tick]
+    y: list[Tick]
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one recipe."""
+
+    recipe: str
+    checkpoint: Checkpoint
+    published: Published
+    charts: list[Chart]
+    rows: list[Row]
+    restored: list[Picture]
+
+
+def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
+    """Write the page out/index.html, with copies of its pictures below `out`; returns its path.
+
+    recipes: in the order of the page; runs/<recipe> holds what their stages wrote. The bytes depend on those files alone.
+    The folder appears as a whole, in the place of an older report.
+    Raises UserError for a file that is missing, damaged or of another checkpoint, with the stage that makes it, and for a
+    folder `out` that is something else than a report.
+    """
+    target = out.resolve()
+    page = target / "index.html"
+    if (
+        target.exists()
+        and any(target.iterdir())
+        and not (page.exists() and GENERATOR in page.read_text("utf-8", "replace"))
+    ):
+        raise UserError(f"{out}: holds other files than a report, which would be lost; name another folder")
+    partial, old = target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
+    for left in (partial, old):  # by a killed run
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        sections = [_section(recipe, runs / recipe, partial) for recipe in recipes]
+        write_bytes(partial / "index.html", _page(sections).encode())
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out / "index.html"
+
+
+def _page(sections: list[Section]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"psnr": _psnr, "ssim": _ssim, "signed": _signed}
+    plot = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+    protocols = sorted({row.scores.protocol for section in sections for row in section.rows})
+    template = environment.get_template("page.html")
+    return template.render(sections=sections, plot=plot, protocols=protocols, generator=GENERATOR)
+
+
+def _psnr(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"
+
+
+def _ssim(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _signed(pair: tuple[float | None, float | None], digits: int) -> str:
+    """The second less the first, with its sign; None stands for infinity."""
+    before, after = (math.inf if value is None else value for value in pair)
+    if math.isinf(before) or math.isinf(after):
+        return "0" if before == after else "+∞" if after > before else "−∞"
+    return f"{after - before:+.{digits}f}".replace("-", "−")
+
+
+# reading what the stages wrote
+
+Model = TypeVar("Model")
+
+
+def _read(path: Path, kind: type[Model], stage: str) -> Model:
+    """A JSON file of a stage, checked."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise _missing(path, stage) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(path, stage, ": ".join(str(part) for part in (*first["loc"], first["msg"]))) from None
+
+
+def _missing(path: Path, stage: str) -> UserError:
+    return UserError(f"{path}: not found; the stage {stage} makes it: `dvc repro {stage}@{path.parent.name}`")
+
+
+def _damaged(path: Path, stage: str, what: str) -> UserError:
+    return UserError(f"{path}: {what}; make it again: `dvc repro -f -s {stage}@{path.parent.name}`")
+
+
+def _section(recipe: str, run: Path, out: Path) -> Section:
+    checkpoint = _read(run / "checkpoint.json", Checkpoint, "train")
+    scores = _read(run / "scores.json", dict[str, Scores], "evaluate")
+    published = _read(run / "published.json", Published, "publish")
+    if published.sha256 != checkpoint.sha256:
+        raise _damaged(run / "published.json", "publish", "is of other weights than checkpoint.json")
+    comparisons = _comparisons(run, scores, out, PurePosixPath("pictures", recipe))
+    rows = []
+    for name, row in scores.items():
+        dataset, benchmark = name.rsplit("/", 1)
+        rows.append(Row(dataset, benchmark, row, comparisons[name]))
+    restored = _restored(run / "restored", out, PurePosixPath("restored", recipe))
+    return Section(recipe, checkpoint, published, _charts(run / "curve.tsv"), rows, restored)
+
+
+def _comparisons(run: Path, scores: dict[str, Scores], out: Path, place: PurePosixPath) -> dict[str, list[Comparison]]:
+    """By row of scores.json, the images that have pictures, which are copied to out/place."""
+    table = run / "scores.parquet"
+    try:
+        images = pq.read_table(table).to_pylist()
+    except FileNotFoundError:
+        raise _missing(table, "evaluate") from None
+    except (pa.ArrowInvalid, OSError):
+        raise _damaged(table, "evaluate", "not readable as Parquet") from None
+    if not (run / "pictures").is_dir():
+        raise _missing(run / "pictures", "evaluate")
+    found: dict[str, list[Comparison]] = {name: [] for name in scores}
+    for image in images:
+        name = f"{image['dataset']}/{image['benchmark']}"
+        if name not in found:
+            raise _damaged(table, "evaluate", f"scores {name}, which scores.json lacks")
+        file = f"{image['dataset']}-{image['benchmark']}-{image['image']}.png"
+        if not (run / "pictures" / "input" / file).exists():
+            continue
+        pictures = {}
+        for role in ROLES:
+            source = run / "pictures" / role / file
+            if not source.exists():
+                raise _damaged(run / "pictures", "evaluate", f"holds no {role}/{file}")
+            pictures[role] = _copy(source, out, place / role / file)
+        baseline = _figures(image["baseline_psnr"], image["baseline_ssim"])
+        found[name].append(Comparison(image["image"], baseline, _figures(image["psnr"], image["ssim"]), pictures))
+    return found
+
+
+def _figures(psnr: float, ssim: float) -> Figures:
+    return Figures(psnr=psnr if math.isfinite(psnr) else None, ssim=ssim)
+
+
+def _restored(folder: Path, out: Path, place: PurePosixPath) -> list[Picture]:
+    """What `memoir restore` left in a folder, if the recipe has one: PNG files."""
+    return [_copy(path, out, place / path.relative_to(folder).as_posix()) for path in sorted(folder.rglob("*.png"))]
+
+
+def _copy(source: Path, out: Path, place: PurePosixPath) -> Picture:
+    """Copy a picture to out/place."""
+    target = out / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    try:
+        with Image.open(target) as image:
+            width, height = image.size
+    except OSError:
+        raise UserError(f"{source}: not a picture; run the stage that makes it again") from None
+    return Picture(place.as_posix(), place.name, width, height)
+
+
+# charts
+
+
+def _charts(path: Path) -> list[Chart]:
+    """Loss and PSNR over the steps."""
+    names = ("loss", "psnr", "val_psnr")
+    points: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
+    try:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file, delimiter="\t")
+            if not {"step", *names} <= set(table.fieldnames or ()):
+                raise KeyError
+            for row in table:
+                for name in names:
+                    if row[name]:
+                        points[name].append((int(row["step"]), float(row[name])))
+    except FileNotFoundError:
+        raise _missing(path, "train") from None
+    except (KeyError, ValueError, TypeError):
+        raise _damaged(path, "train", "not a table of step, loss, psnr and val_psnr") from None
+    loss = {"training batches": points["loss"]}
+    psnr = {"training batches": points["psnr"], "validation images": points["val_psnr"]}
+    return [_chart("Loss", "log scale", loss, logarithmic=True), _chart("PSNR", "dB", psnr)]
+
+
+def _chart(title: str, unit: str, curves: dict[str, list[tuple[int, float]]], *, logarithmic: bool = False) -> Chart:
+    """Scale the curves, lists of (step, value), to a chart. Values that have no place on it are counted, not drawn."""
+    drawn = {
+        name: [(step, value) for step, value in points if math.isfinite(value) and (value > 0 or not logarithmic)]
+        for name, points in curves.items()
+    }
+    values = [value for points in drawn.values() for _, value in points]
+    if not values:
+        return Chart(title, unit, [], [], [])
+    end = max(1, *(step for points in drawn.values() for step, _ in points))
+    on_axis = math.log10 if logarithmic else float
+    low, high = on_axis(min(values)), on_axis(max(values))
+    least = 0.02 if logarithmic else 0.001 * abs(high) or 1.0  # a constant has an axis too
+    margin = max(0.05 * (high - low), least)
+    low, high = low - margin, high + margin
+
+    def x(step: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * step / end, 2)
+
+    def y(value: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * (on_axis(value) - low) / (high - low), 2)
+
+    lines = []
+    for name, points in drawn.items():
+        if not points:
+            continue
+        path = " ".join(f"{x(step)},{y(value)}" for step, value in points)
+        few = points if len(points) <= 40 else []
+        marks = [(x(step), y(value), f"step {step:,}: {_number(value)}") for step, value in few]
+        first, last = (f"{_number(value)} at step {step:,}" for step, value in (points[0], points[-1]))
+        lines.append(Line(name, path, marks, first, last, lost=len(curves[name]) - len(points)))
+    ticks = _log_ticks(10**low, 10**high) if logarithmic else _ticks(low, high, 7)
+    steps = [Tick(x(step), f"{step:,.0f}") for step in _ticks(0, end, min(5, end))]
+    return Chart(title, unit, steps, [Tick(y(value), _number(value, 9)) for value in ticks], lines)
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from low to high, in up to `most` steps."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+    return [float(f"{i * step:.9g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten from low to high, with their 2- and 5-fold where there are few, and any round numbers where there are none."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return _ticks(low, high, 7)
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """With up to so many digits, and a power of ten beside them if it is very small or large."""
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    if -3 <= int(power) < digits:
+        return f"{float(f'{mantissa}e{power}'):,.{digits}g}".replace("-", "−")
+    exponent = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{float(mantissa):.{digits}g}·10{exponent}".replace("-", "−")
