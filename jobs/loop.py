@@ -31,6 +31,8 @@ class State:
 class Objective(nn.Module):
     """The model's loss as a forward pass, which is what DistributedDataParallel wraps."""
 
+    model: Any  # one of jobs.models
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -63,7 +65,7 @@ class Run:
         )
         self.validation = ShardSet(data, "val").versions()[: recipe.training.validation_images]
         torch.manual_seed(recipe.training.seed)
-        self.model = build_model(recipe.model).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.model.in_channels != self.loader.channels:
             raise UserError(
                 f"model.in_channels is {self.model.in_channels} and the images of task {recipe.data.task} have {self.loader.channels}"
@@ -71,6 +73,7 @@ class Run:
         self.optimiser = build_optimiser(self.model, recipe.optimisation)
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
         self.state = State(0, Position())
+        self.records: list[dict[str, Any]] = []  # of metrics.jsonl so far; a checkpoint carries its run's history
         objective = Objective(self.model)
         # Buffers need no broadcast: their statistics are global and so the same on every rank.
         self.objective: nn.Module = (
@@ -80,8 +83,8 @@ class Run:
     def train(self, save: Callable[["Run"], None], log: Callable[[dict[str, Any]], None]) -> None:
         """Train to the end of the recipe from where the state stands.
 
-        save is called every `checkpoint_every` steps and at the end, on every rank; log every `log_every` steps with the
-        record of metrics.jsonl, on every rank (the values are means over the ranks).
+        save is called every `checkpoint_every` steps and at the end, on every rank; log with each new record of
+        metrics.jsonl, on every rank: every `log_every` steps (means over steps and ranks), and after each validation.
         """
         every = self.recipe.training
         meter = Meter()
@@ -104,13 +107,17 @@ class Run:
                         raise UserError(
                             f"loss is {record['loss']} at step {self.state.step}: lower the learning rate, or clip"
                         )
-                    log({"step": self.state.step, "epoch": position.epoch, "lr": self.lr(), **record})
+                    self._log(log, {"epoch": position.epoch, "lr": self.lr(), **record})
                 if last or self.state.step % every.validate_every == 0:
-                    log({"step": self.state.step, "epoch": position.epoch, "val_psnr": self.validate()})
+                    self._log(log, {"epoch": position.epoch, "val_psnr": self.validate()})
                 if last or self.state.step % every.checkpoint_every == 0:
                     save(self)
         finally:
             batches.close()
+
+    def _log(self, log: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> None:
+        self.records.append({"step": self.state.step, **values})
+        log(self.records[-1])
 
     def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """One optimiser step on this rank's part of a global batch; returns (loss, logs, gradient norm before clipping)."""
@@ -148,13 +155,17 @@ class Run:
         return float(total[0] / total[1])
 
     def save(self, folder: Path) -> None:
-        """Write the whole state into `folder`: model.safetensors, optimiser.pt (tensors only), state.json."""
+        """Write the whole state into `folder`.
+
+        model.safetensors, optimiser.pt (tensors only), state.json, the resolved recipe.json, and metrics.jsonl so far.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights(self.model), folder / "model.safetensors")
         torch.save(self.optimiser.state_dict(), folder / "optimiser.pt")
         state = {**asdict(self.state), "total": self.total, "batches": self.loader.digest}
         (folder / "state.json").write_text(json.dumps(state, indent=1))
         (folder / "recipe.json").write_text(self.recipe.model_dump_json(indent=1))
+        (folder / "metrics.jsonl").write_text(json_lines(self.records))
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Raises UserError if it belongs to other data or another sampling of it."""
@@ -167,6 +178,7 @@ class Run:
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=self.device))
         self.state = State(state["step"], Position(**state["position"]))
+        self.records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 class Meter:
@@ -205,6 +217,11 @@ class Meter:
         record |= {"images_per_s": self.images / seconds, "seconds": seconds, "wait_s": self.wait}
         self.reset()
         return record
+
+
+def json_lines(records: list[dict[str, Any]]) -> str:
+    """One line of JSON for each record."""
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def all_reduce(value: Tensor, device: torch.device) -> Tensor:

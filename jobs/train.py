@@ -17,6 +17,7 @@ from pipeline.cluster import connect
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json
+from pipeline.storage import Bucket, Folder, Storage, storage
 
 CODE = (
     "jobs/loop.py",
@@ -28,34 +29,32 @@ CODE = (
 
 
 def train(
-    recipe_name: str, *, data: Path, store: Path, runs: Path, overrides: list[str] | None = None
+    recipe_name: str, *, data: Path, store: str, runs: Path, overrides: list[str] | None = None
 ) -> dict[str, Any]:
-    """Train a recipe on data/<task> and leave its final checkpoint in store/runs/<run>; returns the pointer to it.
+    """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
 
-    The run's name carries a digest of data, recipe and code: the same command continues a killed run, finds a finished one
-    and never mixes two. Writes runs/<recipe>/checkpoint.json (the pointer), metrics.json and curve.tsv.
+    store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
+    continues a killed run, finds a finished one and never mixes two. Writes runs/<recipe>/checkpoint.json (the pointer),
+    metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
     """
     recipe = read_recipe(recipe_name, overrides)
     name = Path(recipe_name).stem
     folder = data / recipe.data.task
     listing = read_shards_json(folder)
     run = f"{name}-{run_digest(recipe, listing['digest'])}"
-    run_dir = (store / "runs" / run).resolve()
-    done = run_dir / "done.json"
-    if not done.exists():
-        checkpoint = _fit(recipe, run, folder.resolve(), run_dir)
-        write_bytes(done, json.dumps({"checkpoint": checkpoint.name}).encode())
-    checkpoint = run_dir / json.loads(done.read_text())["checkpoint"]
-    state = json.loads((checkpoint / "state.json").read_text())
+    place = storage(f"{store.rstrip('/')}/runs/{run}")
+    if "done.json" not in place.names("done.json"):
+        place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, run, folder.resolve(), place)}).encode())
+    checkpoint = storage(f"{place.uri}/{json.loads(place.read('done.json'))['checkpoint']}")
     pointer = {
         "recipe": name,
         "run": run,
-        "uri": (store / "runs" / run / checkpoint.name).as_posix(),
-        "sha256": file_sha256(checkpoint / "model.safetensors"),
-        "step": state["step"],
+        "uri": checkpoint.uri,
+        "sha256": checkpoint.sha256("model.safetensors"),
+        "step": json.loads(checkpoint.read("state.json"))["step"],
         "data": {"task": recipe.data.task, "digest": listing["digest"]},
     }
-    records = read_records(run_dir / "metrics.jsonl")
+    records = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
     final = {key: value for record in records for key, value in record.items()}
     metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
     write_bytes(runs / name / "checkpoint.json", _json(pointer))
@@ -79,17 +78,6 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a kill cut short is dropped."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
 def _curve(records: list[dict[str, Any]]) -> str:
     """The curve for `dvc plots`: one row per logged step; a validation falls on the row of its step."""
     columns = ("step", "loss", "psnr", "val_psnr", "lr")
@@ -100,8 +88,8 @@ def _curve(records: list[dict[str, Any]]) -> str:
     return "\n".join(["\t".join(columns), *lines]) + "\n"
 
 
-def _fit(recipe: Recipe, run: str, data: Path, run_dir: Path) -> Path:
-    """Run Ray Train to the end and return the folder of the final checkpoint."""
+def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
+    """Run Ray Train to the end and return the name of the final checkpoint's folder in `place`."""
     training = recipe.training
     cpus = training.workers * training.cpus_per_worker
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
@@ -112,10 +100,12 @@ def _fit(recipe: Recipe, run: str, data: Path, run_dir: Path) -> Path:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    storage_path, filesystem = _ray_storage(place)
+    live = str(Path(storage_path, run, "metrics.jsonl")) if filesystem is None else None
     feed = ray.remote(num_cpus=0)(Feed).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe, "data": str(data), "run_dir": str(run_dir), "feed": feed},
+        train_loop_config={"recipe": recipe, "data": str(data), "live": live, "feed": feed},
         torch_config=TorchConfig(backend="nccl" if training.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
@@ -124,7 +114,8 @@ def _fit(recipe: Recipe, run: str, data: Path, run_dir: Path) -> Path:
         ),
         run_config=ray.train.RunConfig(
             name=run,
-            storage_path=str(run_dir.parent),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
@@ -142,7 +133,25 @@ def _fit(recipe: Recipe, run: str, data: Path, run_dir: Path) -> Path:
         bar.join()
     if result.return_value:
         raise UserError(result.return_value["error"])
-    return Path(result.checkpoint.path)
+    return Path(result.checkpoint.path).name
+
+
+def _ray_storage(place: Storage) -> tuple[str, Any]:
+    """Where Ray Train keeps the runs: an absolute path, or bucket/prefix with pyarrow's file system for it."""
+    if isinstance(place, Folder):
+        path = place.root.resolve()
+        path.mkdir(parents=True, exist_ok=True)
+        return str(path.parent), None
+    assert isinstance(place, Bucket)
+    from pyarrow.fs import S3FileSystem
+
+    place.names()  # a missing bucket or credential is told in one line here, and not by a worker
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")  # else older S3-compatible stores refuse
+    # pyarrow does not read the endpoint that boto3 takes from the environment.
+    endpoint = None if place.endpoint == "AWS" else place.endpoint
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    filesystem = S3FileSystem(endpoint_override=endpoint, **({"region": region} if region else {}))
+    return f"{place.bucket}/{place.prefix.rstrip('/').rpartition('/')[0]}", filesystem
 
 
 class Feed:
@@ -183,9 +192,14 @@ def _show(run: str, feed: Any, stop: threading.Event) -> None:
 
 
 def _line(values: dict[str, Any]) -> str:
-    parts = (("loss", "loss {:.4g}"), ("psnr", "psnr {:.2f} dB"), ("val_psnr", "val {:.2f} dB"))
-    parts += (("images_per_s", "{:.0f} images/s"), ("wait_s", "waited {:.1f} s"))
-    return "  ".join(form.format(values[key]) for key, form in parts if key in values)
+    forms = {
+        "loss": "loss {:.4g}",
+        "psnr": "psnr {:.2f} dB",
+        "val_psnr": "val {:.2f} dB",
+        "images_per_s": "{:.0f} images/s",
+        "wait_s": "waited {:.1f} s for data",
+    }
+    return "  ".join(form.format(values[key]) for key, form in forms.items() if key in values)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, str] | None:
@@ -194,27 +208,26 @@ def _worker(config: dict[str, Any]) -> dict[str, str] | None:
     import ray.train.torch
     import torch
 
-    from jobs.loop import Run
+    from jobs.loop import Run, json_lines
 
     recipe: Recipe = config["recipe"]
     torch.set_num_threads(recipe.training.cpus_per_worker)
     torch.backends.cuda.matmul.allow_tf32 = False
-    run_dir, feed = Path(config["run_dir"]), config["feed"]
+    live, feed = config["live"], config["feed"]
     try:
         run = Run(recipe, Path(config["data"]), ray.train.torch.get_device())
         checkpoint = ray.train.get_checkpoint()
         if checkpoint:
             with checkpoint.as_directory() as folder:
                 run.load(Path(folder))
-        metrics = run_dir / "metrics.jsonl"
-        if run.rank == 0:
-            kept = [record for record in read_records(metrics) if record["step"] <= run.state.step]
-            write_bytes(metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        if run.rank == 0 and live:  # the records up to the checkpoint: what a killed run logged beyond it comes again
+            write_bytes(Path(live), json_lines(run.records).encode())
 
         def log(record: dict[str, Any]) -> None:
             if run.rank == 0:
-                with metrics.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                if live:
+                    with Path(live).open("a") as file:
+                        file.write(json_lines([record]))
                 feed.put.remote({"total": run.total, **record})
 
         def save(run: Run) -> None:

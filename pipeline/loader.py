@@ -9,7 +9,7 @@ views cut from the mapped shards; floats and noise are made on the device.
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ class Loader:
         sampling = [self.shard_set.digest, self.batch, self.patch, self.stride, self.views, self.seed, WINDOW]
         return json.dumps(sampling)
 
-    def batches(self, start: Position = Position()) -> Iterator[tuple[Position, dict[str, Tensor]]]:
+    def batches(self, start: Position = Position()) -> Generator[tuple[Position, dict[str, Tensor]], None, None]:
         """Batches from `start` on, without end: (position of the batch, batch), as `cut` makes them."""
         ahead: deque[Future[tuple[Position, dict[str, Tensor]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
