@@ -39,8 +39,8 @@ def identity(lq: np.ndarray) -> np.ndarray:
     return lq
 
 
-def restorer(model: torch.nn.Module) -> Restorer:
-    """A model as a function on arrays."""
+def restorer(model: Any) -> Restorer:
+    """A model (see jobs.models), in eval mode, as a function on arrays."""
 
     def restore(lq: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

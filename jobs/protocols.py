@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import awgn
-from pipeline.degradations.scale import bicubic_lowres, modcrop
+from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
 from pipeline.errors import UserError, nearest
 from pipeline.images import UnusableImageError
 
@@ -142,6 +142,7 @@ class Benchmark:
     level: float
     protocol: Protocol
     plane: Literal["rgb2ycbcr", "rgb2gray"]  # what is taken of an RGB image; a grey image is used as it is
+    half: bool = False  # clean image first shrunk to half by MATLAB's bicubic, as RED and MemNet do with BSD200
 
     def prepare(self, image: np.ndarray) -> list[Pair]:
         """The pairs to restore and score: one, or three draws for noise.
@@ -150,6 +151,8 @@ class Benchmark:
         to multiples of the factor. Noise is keyed by the target's pixels, so a renamed or moved file gets the same.
         Raises UnusableImageError for an image smaller than the factor.
         """
+        if self.half:
+            image = imresize(image, scale=0.5)
         plane = rgb2ycbcr_y(image) if self.plane == "rgb2ycbcr" else rgb2gray(image)
         if self.kind == "sr":
             plane = modcrop(plane, int(self.level))
@@ -171,7 +174,8 @@ def _unit(plane: np.ndarray) -> np.ndarray:
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of this name: `jpeg-q1` to `jpeg-q100`, `sr-x2`, `sr-x3`, `sr-x4`, `noise-SIGMA` with SIGMA > 0.
+    """The benchmark of this name: `jpeg-q1` to `jpeg-q100`, `sr-x2`, `sr-x3`, `sr-x4`, `noise-SIGMA` with SIGMA > 0 and
+    `noise-SIGMA-half`, on the images at half size.
 
     Raises UserError for another name.
     """
@@ -180,20 +184,25 @@ def benchmark(name: str) -> Benchmark:
     if (match := re.fullmatch(r"sr-x([234])", name)) is not None:
         return Benchmark(name, "sr", int(match[1]), Y_MATLAB, "rgb2ycbcr")
     # one name for one level: no leading zeros, no trailing ones
-    if (match := re.fullmatch(r"noise-((?!0$)(?:0|[1-9]\d*)(?:\.\d*[1-9])?)", name, re.ASCII)) is not None:
-        return Benchmark(name, "noise", float(match[1]), GRAY_FLOAT, "rgb2gray")
+    if (match := re.fullmatch(r"noise-((?!0$)(?:0|[1-9]\d*)(?:\.\d*[1-9])?)(-half)?", name, re.ASCII)) is not None:
+        return Benchmark(name, "noise", float(match[1]), GRAY_FLOAT, "rgb2gray", half=match[2] is not None)
     known = ["jpeg-q10", "jpeg-q20", "sr-x2", "sr-x3", "sr-x4", "noise-30", "noise-50", "noise-70"]
-    raise UserError(f"no benchmark {name!r}: {nearest(name, known)} (and any jpeg-q1 to jpeg-q100, any noise-SIGMA)")
+    raise UserError(
+        f"no benchmark {name!r}: {nearest(name, known)} (and any jpeg-q1 to jpeg-q100, any noise-SIGMA or noise-SIGMA-half)"
+    )
 
 
-PAPER_SOURCE = "Tai et al., MemNet, ICCV 2017: table 4 (super-resolution), table 5 (JPEG)"
+PAPER_SOURCE = "Tai et al., MemNet, ICCV 2017: table 3 (denoising), table 4 (super-resolution), table 5 (JPEG)"
 
-# (data set, benchmark) -> method -> (PSNR, SSIM); the first method of a row is the baseline, the degraded input itself
+# (data set, benchmark) -> method -> (PSNR, SSIM); rows named JPEG and Bicubic are the degraded input itself
 PAPER: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
     ("Classic5", "jpeg-q10"): {"JPEG": (27.82, 0.7595), "MemNet": (29.69, 0.8107)},
     ("Classic5", "jpeg-q20"): {"JPEG": (30.12, 0.8344), "MemNet": (31.90, 0.8658)},
     ("LIVE1", "jpeg-q10"): {"JPEG": (27.77, 0.7730), "MemNet": (29.45, 0.8193)},
     ("LIVE1", "jpeg-q20"): {"JPEG": (30.07, 0.8512), "MemNet": (31.83, 0.8846)},
+    ("BSD200", "noise-30-half"): {"WNNM": (27.48, 0.7807), "MemNet": (28.04, 0.8053)},
+    ("BSD200", "noise-50-half"): {"WNNM": (25.26, 0.6928), "MemNet": (25.86, 0.7202)},
+    ("BSD200", "noise-70-half"): {"WNNM": (23.95, 0.6346), "MemNet": (24.53, 0.6608)},
     ("Set5", "sr-x2"): {"Bicubic": (33.66, 0.9299), "MemNet": (37.78, 0.9597)},
     ("Set5", "sr-x3"): {"Bicubic": (30.39, 0.8682), "MemNet": (34.09, 0.9248)},
     ("Set5", "sr-x4"): {"Bicubic": (28.42, 0.8104), "MemNet": (31.74, 0.8893)},
