@@ -1,16 +1,24 @@
 """The build stage: a task's shards, by Ray Data over the plan, one task per shard."""
 
+import fcntl
+import hashlib
 import json
+import logging
 import os
+import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cluster import connect
@@ -30,9 +38,10 @@ from pipeline.shards import (
     npy_member,
     write_shard,
 )
-from pipeline.task import Jpeg, Noise, Scale, Task, read_task
+from pipeline.task import Jpeg, Noise, Task, read_task
 
 STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
+SHOWN = 5  # failures that the error names
 
 
 def versions() -> dict[str, str]:
@@ -41,152 +50,194 @@ def versions() -> dict[str, str]:
 
 
 def build(task_name: str, manifest: Path, out: Path, *, cpus: int | None = None) -> dict[str, Any]:
-    """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json; returns the latter.
+    """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json.
 
-    Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task and
-    the versions of opencv, numpy and the format; not on cpus, block counts or kills.
-    Raises UserError with every failing shard; then nothing is left under `out`'s name.
+    Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task
+    and the versions of opencv, numpy and the format; not on cpus, block counts or kills. cpus: shards made at a time;
+    None: as many as there are CPUs. Returns what shards.json holds, and as "encoded" how many shards were not in the
+    store. Raises UserError with the failures; then nothing new is under `out`'s name.
     """
     task = read_task(task_name)
     started = time.monotonic()
     shards = plan(read_manifest(manifest), task)
     recipes = [recipe_digest(shard, task, versions()) for shard in shards]
-    built = {recipe: entry for recipe in recipes if (entry := _stored(recipe))}
-    todo = {recipe: shard for recipe, shard in zip(recipes, shards, strict=True) if recipe not in built}
-    failures: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"build {task_name}", total=len(shards), completed=len(shards) - len(todo))
-        for result in _run(todo, task, cpus or os.cpu_count() or 1) if todo else ():
-            if "error" in result:
-                failures.append(result["error"])
-            else:
-                built[result["recipe"]] = result
-            progress.advance(bar)
-    if failures:
-        raise UserError(
-            f"build {task_name}: {len(failures)} of {len(shards)} shards failed: " + "; ".join(sorted(failures))
+    with _claimed(STORE):
+        built = {recipe: entry for recipe in recipes if (entry := _stored(recipe))}
+        todo = {recipe: shard for recipe, shard in zip(recipes, shards, strict=True) if recipe not in built}
+        failures: set[str] = set()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(
+            *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+        ) as progress:
+            bar = progress.add_task(f"build {task_name}", total=len(shards), completed=len(built))
+            for result in _run(todo, task, cpus) if todo else ():
+                if "error" in result:
+                    failures.add(result["error"])
+                else:
+                    built[result["recipe"]] = result
+                progress.advance(bar)
+        missing = len(shards) - len(built)
+        if missing:
+            shown = sorted(failures)[:SHOWN]
+            more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+            raise UserError(f"build {task_name}: {missing} of {len(shards)} shards failed: {'; '.join(shown)}{more}")
+        listing = _assemble(
+            task_name, task, [(shard.split, built[r]) for shard, r in zip(shards, recipes, strict=True)], out
         )
-    listing = _assemble(
-        task_name, task, [(shard.split, built[r]) for shard, r in zip(shards, recipes, strict=True)], out
-    )
     log = {"task": task_name, "shards": len(shards), "encoded": len(todo), "seconds": time.monotonic() - started}
     write_bytes(Path(f".cache/logs/build-{Path(task_name).stem}.json"), json.dumps(log).encode())
     return listing | {"encoded": len(todo)}
 
 
+@contextmanager
+def _claimed(store: Path) -> Iterator[None]:
+    """Let other builds know that this one works in the store, and remove what killed ones left unfinished there.
+
+    The lock dies with its process: who gets it alone knows that every temporary file is a dead build's.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / ".lock").open("a") as lock:
+        with suppress(OSError):  # another build runs, or a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in (*store.glob(".*.tmp"), *store.glob("recipes/.*.tmp")):
+                leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
 def _stored(recipe: str) -> dict[str, Any] | None:
     """What the store holds for a recipe, if its shard is there and whole."""
     try:
-        entry = json.loads((STORE / "recipes" / f"{recipe}.json").read_text())
+        entry = json.loads((STORE / "recipes" / f"{recipe}.json").read_bytes())
         return entry if file_sha256(STORE / entry["name"]) == entry["sha256"] else None
-    except (OSError, json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _run(todo: dict[str, ShardPlan], task: Task, cpus: int) -> Iterator[dict[str, Any]]:
+def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None) -> Iterator[dict[str, Any]]:
     """Write the shards as Ray Data tasks, one block and one task per shard; only these small rows pass through Ray."""
-    connect(cpus)
-    import ray
+    embedded = not os.environ.get("RAY_ADDRESS")
+    connect(cpus or (os.cpu_count() or 1 if embedded else 1))
+    import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    store = STORE.resolve()
-    items = [
-        {
-            "recipe": recipe,
-            "task": task.model_dump_json(),
-            "groups": json.dumps([(g.key, str(Path(g.path).resolve()), g.sha256, g.nbytes) for g in shard.groups]),
-            "store": str(store),
-        }
-        for recipe, shard in todo.items()
-    ]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    for row in dataset.map(_build_shard, num_cpus=1).iter_rows():
+    dataset = ray.data.from_items(_orders(todo, task), override_num_blocks=len(todo))
+    for row in dataset.map(_build_shard, num_cpus=1, compute=ray.data.TaskPoolStrategy(cpus)).iter_rows():
         yield json.loads(row["result"])
 
 
-def _build_shard(item: dict[str, Any]) -> dict[str, Any]:
+def _orders(todo: dict[str, ShardPlan], task: Task) -> list[str]:
+    """What a worker must know of each shard, as JSON."""
+    common = {"task": task.model_dump(mode="json"), "store": str(STORE.resolve()), "versions": versions()}
+    return [
+        json.dumps(
+            {
+                "recipe": recipe,
+                "groups": [asdict(group) | {"path": str(Path(group.path).resolve())} for group in shard.groups],
+                **common,
+            }
+        )
+        for recipe, shard in todo.items()
+    ]
+
+
+def _build_shard(row: dict[str, str]) -> dict[str, str]:
     """One shard, in a Ray worker. A failure that a retry cannot mend is a result, so that all of them are listed."""
-    task = Task.model_validate_json(item["task"])
-    groups = [Group(*fields) for fields in json.loads(item["groups"])]
-    store = Path(item["store"])
+    order = json.loads(row["item"])
+    store = Path(order["store"])
+    task = Task.model_validate(order["task"])
+    groups = [Group(**group) for group in order["groups"]]
     try:
-        name, nbytes, rows = write_shard(((g.key, sample_members(g, task)) for g in groups), store)
-        entry = {
-            "recipe": item["recipe"],
-            "name": name,
-            "bytes": nbytes,
-            "sha256": file_sha256(store / name),
-            "groups": len(groups),
-            "rows": rows,
-        }
-        write_bytes(store / "recipes" / f"{item['recipe']}.json", json.dumps(entry).encode())
-    except UnusableImageError as error:
-        return {"result": json.dumps({"error": str(error)})}
+        if versions() != order["versions"]:
+            raise UserError(
+                f"node {platform.node()} has {versions()}, the build needs {order['versions']}: install the same"
+            )
+        shard = write_shard(((group.key, sample_members(group, task)) for group in groups), store)
+        entry = {"recipe": order["recipe"], "groups": len(groups), **shard}
+        write_bytes(store / "recipes" / f"{order['recipe']}.json", json.dumps(entry).encode())
+    except UserError as error:
+        entry = {"error": str(error)}
     except OSError as error:
-        return {"result": json.dumps({"error": f"{error.filename or store}: {error.strerror}"})}
+        entry = {"error": f"{error.filename or store}: {error.strerror}"}
     return {"result": json.dumps(entry)}
 
 
 def sample_members(group: Group, task: Task) -> list[Member]:
-    """The members of one sample: the clean planes, their degraded version at each level, and where they come from."""
+    """The members of one sample: the clean planes, their degraded version at each level, and where they come from.
+
+    Raises UserError for a file that is not the one that was ingested, and for one that the degradation does not take.
+    """
     try:
         data = Path(group.path).read_bytes()
     except OSError as error:
-        raise UnusableImageError(f"{group.path}: {error.strerror}; run `memoir ingest` again") from None
-    import hashlib
-
+        raise UserError(f"{group.path}: {error.strerror}; run `memoir ingest` again") from None
     if hashlib.sha256(data).hexdigest() != group.sha256:
-        raise UnusableImageError(f"{group.path}: changed since it was ingested; run `memoir ingest` again")
-    image = decode_image(data)
-    planes = {"y": rgb2ycbcr_y, "gray": rgb2gray, "rgb": np.asarray}[task.colour](image)
-    members = [npy_member("gt.npy", planes, role="gt")]
+        raise UserError(f"{group.path}: changed since it was ingested; run `memoir ingest` again")
+    try:
+        image = decode_image(data)
+        planes = rgb2ycbcr_y(image) if task.colour == "y" else rgb2gray(image) if task.colour == "gray" else image
+        degraded = _degraded(planes, task)
+    except UnusableImageError as error:
+        raise UserError(f"{group.path}: {error}") from None
+    origin = json_member({"source_sha256": group.sha256, "colour": task.colour})
+    return [npy_member("gt.npy", planes, role="gt"), *degraded, origin]
+
+
+def _degraded(planes: np.ndarray, task: Task) -> list[Member]:
     degradation = task.degradation
-    if isinstance(degradation, Jpeg):
-        for quality in degradation.quality:
-            lq = jpeg(planes, quality)
-            parameters = json.dumps({"jpeg": quality})
-            members.append(npy_member(f"lq-q{quality}.npy", lq, role="lq", level=quality, parameters=parameters))
-    elif isinstance(degradation, Scale):
-        for factor in degradation.factor:
+    if isinstance(degradation, Noise):
+        return []  # drawn by the loader
+    members = []
+    for level in degradation.levels:
+        if isinstance(degradation, Jpeg):
+            name, parameters, lq = f"lq-q{level}.npy", {"jpeg": level}, jpeg(planes, level)
+        else:
             # The papers keep this input in float; 8 bits cost it 0.3 grey levels rms.
-            lowres = bicubic_lowres(modcrop(planes, factor) / 255.0, factor)
+            lowres = bicubic_lowres(modcrop(planes, level) / 255.0, level)
             lq = np.clip(np.rint(lowres * 255), 0, 255).astype(np.uint8)
-            parameters = json.dumps({"bicubic": factor})
-            members.append(npy_member(f"lq-x{factor}.npy", lq, role="lq", level=factor, parameters=parameters))
-    else:
-        assert isinstance(degradation, Noise)  # drawn by the loader
-    members.append(json_member({"source_sha256": group.sha256, "colour": task.colour}))
+            name, parameters = f"lq-x{level}.npy", {"bicubic": level}
+        members.append(npy_member(name, lq, role="lq", level=level, parameters=json.dumps(parameters)))
     return members
 
 
 def _assemble(task_name: str, task: Task, built: list[tuple[str, dict[str, Any]]], out: Path) -> dict[str, Any]:
     """Link the shards into `out` with their index; the whole folder appears at once."""
-    partial = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
+    with (STORE / ".assemble").open("a") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another build of this task uses the same two names
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            listing = _fill(partial, task_name, task, built)
+            shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                out.rename(old)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+    return listing
+
+
+def _fill(folder: Path, task_name: str, task: Task, built: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Shards, index.parquet and shards.json in `folder`; returns what the last holds."""
     rows: list[dict[str, Any]] = []
+    shards: list[dict[str, Any]] = []
     for split, entry in built:
-        target = partial / split / entry["name"]
+        target = folder / split / entry["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(STORE / entry["name"], target)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(STORE / entry["name"], target)
         rows += [{"split": split, **row} for row in entry["rows"]]
-    write_table(partial / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
-    shards = [
-        {
-            "split": split,
-            "name": e["name"],
-            "bytes": e["bytes"],
-            "sha256": e["sha256"],
-            "groups": e["groups"],
-            "members": len(e["rows"]),
-        }
-        for split, e in built
-    ]
+        shard = {"split": split, **{name: entry[name] for name in ("name", "bytes", "sha256", "groups")}}
+        shards.append(shard | {"members": len(entry["rows"])})
+    write_table(folder / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
     listing = {
         "task": Path(task_name).stem,
         "format": FORMAT,
@@ -194,14 +245,8 @@ def _assemble(task_name: str, task: Task, built: list[tuple[str, dict[str, Any]]
         "colour": task.colour,
         "degradation": task.degradation.model_dump(mode="json"),
         "digest": dataset_digest(shards),
-        "index_sha256": file_sha256(partial / "index.parquet"),
+        "index_sha256": file_sha256(folder / "index.parquet"),
         "shards": shards,
     }
-    write_bytes(partial / "shards.json", (json.dumps(listing, indent=1) + "\n").encode())
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    write_bytes(folder / "shards.json", (json.dumps(listing, indent=1) + "\n").encode())
     return listing

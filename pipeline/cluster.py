@@ -21,13 +21,15 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith(("http://", "https://", "ray://")):
         raise UserError(
-            f"RAY_ADDRESS={address}: not an address to join; unset it to run embedded, or use host:port on a node of the cluster"
+            f"RAY_ADDRESS={address}: not an address to join; unset it to run embedded, or use host:port on a node of the "
+            "cluster"
         )
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
+                address="local",  # a cluster that `ray start` left on this machine is not joined by accident
                 num_cpus=cpus,
                 include_dashboard=False,
                 logging_level=logging.ERROR,
@@ -35,16 +37,16 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
                 object_store_memory=256 * 2**20,  # rows and records only: pixels never travel through it
                 _temp_dir=os.environ.get("RAY_TMPDIR"),
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot start or reach Ray ({address or 'embedded'}): {first}") from error
-    deadline = time.monotonic() + (wait_seconds if address else 0)
+    deadline = time.monotonic() + (wait_seconds if address else min(wait_seconds, 5))
     for resource, needed in (("CPU", cpus), ("GPU", gpus)):
         while (free := ray.available_resources().get(resource, 0)) < needed:
             if time.monotonic() > deadline:
                 total = ray.cluster_resources().get(resource, 0)
                 raise UserError(
                     f"{needed} {resource}s are needed and Ray ({address or 'embedded'}) has {free:g} of {total:g} free: "
-                    "ask for fewer in the recipe (--set training.workers=..., training.gpu=false), add a node, or wait"
+                    "ask for fewer (build: --cpus; train: --set training.workers=..., training.gpu=false), add a node, or wait"
                 )
             time.sleep(0.5)

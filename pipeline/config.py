@@ -1,10 +1,12 @@
 """YAML files checked against typed, closed schemas; a mistake is one line with file, line and the nearest known key."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import UserError, nearest
 
@@ -24,15 +26,19 @@ def read_yaml(path: Path, schema: type[Schema], overrides: list[str] | None = No
     Raises UserError naming file, line, key and the nearest known key.
     """
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{where}: not valid YAML: {_problem(error)}") from None
+    if (twice := _twice(root)) is not None:
+        raise UserError(f"{path}:{twice.start_mark.line + 1}: {twice.value} is given twice; keep one")
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
     for override in overrides or []:
@@ -52,11 +58,35 @@ def _override(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise UserError(f"--set {override}: {section} has no keys of its own")
-    data[key] = yaml.safe_load(value)
+    try:
+        data[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: not valid YAML: {_problem(error)}") from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())
+
+
+def _twice(node: Any) -> Any:
+    """The first key, as a node of the YAML tree, that stands twice in one mapping; YAML lets the last one win."""
+    below = []
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                return key
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+            below.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    return next((key for each in below if (key := _twice(each)) is not None), None)
 
 
 def _explain(path: Path, root: Any, schema: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = _misspelt(errors) or errors[0]
     loc = first["loc"]
     dotted = ".".join(str(part) for part in loc)
     message = f"{path}:{_line(root, loc)}: {dotted or 'file'}: "
@@ -66,8 +96,19 @@ def _explain(path: Path, root: Any, schema: type[BaseModel], error: ValidationEr
         return message + "missing; add it"
     given = first.get("input")
     shown = f" (given: {given!r})" if not isinstance(given, dict | list) else ""
-    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return message + first["msg"].removeprefix("Value error, ") + shown + more
+
+
+def _misspelt(errors: list[ErrorDetails]) -> ErrorDetails | None:
+    """Of an unknown key and a missing one that is spelt alike, the former: it is the mistake, the other follows."""
+    missing = [error["loc"] for error in errors if error["type"] == "missing"]
+    for error in errors:
+        *place, key = error["loc"] or ("",)
+        beside = [str(name) for *section, name in missing if section == place]
+        if error["type"] == "extra_forbidden" and get_close_matches(str(key), beside, cutoff=0.5):
+            return error
+    return None
 
 
 def _line(node: Any, loc: tuple[int | str, ...]) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -61,13 +62,16 @@ class ShardSet:
         if not rows:
             raise UserError(f"{folder}: no split {split!r}; the task names the splits that are built")
         self.shards: list[list[Version]] = []
+        rows_of: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            rows_of.setdefault(row["shard"], []).append(row)
         for shard in (s for s in listing["shards"] if s["split"] == split):
             path = folder / split / shard["name"]
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise UserError(f"{path}: missing or truncated; run `memoir build` again, or `dvc pull`")
-            mapped = np.memmap(path, np.uint8, mode="r")
+            mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of the subclass cost thrice as much
             samples: dict[str, dict[int | None, np.ndarray]] = {}
-            for row in (r for r in rows if r["shard"] == shard["name"] and r["role"] != "json"):
+            for row in (r for r in rows_of[shard["name"]] if r["role"] != "json"):
                 begin = row["offset"] + row["header"]
                 pixels = mapped[begin : row["offset"] + row["length"]].reshape(row["shape"])
                 samples.setdefault(row["key"], {})[row["level"] if row["role"] == "lq" else None] = pixels
@@ -113,6 +117,7 @@ class Loader:
             divisors = ", ".join(str(w) for w in range(1, batch + 1) if batch % w == 0)
             raise UserError(f"{world_size} workers do not divide the global batch of {batch}; these do: {divisors}")
         self.shard_set = ShardSet(folder, split)
+        self.split = split
         self.batch, self.patch, self.seed, self.threads = batch, patch, seed, threads
         self.views = 8 if dihedral else 1
         self.rank, self.world_size = rank, world_size
@@ -132,7 +137,7 @@ class Loader:
         self.samples = int(self.first[-1])
         if not self.samples:
             raise UserError(f"{folder}: no image of split {split!r} holds a patch of {patch}x{patch}")
-        self.channels = versions[0].gt.shape[2]
+        self.channels = max(version.gt.shape[2] for version in versions)
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank; the last may be padded."""
@@ -141,7 +146,16 @@ class Loader:
     @property
     def digest(self) -> str:
         """What the batches depend on beside the position: shards, sampling, global batch and seed."""
-        sampling = [self.shard_set.digest, self.batch, self.patch, self.stride, self.views, self.seed, WINDOW]
+        sampling = [
+            self.shard_set.digest,
+            self.split,
+            self.batch,
+            self.patch,
+            self.stride,
+            self.views,
+            self.seed,
+            WINDOW,
+        ]
         return json.dumps(sampling)
 
     def batches(self, start: Position = Position()) -> Generator[tuple[Position, dict[str, Tensor]], None, None]:

@@ -61,8 +61,11 @@ def ingest(sources: dict[str, Source], out: Path) -> tuple[list[Counts], pa.Tabl
     """Read every image of the sources once; write out/manifest.parquet (used) and out/rejects.parquet.
 
     A group with a rejected member is rejected whole: a pair without its target is no pair.
-    Returns the counts of each dataset and the table of rejects. Raises UserError for an empty or unusable dataset.
+    Returns the counts of each dataset and the table of rejects. Raises UserError for an empty or unusable dataset; then
+    nothing is written.
     """
+    if not sources:
+        raise UserError("no datasets to ingest; name one under `datasets` in params.yaml")
     used: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     counts: list[Counts] = []
@@ -119,10 +122,16 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_manifest(path: Path) -> pa.Table:
-    """The manifest that `ingest` wrote. Raises UserError if there is none."""
+    """The manifest that `ingest` wrote. Raises UserError if there is none, or another file in its place."""
     try:
-        return pq.read_table(path, schema=SCHEMA)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: no manifest; run `memoir ingest` first") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a manifest ({error}); run `memoir ingest` again") from None
+    except PermissionError:
+        raise
+    except (pa.ArrowException, OSError):
+        table = None
+    if table is None or not table.schema.equals(SCHEMA) or table["reject_reason"].null_count < len(table):
+        raise UserError(f"{path}: not a manifest, or a damaged one; run `memoir ingest` again")
+    return table

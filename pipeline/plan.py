@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
 from pipeline.keyed import digest64
+from pipeline.layouts.base import natural, safe_key
 from pipeline.task import Noise, Task
 
 FORMAT = 1  # of shards and index: raise it when equal inputs would give other bytes
@@ -20,7 +21,7 @@ FORMAT = 1  # of shards and index: raise it when equal inputs would give other b
 class Group:
     """The unit that is never split; here one clean image, which all its degraded versions accompany."""
 
-    key: str  # of the sample in the shard: <dataset>-<key of the image>
+    key: str  # of the sample in the shard: <dataset>-<split>-<key of the image>
     path: str
     sha256: str
     nbytes: int  # of the group's pixels in the shard
@@ -37,54 +38,49 @@ class ShardPlan:
 def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     """Cut the task's groups, in natural order of (dataset, key), into shards at content-defined places.
 
-    Raises UserError for a source that the manifest lacks, for an image in two splits, and for a key used twice.
+    The order of the manifest's rows does not matter. Raises UserError for a source that the manifest lacks, for an
+    image in two splits, and for a key used twice.
     """
     shards: list[ShardPlan] = []
     split_of: dict[str, tuple[str, str]] = {}
     for split, sources in task.splits.items():
-        rows = list(_rows(manifest, sources))
-        for row in rows:
-            other, path = split_of.setdefault(row["sha256"], (split, row["path"]))
+        groups: dict[str, Group] = {}
+        for row in _rows(manifest, sources):
+            group = _group(row, task)
+            other, path = split_of.setdefault(group.sha256, (split, group.path))
             if other != split:
-                raise UserError(f"{row['path']} ({split}) and {path} ({other}) are the same image: remove one of them")
-        groups = [_group(row, task) for row in rows]
-        keys = [group.key for group in groups]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise UserError(f"split {split}: key {twice} comes from two of {', '.join(sources)}: rename one file")
-        shards += [ShardPlan(split, tuple(cut)) for cut in _cut(groups, task.shard_bytes)]
+                raise UserError(f"{group.path} ({split}) and {path} ({other}) are the same image: remove one of them")
+            same = groups.setdefault(group.key, group)
+            if same is not group:
+                raise UserError(f"{group.path} and {same.path} have the same key {group.key}: rename one of them")
+        shards += [ShardPlan(split, tuple(cut)) for cut in _cut(groups.values(), task.shard_bytes)]
     return shards
 
 
 def _rows(manifest: pa.Table, sources: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    columns = manifest.select(["dataset", "split", "key", "role", "path", "sha256", "width", "height", "channels"])
-    rows = [row for row in columns.to_pylist() if row["role"] == "gt"]
-    known = {f"{row['dataset']}/{row['split']}" for row in rows}
+    clean = manifest.filter(pc.field("role") == "gt")
     for source in sources:
-        if source not in known:
+        dataset, split = source.split("/")
+        chosen = clean.filter((pc.field("dataset") == dataset) & (pc.field("split") == split)).to_pylist()
+        if not chosen:
+            known = {f"{row['dataset']}/{row['split']}" for row in clean.select(["dataset", "split"]).to_pylist()}
             raise UserError(f"the manifest has no images in {source!r}; {nearest(source, list(known))}")
-        chosen = [row for row in rows if f"{row['dataset']}/{row['split']}" == source]
-        yield from sorted(chosen, key=lambda row: natural_key(row["key"]))
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that puts frame-2 before frame-10."""
-    parts = re.findall(r"\d+|\D+", name)
-    return (*((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts),)
+        yield from sorted(chosen, key=lambda row: natural(row["key"]))
 
 
 def _group(row: dict[str, Any], task: Task) -> Group:
     planes = 3 if task.colour == "rgb" and row["channels"] == 3 else 1
     versions = 1 if isinstance(task.degradation, Noise) else 1 + len(task.degradation.levels)
     nbytes = row["width"] * row["height"] * planes * versions
-    return Group(f"{row['dataset']}-{row['split']}-{row['key']}", row["path"], row["sha256"], nbytes)
+    return Group(safe_key(f"{row['dataset']}-{row['split']}-{row['key']}"), row["path"], row["sha256"], nbytes)
 
 
 def _cut(groups: Iterable[Group], average: int) -> Iterator[list[Group]]:
     """Cut after a group by a hash of its own key, so that an edit moves the boundaries near it and no others.
 
     The chance of a cut is the group's share of the average size, halved below the average and fourfold above it
-    (the normalised chunking of FastCDC, over keys); never below 0.4 of the average, always at twice.
+    (the normalised chunking of FastCDC, over keys); never below 0.4 of the average, always from twice on. So every
+    shard but the last has at least 0.4 averages, and without its last group less than 2.
     """
     shard: list[Group] = []
     size = 0

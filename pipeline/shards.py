@@ -1,8 +1,8 @@
 """Shards: tar files in the webdataset format, with an index of where every array lies.
 
 A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.json`. Arrays are uint8, HWC, RGB order.
-Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times, owners
-or host names are in them.
+Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times,
+owners or host names are in them.
 """
 
 import hashlib
@@ -12,13 +12,16 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
 
+from pipeline.config import Frozen
 from pipeline.errors import UserError
+from pipeline.plan import FORMAT
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -56,11 +59,35 @@ def json_member(value: dict[str, Any]) -> Member:
     return "json", json.dumps(value, sort_keys=True).encode(), {"role": "json"}
 
 
-def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> tuple[str, int, list[dict[str, Any]]]:
+class Shard(Frozen):
+    """One file, as shards.json lists it."""
+
+    split: Literal["train", "val", "test"]
+    name: str = Field(pattern=r"^[0-9a-f]{16}\.tar$")
+    bytes: int
+    sha256: str
+    groups: int
+    members: int
+
+
+class Listing(Frozen):
+    """shards.json: what a build consists of."""
+
+    task: str
+    format: int = Field(ge=FORMAT, le=FORMAT)
+    versions: dict[str, str] = Field(description="of the libraries that decided the bytes")
+    colour: str
+    degradation: dict[str, Any]
+    digest: str = Field(description="`dataset_digest` of the shards")
+    index_sha256: str
+    shards: tuple[Shard, ...] = Field(min_length=1)
+
+
+def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> dict[str, Any]:
     """Write one shard into `folder` under the name of its content.
 
-    samples: (key, members) in order. Returns (file name, bytes, index rows without split). Nothing half-written ever
-    carries the final name.
+    samples: (key, members) in order. Returns {"name", "bytes", "sha256", "rows"}: the file's, and its rows of the index
+    without the split. Nothing half-written ever carries the final name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
@@ -96,7 +123,8 @@ def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> tu
         temporary.replace(folder / name)
     finally:
         temporary.unlink(missing_ok=True)
-    return name, position, [{"shard": name, **row} for row in rows]
+    rows = [{"shard": name, **row} for row in rows]
+    return {"name": name, "bytes": position, "sha256": digest.hexdigest(), "rows": rows}
 
 
 def file_sha256(path: Path) -> str:
@@ -112,66 +140,74 @@ def dataset_digest(shards: list[dict[str, Any]]) -> str:
 
 
 def read_shards_json(folder: Path) -> dict[str, Any]:
-    """shards.json of a build. Raises UserError if it is missing or damaged."""
+    """shards.json of a build, as `Listing` has it. Raises UserError if it is missing or damaged."""
     path = folder / "shards.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; `memoir build` writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; build again") from None
+    try:
+        return Listing.model_validate_json(data).model_dump()
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(
+            f"{path}: damaged, or of another version of memoir ({where or 'not JSON'}); build again"
+        ) from None
 
 
 def verify(folder: Path) -> Iterator[str]:
     """Everything that is wrong with a built dataset, one line each; nothing if it is whole.
 
-    Every shard's length and sha256 against shards.json, every member against the index, the index against shards.json.
+    Every shard's length and sha256 against shards.json, the index against shards.json, every member against the index.
+    Raises UserError if shards.json is missing or damaged.
     """
     listing = read_shards_json(folder)
-    index_path = folder / "index.parquet"
-    if not index_path.exists():
-        yield f"{index_path}: missing; build again"
-        return
-    if file_sha256(index_path) != listing["index_sha256"]:
-        yield f"{index_path}: stale or damaged: not the index that shards.json was written with; build again"
-    try:
-        rows = pq.read_table(index_path, schema=INDEX_SCHEMA).to_pylist()
-    except (pa.ArrowInvalid, OSError):
-        yield f"{index_path}: not readable as Parquet; build again"
-        rows = []
     if dataset_digest(listing["shards"]) != listing["digest"]:
         yield f"{folder / 'shards.json'}: its dataset digest does not match its shards; build again"
-    by_shard: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_shard.setdefault((row["split"], row["shard"]), []).append(row)
+    index = folder / "index.parquet"
+    by_shard: dict[tuple[str, str], list[dict[str, Any]]] | None = None  # None: no index to compare with
+    if not index.exists():
+        yield f"{index}: missing; build again, or `dvc pull`"
+    elif file_sha256(index) != listing["index_sha256"]:
+        yield f"{index}: damaged, or of another build than shards.json; build again"
+    else:
+        by_shard = {}
+        for row in pq.read_table(index, schema=INDEX_SCHEMA).to_pylist():
+            by_shard.setdefault((row["split"], row["shard"]), []).append(row)
     expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
-    for split, name in sorted(by_shard.keys() - expected):
-        yield f"{index_path}: lists {split}/{name}, which shards.json lacks; build again"
+    for split, name in sorted((by_shard or {}).keys() - expected):
+        yield f"{index}: lists {split}/{name}, which shards.json lacks; build again"
     for path in sorted(folder.glob("*/*.tar")):
         if (path.parent.name, path.name) not in expected:
             yield f"{path}: not in shards.json; remove it, or build again"
     for shard in listing["shards"]:
-        problem = _verify_shard(folder, shard, by_shard.get((shard["split"], shard["name"]), []))
+        rows = None if by_shard is None else by_shard.get((shard["split"], shard["name"]), [])
+        problem = _verify_shard(folder / shard["split"] / shard["name"], shard, rows)
         if problem:
             yield problem
 
 
-def _verify_shard(folder: Path, shard: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    path = folder / shard["split"] / shard["name"]
+def _verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]] | None) -> str:
     if not path.exists():
         return f"{path}: missing; build again, or `dvc pull`"
     size = path.stat().st_size
     if size != shard["bytes"]:
-        return f"{path}: {'truncated' if size < shard['bytes'] else 'too long'}: {size:,} bytes of {shard['bytes']:,}; build again"
+        what = "truncated" if size < shard["bytes"] else "too long"
+        return f"{path}: {what}: {size:,} bytes of {shard['bytes']:,}; build again"
     if file_sha256(path) != shard["sha256"]:
         with path.open("rb") as file:
-            for row in rows:
+            for row in rows or ():
                 file.seek(row["offset"])
                 if hashlib.sha256(file.read(row["length"])).hexdigest() != row["sha256"]:
-                    return f"{path}: changed since it was built, in {row['key']}.{row['member']} at byte {row['offset']:,}; build again"
-        return f"{path}: changed since it was built, between its members; build again"
-    with tarfile.open(path) as tar:
-        inside = [(member.name, member.offset_data, member.size) for member in tar]
-    if inside != [(f"{row['key']}.{row['member']}", row["offset"], row["length"]) for row in rows]:
-        return f"{path}: its {len(inside)} members are not the {len(rows)} of the index; the index is of another build: build again"
+                    where = f"in {row['key']}.{row['member']} at byte {row['offset']:,}"
+                    return f"{path}: changed since it was built, {where}; build again"
+        return f"{path}: changed since it was built{', between its members' if rows else ''}; build again"
+    if rows is not None:
+        with tarfile.open(path) as tar:
+            inside = [(member.name, member.offset_data, member.size) for member in tar]
+        if inside != [(f"{row['key']}.{row['member']}", row["offset"], row["length"]) for row in rows]:
+            return f"{path}: its {len(inside)} members are not the {len(rows)} of the index; build again"
+        if (len(rows), len({row["key"] for row in rows})) != (shard["members"], shard["groups"]):
+            counted = f"{shard['groups']} groups and {shard['members']} members"
+            return f"{path}: not the {counted} that shards.json counts; build again"
     return ""

@@ -1,0 +1,176 @@
+"""Tiny datasets, built by the tests themselves."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import settings
+from PIL import Image
+
+import memoir
+from pipeline import build as stage
+from pipeline.images import write_image
+from pipeline.manifest import Counts, Source, ingest
+
+settings.register_profile("memoir", deadline=None)  # the time of one example says more of the machine than of the code
+settings.load_profile("memoir")
+
+JPEG = {"colour": "y", "degradation": {"kind": "jpeg", "quality": [10, 20]}, "shard_bytes": 65536}
+
+
+def photograph(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Smooth shapes and some noise, another picture for each seed: uint8, (height, width, channels)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    planes = [
+        120 + 60 * np.sin(x / rng.uniform(4, 12)) + 50 * np.cos(y / rng.uniform(4, 12)) + 40 * (x > y)
+        for _ in range(channels)
+    ]
+    return (np.stack(planes, axis=-1) + rng.normal(0, 6, (height, width, channels))).clip(0, 255).astype(np.uint8)
+
+
+def encode(pixels: np.ndarray, suffix: str, **options: Any) -> bytes:
+    """uint8 (H, W), (H, W, 2) with alpha, (H, W, 3) or (H, W, 4) as an image file, by Pillow."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+@dataclass
+class Workplace:
+    """A folder to run stages in: photographs below photos/, one task."""
+
+    root: Path
+
+    def add(self, name: str, contents: np.ndarray | bytes) -> Path:
+        """A file below photos/: an image, or its bytes."""
+        path = self.root / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(contents, bytes):
+            path.write_bytes(contents)
+        else:
+            write_image(path, contents)
+        return path
+
+    def ingest(self, layout: str = "folder") -> tuple[Counts, pa.Table]:
+        """Relative to the working directory, as the stage runs: the counts, and the table of rejects."""
+        counts, rejects = ingest({"photos": Source(layout=layout, root="photos")}, Path("data/manifest"))
+        return counts[0], rejects
+
+    def task(self, **changes: Any) -> str:
+        """A task of JPEG at two qualities, in small shards, with these changes: the name to build it by."""
+        splits = {split: [f"photos/{split}"] for split in ("train", "val") if (self.root / "photos" / split).exists()}
+        (self.root / "tiny.yaml").write_text(yaml.safe_dump(JPEG | {"splits": splits} | changes))
+        return "tiny.yaml"
+
+    def build(self, cpus: int | None = None, **changes: Any) -> dict[str, Any]:
+        """Build the task into data/tiny."""
+        return stage.build(self.task(**changes), Path("data/manifest/manifest.parquet"), Path("data/tiny"), cpus=cpus)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    """An empty workplace, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Workplace(tmp_path)
+
+
+def run_here(todo: dict, task: Any, cpus: int | None) -> Iterator[dict[str, Any]]:
+    """What `pipeline.build` has Ray do, in this process: `_run` of the same arguments."""
+    for order in stage._orders(todo, task):
+        yield json.loads(stage._build_shard({"item": order})["result"])
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds make their shards in this process: starting Ray takes seconds."""
+    monkeypatch.setattr(stage, "_run", run_here)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One embedded Ray for all the tests that need one."""
+    import ray
+
+    from pipeline.cluster import connect
+
+    connect(2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Build once for many tests: (name, pixels of each file below photos/, changes of the task) -> built folder."""
+    folders: dict[str, Path] = {}
+
+    def built(name: str, files: dict[str, np.ndarray], **changes: Any) -> Path:
+        if name not in folders:
+            with pytest.MonkeyPatch.context() as patch:
+                place = Workplace(tmp_path_factory.mktemp(name))
+                patch.chdir(place.root)
+                patch.setattr(stage, "_run", run_here)
+                for file, pixels in files.items():
+                    place.add(file, pixels)
+                place.ingest()
+                place.build(**changes)
+            folders[name] = place.root / "data" / "tiny"
+        return folders[name]
+
+    return built
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`memoir` with these arguments, in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["memoir", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            memoir.main()
+        captured = capsys.readouterr()
+        return int(leaving.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def unusable() -> dict[str, tuple[bytes, str]]:
+    """Files that no stage takes: name -> (contents, a part of the reason)."""
+    rgb = photograph(0, 40, 50)
+    grey = rgb[..., 0]
+    wide = grey.astype(np.uint16) * 257
+    files = {
+        "empty.png": (b"", "empty file"),
+        "text.png": (b"not a picture\n" * 100, "not an image"),
+        "sixteen-grey.png": (encode(wide, "PNG"), "16 bits a channel"),
+        "sixteen-rgb.png": (_png16(np.stack([wide] * 3, axis=-1)), "16 bits a channel"),
+        "grey-alpha.png": (encode(np.stack([grey, grey], axis=-1), "PNG"), "alpha channel (LA)"),
+        "alpha.png": (encode(np.dstack([rgb, grey]), "PNG"), "alpha channel (RGBA)"),
+        "cmyk.jpg": (_cmyk(rgb), "CMYK colours"),
+    }
+    for kind, data in (("PNG", encode(rgb, "PNG")), ("JPEG", encode(rgb, "JPEG"))):
+        for length, reason in ((20, "not an image"), (len(data) * 3 // 4, "truncated"), (len(data) - 30, "truncated")):
+            files[f"{kind}-cut-at-{length}.{kind.lower()}"] = (data[:length], reason)
+    return files
+
+
+def _png16(pixels: np.ndarray) -> bytes:
+    import cv2
+
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def _cmyk(rgb: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).convert("CMYK").save(buffer, "JPEG")
+    return buffer.getvalue()

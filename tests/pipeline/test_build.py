@@ -1,0 +1,378 @@
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import Workplace, photograph, run_here
+
+from pipeline import build as stage
+from pipeline.build import STORE, sample_members, versions
+from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
+from pipeline.degradations.jpeg import jpeg
+from pipeline.errors import UserError
+from pipeline.plan import Group
+from pipeline.shards import read_shards_json, verify
+from pipeline.task import Jpeg, Noise, Scale, Task
+
+OUT = Path("data/tiny")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert files
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def fill(workplace: Workplace, number: int = 10, side: int = 110) -> None:
+    for i in range(number):
+        workplace.add(f"train/{i}.png", photograph(i, side, side + i, 3 if i % 2 else 1))
+    workplace.add("val/1.png", photograph(1000, side, side))
+    workplace.ingest()
+
+
+@pytest.fixture
+def filled(workplace, without_ray) -> Workplace:
+    """Ten photographs in several shards, ingested; builds need no Ray."""
+    fill(workplace)
+    return workplace
+
+
+# the members of a sample
+
+
+@pytest.mark.parametrize("colour", ["y", "gray", "rgb"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sample_has_the_clean_planes_each_level_and_its_origin(workplace, colour, channels):
+    path = workplace.add("train/1.png", photograph(1, 33, 50, channels))
+    pixels = photograph(1, 33, 50, channels)
+    planes = {"y": rgb2ycbcr_y(pixels), "gray": rgb2gray(pixels), "rgb": pixels}[colour]
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    common = {"colour": colour, "splits": {"train": ("photos/train",)}}
+
+    def members(degradation: Jpeg | Scale | Noise) -> dict[str, object]:
+        found = sample_members(Group("a", str(path), sha256, 0), Task(degradation=degradation, **common))
+        for name, data, columns in found[:-1]:
+            array = np.frombuffer(data[columns["header"] :], np.uint8).reshape(columns["shape"])
+            yield name, columns["role"], columns.get("level"), array
+        name, data, columns = found[-1]
+        assert (name, json.loads(data)) == ("json", {"source_sha256": sha256, "colour": colour})
+
+    (gt, *stored) = members(Jpeg(kind="jpeg", quality=(10, 40)))
+    assert gt[:3] == ("gt.npy", "gt", None)
+    assert (gt[3] == planes).all()
+    assert [each[:3] for each in stored] == [("lq-q10.npy", "lq", 10), ("lq-q40.npy", "lq", 40)]
+    for _, _, quality, lq in stored:
+        assert (lq == jpeg(planes, quality)).all()
+
+    (gt, *stored) = members(Scale(kind="scale", factor=(2, 3)))
+    assert [(*each[:3], each[3].shape[:2]) for each in stored] == [
+        ("lq-x2.npy", "lq", 2, (32, 50)),
+        ("lq-x3.npy", "lq", 3, (33, 48)),
+    ]
+    for _, _, _, lq in stored:
+        error = lq.astype(float) - gt[3][: lq.shape[0], : lq.shape[1]]
+        assert abs(error.mean()) < 0.5  # a shift or another plane would show
+        assert 1 < error.std() < 25
+
+    assert [each[0] for each in members(Noise(kind="noise", sigma=(30,)))] == ["gt.npy"]
+
+
+# the same bytes
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_bytes_do_not_depend_on_the_number_of_cpus_or_on_ray(workplace, monkeypatch):
+    fill(workplace)
+    built = []
+    for cpus in (1, 2):
+        listing = workplace.build(cpus)
+        assert listing["encoded"] == len(listing["shards"]) > 4
+        built.append(digests(OUT))
+        STORE.parent.rename(f"cache-{cpus}")
+    monkeypatch.setattr(stage, "_run", run_here)
+    workplace.build()
+    assert built[0] == built[1] == digests(OUT)
+    assert list(verify(OUT)) == []
+
+
+def test_a_second_build_encodes_nothing_and_gives_the_same_bytes(filled):
+    first = filled.build()
+    before = digests(OUT)
+    assert filled.build() == first | {"encoded": 0}
+    assert digests(OUT) == before
+    assert sorted(path.name for path in OUT.parent.iterdir()) == ["manifest", "tiny"]
+
+
+def test_a_build_takes_from_the_store_what_is_there_and_whole(filled):
+    shards = filled.build()["shards"]
+    before = digests(OUT)
+    names = [shard["name"] for shard in shards]
+    OUT.rename("taken-away")
+    for name in names[::2]:
+        (STORE / name).unlink()
+    damaged = STORE / names[1]
+    damaged.unlink()  # its bytes are those of taken-away
+    damaged.write_bytes(b"damaged")
+    assert filled.build()["encoded"] == len(names[::2]) + 1
+    assert digests(OUT) == before
+    for recipe, text in zip(sorted((STORE / "recipes").iterdir()), ("", "[]", "{}", '{"name": 1}'), strict=False):
+        recipe.write_text(text)
+    assert filled.build()["encoded"] == 4
+    assert digests(OUT) == before
+
+
+def test_a_shard_damaged_in_place_is_built_again(filled):
+    """The file in the output and the one in the store are one file."""
+    shards = filled.build()["shards"]
+    before = digests(OUT)
+    path = OUT / shards[0]["split"] / shards[0]["name"]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(list(verify(OUT))) == 1
+    assert filled.build()["encoded"] == 1
+    assert digests(OUT) == before
+
+
+def test_more_images_change_few_shards_and_fewer_leave_none_behind(filled):
+    before = digests(OUT) if filled.build() else {}
+    added = filled.add("train/4-more.png", photograph(50, 90, 90))
+    filled.ingest()
+    listing = filled.build()
+    assert 1 <= listing["encoded"] <= 4 < len(listing["shards"])
+    assert list(verify(OUT)) == []
+    added.unlink()
+    filled.ingest()
+    assert filled.build()["encoded"] == 0
+    assert digests(OUT) == before
+
+
+def test_a_change_of_the_task_is_another_build(filled):
+    first = filled.build()
+    other = filled.build(degradation={"kind": "jpeg", "quality": [10]})
+    assert other["encoded"] == len(other["shards"])
+    assert other["digest"] != first["digest"]
+    assert other["degradation"] == {"kind": "jpeg", "quality": [10]} == read_shards_json(OUT)["degradation"]
+    assert list(verify(OUT)) == []
+
+
+# killed builds
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_build_continues_to_the_same_bytes(workplace, monkeypatch):
+    fill(workplace, number=40, side=150)
+    command = [sys.executable, "-m", "memoir", "build", workplace.task(), "--cpus", "1"]
+    with Path("log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        while process.poll() is None and not any(STORE.glob("*.tar")):
+            time.sleep(0.002)
+    finally:
+        workers = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, Path("log").read_text()
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert not OUT.exists()
+    listing = workplace.build(2)
+    assert 0 < listing["encoded"] < len(listing["shards"])
+    assert not list(STORE.rglob("*.tmp"))
+    after_kill = digests(OUT)
+    STORE.parent.rename("cache-of-the-killed")
+    monkeypatch.setattr(stage, "_run", run_here)
+    assert workplace.build()["encoded"] == len(listing["shards"])
+    assert digests(OUT) == after_kill
+
+
+LEFTOVERS = (STORE / ".123-abc.tmp", STORE / "recipes" / ".124-abd.tmp")
+
+
+def leave() -> None:
+    for path in LEFTOVERS:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half a shard")
+
+
+def test_temporary_files_of_killed_builds_are_removed(filled):
+    leave()
+    filled.build()
+    assert not any(path.exists() for path in LEFTOVERS)
+
+
+def test_temporary_files_stay_while_another_build_uses_the_store(filled, monkeypatch):
+    def run_and_look(*arguments):
+        leave()
+        subprocess.run(
+            [sys.executable, "-c", OTHER], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        )
+        assert all(path.exists() for path in LEFTOVERS)
+        yield from here(*arguments)
+
+    here = stage._run
+    monkeypatch.setattr(stage, "_run", run_and_look)
+    filled.build()
+    assert all(path.exists() for path in LEFTOVERS)
+    filled.build()
+    assert not any(path.exists() for path in LEFTOVERS)
+
+
+OTHER = "from pipeline.build import _claimed, STORE\nwith _claimed(STORE): pass"
+
+
+def test_two_builds_of_one_task_at_a_time_both_succeed(filled):
+    filled.build()
+    before = digests(OUT)
+    failures = []
+
+    def again() -> None:
+        try:
+            for _ in range(5):
+                stage.build("tiny.yaml", Path("data/manifest/manifest.parquet"), OUT)
+        except BaseException as error:  # whatever it is, it must reach the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=again) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert digests(OUT) == before
+
+
+# mistakes and mishaps
+
+
+def test_a_source_that_changed_since_it_was_ingested_is_one_line(filled, cli):
+    filled.task()
+    path = filled.add("train/0.png", photograph(77, 90, 90))
+    (filled.root / "photos/train/9.png").unlink()
+    code, out, err = cli("build", "tiny.yaml")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("memoir: build tiny.yaml: 2 of ")
+    assert f"{path}: changed since it was ingested; run `memoir ingest` again" in err
+    assert f"{filled.root}/photos/train/9.png: No such file or directory; run `memoir ingest` again" in err
+    assert [path.name for path in OUT.parent.iterdir()] == ["manifest"]
+    filled.ingest()
+    assert cli("build", "tiny.yaml")[0] == 0
+
+
+def test_a_failing_build_leaves_the_last_one_alone(filled):
+    filled.build()
+    before = digests(OUT)
+    filled.add("train/3.png", b"changed")
+    with pytest.raises(UserError):
+        filled.build(colour="gray")
+    assert digests(OUT) == before
+
+
+def test_many_failures_are_counted_and_the_first_are_named(filled, monkeypatch):
+    shards = len(filled.build()["shards"])
+    shutil.rmtree(STORE)
+    for i in range(10):
+        filled.add(f"train/{i}.png", b"changed")
+    monkeypatch.setattr(stage, "SHOWN", 2)
+    with pytest.raises(UserError) as error:
+        filled.build()
+    text = str(error.value)
+    assert text.startswith(f"build tiny.yaml: {shards - 1} of {shards} shards failed: ")
+    assert text.count("changed since it was ingested") == 2
+    assert text.endswith(f"again; and {shards - 3} more")
+
+
+def test_an_image_that_the_degradation_does_not_take_is_named(workplace, without_ray):
+    path = workplace.add("train/1.png", photograph(1, 16, 16))
+    workplace.ingest()
+
+    def refuse(*_: object) -> None:
+        from pipeline.images import UnusableImageError
+
+        raise UnusableImageError("too small to shrink")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "modcrop", refuse)
+        with pytest.raises(UserError, match=f"1 of 1 shards failed: {path}: too small to shrink$"):
+            workplace.build(degradation={"kind": "scale", "factor": [2]})
+
+
+def test_a_worker_with_other_libraries_is_refused(filled, monkeypatch):
+    orders = stage._orders
+
+    def of_a_driver_with_another_numpy(*arguments):
+        return [order.replace(versions()["numpy"], "0.0") for order in orders(*arguments)]
+
+    monkeypatch.setattr(stage, "_orders", of_a_driver_with_another_numpy)
+    with pytest.raises(UserError, match=r"node .* has .*, the build needs .*'numpy': '0\.0'.*: install the same$"):
+        filled.build()
+
+
+@pytest.mark.parametrize("calls", [0, 1, 7])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(filled, cli, monkeypatch, calls):
+    """The disk is full from some write on: in a shard, in its recipe, in a later one."""
+    fsync, left = os.fsync, iter(range(calls))
+
+    def fill_up(file: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    filled.task()
+    code, out, err = cli("build", "tiny.yaml")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "No space left on device" in err
+    assert str(STORE) in err
+    assert not list(STORE.rglob("*.tmp"))
+    assert [path.name for path in OUT.parent.iterdir()] == ["manifest"]
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert cli("build", "tiny.yaml")[0] == 0
+    assert list(verify(OUT)) == []
+
+
+def test_a_disk_that_fills_up_at_the_end_leaves_the_last_build(filled, cli, monkeypatch):
+    filled.build()
+    before = digests(OUT)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "data/.tiny.tmp/index.parquet")
+
+    monkeypatch.setattr(stage, "write_table", full)
+    assert cli("build", "tiny.yaml") == (1, "", "memoir: data/.tiny.tmp/index.parquet: No space left on device\n")
+    assert digests(OUT) == before
+    assert sorted(path.name for path in OUT.parent.iterdir()) == ["manifest", "tiny"]
+
+
+def test_an_output_on_another_file_system_is_copied(filled, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    filled.build()
+    before = digests(OUT)
+    monkeypatch.setattr(os, "link", refuse)
+    filled.build()
+    assert digests(OUT) == before
+
+
+def test_the_commands_errors_are_one_line_each(workplace, cli, without_ray):
+    def said(*arguments: str) -> str:
+        code, out, err = cli(*arguments)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        return err
+
+    assert said("build", "photo-jpeg").startswith("memoir: unknown task 'photo-jpeg'; did you mean 'photos-jpeg'?")
+    assert said("build", "photos-jpeg").endswith("manifest.parquet: no manifest; run `memoir ingest` first\n")
+    workplace.add("train/1.png", photograph(1, 20, 20))
+    workplace.ingest()
+    workplace.task(splits={"train": ["photo/train"]})
+    assert said("build", "tiny.yaml").startswith("memoir: the manifest has no images in 'photo/train'; did you mean")
+    workplace.task(splits={"train": ["photos/train"], "vla": []})
+    assert said("build", "tiny.yaml").startswith("memoir: tiny.yaml:")

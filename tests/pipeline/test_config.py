@@ -1,0 +1,183 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from pipeline.config import Frozen, read_yaml
+from pipeline.errors import UserError
+from pipeline.params import read_params
+from pipeline.task import TASKS, Jpeg, read_task
+
+
+class Optimisation(Frozen):
+    lr: float = Field(0.1, gt=0)
+    steps: int = 10
+
+
+class Run(Frozen):
+    name: str
+    optimisation: Optimisation = Optimisation()
+    stages: tuple[Optimisation, ...] = ()
+    limits: dict[str, Optimisation] | None = None
+
+
+TASK = """\
+colour: y
+degradation: {kind: jpeg, quality: [10, 20]}
+splits:
+  train: [photos/train]
+"""
+
+
+@pytest.fixture
+def mistake(tmp_path):
+    """What `read_yaml` says of a text, without the folder before the file's name; it is one line."""
+
+    def said(text: str | bytes, overrides: list[str] | None = None, schema: type[Frozen] = Run) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UserError) as error:
+            read_yaml(path, schema, overrides)
+        assert "\n" not in str(error.value)
+        return str(error.value).removeprefix(f"{tmp_path}/")
+
+    return said
+
+
+def test_values_and_defaults_are_read(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: größer\noptimisation: {lr: 0.5}\nstages: [{steps: 1}, {steps: 2}]\n", "utf-8")
+    run = read_yaml(path, Run, ["optimisation.steps=3", "limits.a.lr=2"])
+    assert run == Run(
+        name="größer",
+        optimisation=Optimisation(lr=0.5, steps=3),
+        stages=(Optimisation(steps=1), Optimisation(steps=2)),
+        limits={"a": Optimisation(lr=2)},
+    )
+
+
+def test_a_misspelt_key_names_file_line_and_the_nearest(mistake):
+    known = "known: limits, name, optimisation, stages"
+    assert mistake("name: a\nstagse: []\n") == f"run.yaml:2: stagse: unknown key; did you mean 'stages'? {known}"
+
+
+def test_a_misspelt_key_is_said_to_be_unknown_and_not_to_be_missing(mistake):
+    assert mistake("stages: []\nnam: a\n").startswith("run.yaml:2: nam: unknown key; did you mean 'name'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("name: a\noptimisation:\n  lr: 1\n  step: 2\n", 4, "optimisation.step"),
+        ("name: a\nstages:\n- steps: 1\n- step: 2\n", 4, "stages.1.step"),
+        ("name: a\nlimits:\n  some:\n    step: 2\n", 4, "limits.some.step"),
+    ],
+    ids=["section", "list", "mapping"],
+)
+def test_a_misspelt_key_is_found_at_any_depth(mistake, text, line, key):
+    assert mistake(text) == f"run.yaml:{line}: {key}: unknown key; did you mean 'steps'? known: lr, steps"
+
+
+def test_a_wrong_value_is_shown_with_its_line(mistake):
+    assert mistake("name: a\noptimisation:\n  lr: -1\n") == (
+        "run.yaml:3: optimisation.lr: Input should be greater than 0 (given: -1)"
+    )
+
+
+def test_a_missing_key_is_named(mistake):
+    assert mistake("stages: []\n") == "run.yaml:1: name: missing; add it"
+
+
+def test_a_key_given_twice_is_a_mistake(mistake):
+    assert mistake("name: a\noptimisation:\n  lr: 1\n  steps: 1\n  lr: 2\n") == (
+        "run.yaml:5: lr is given twice; keep one"
+    )
+    assert mistake("stages:\n- {lr: 1, lr: 2}\n") == "run.yaml:2: lr is given twice; keep one"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [a\n", "run.yaml:2: not valid YAML: "),
+        ("name: !!python/object:os.system a\n", "run.yaml:1: not valid YAML: "),
+        ("name: \x01\n", "run.yaml: not valid YAML: "),
+        (b"name: \xff\n", "run.yaml: not a text file in UTF-8"),
+        ("", "run.yaml: expected `key: value` lines, found NoneType"),
+        ("- a\n", "run.yaml: expected `key: value` lines, found list"),
+    ],
+)
+def test_what_is_no_configuration_is_one_line(mistake, text, message):
+    assert mistake(text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimisation.lr", "--set optimisation.lr: expected section.key=value"),
+        ("name.of=1", "--set name.of=1: name has no keys of its own"),
+        ("name=[", "--set name=[: not valid YAML: "),
+        ("optimisation.ler=1", "run.yaml:1: optimisation.ler: unknown key; did you mean 'lr'? known: lr, steps"),
+    ],
+)
+def test_a_wrong_override_is_one_line(mistake, override, message):
+    assert mistake("name: a\n", [override]).startswith(message)
+
+
+@given(st.text("ab:-[]{}'\"!&*#|> \n1.,?%@`\t\x00é", max_size=40), st.text("ab.=[: 1", max_size=8))
+def test_any_text_is_read_or_a_mistake_of_one_line(tmp_path_factory, text, override):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(text, "utf-8")
+    try:
+        read_yaml(path, Run, [override])
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"params\.yaml: No such file or directory$"):
+        read_params(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=r"mine\.yaml: No such file or directory$"):
+        read_task(str(tmp_path / "mine.yaml"))
+
+
+# tasks
+
+
+def test_every_task_of_the_package_is_valid():
+    names = [path.stem for path in TASKS.glob("*.yaml")]
+    assert names
+    for name in names:
+        assert read_task(name).degradation.levels
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(UserError, match=r"^unknown task 'photo-jpeg'; did you mean 'photos-jpeg'"):
+        read_task("photo-jpeg")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[10, 20]", "[10, 10]", "2: degradation.jpeg.quality: a level is given twice"),
+        ("[10, 20]", "[]", "2: degradation.jpeg.quality: Tuple should have at least 1 item"),
+        ("[10, 20]", "[0]", "2: degradation.jpeg.quality.0: Input should be greater than or equal to 1 (given: 0)"),
+        ("jpeg", "jpg", "2: degradation: Input tag 'jpg' found using 'kind' does not match"),
+        ("train:", "val:", "3: splits: no train split"),
+        ("train:", "trian:", "4: splits.trian"),
+        ("photos/train", "photos", "3: splits: 'photos' is not of the form <dataset>/<split>"),
+        (
+            "photos/train]",
+            "photos/train]\n  val: [photos/train]",
+            "3: splits: 'photos/train' is named twice, in train and",
+        ),
+        ("photos/train", "", "4: splits.train: Tuple should have at least 1 item"),
+    ],
+)
+def test_a_mistake_in_a_task_names_its_line(tmp_path, old, new, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TASK)
+    assert read_task(str(path)).degradation == Jpeg(kind="jpeg", quality=(10, 20))
+    path.write_text(TASK.replace(old, new))
+    with pytest.raises(UserError) as error:
+        read_task(str(path))
+    assert str(error.value).startswith(f"{path}:{message}")

@@ -1,0 +1,275 @@
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import loader as module
+from pipeline.errors import UserError
+from pipeline.loader import Loader, Position, ShardSet, dihedral, validation_pair
+
+PATCH, STRIDE, BATCH = 24, 16, 12
+FILES = {
+    f"{split}/{i}.png": photograph(seed, 60 + 9 * i, 100, 3)
+    for seed, (split, i) in enumerate((split, i) for split, n in (("train", 7), ("val", 2)) for i in range(n))
+} | {"train/low.png": photograph(99, 20, 90, 1)}  # lower than a patch
+NOISE = {"kind": "noise", "sigma": [30, 50]}
+
+
+@pytest.fixture(scope="session")
+def jpeg(builder) -> Path:
+    return builder("loader-jpeg", FILES)
+
+
+@pytest.fixture(scope="session")
+def noise(builder) -> Path:
+    return builder("loader-noise", FILES, degradation=NOISE)
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 2)  # so that an epoch has several
+
+
+def load(folder: Path, **changes) -> Loader:
+    return Loader(folder, **{"batch": BATCH, "patch": PATCH, "stride": STRIDE, "seed": 5} | changes)
+
+
+def enumeration(folder: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
+    """(key, level, gt, lq) of every sample, in the order of its number; lq is None where noise is added online."""
+    for version in ShardSet(folder, "train").versions():
+        height, width = version.gt.shape[:2]
+        for y in range(0, height - PATCH + 1, STRIDE):
+            for x in range(0, width - PATCH + 1, STRIDE):
+                place = slice(y, y + PATCH), slice(x, x + PATCH)
+                for turns, mirrored in ((turns, mirrored) for mirrored in (False, True) for turns in range(4)):
+                    patches = [None if whole is None else whole[place] for whole in (version.gt, version.lq)]
+                    views = [p if p is None else np.rot90(np.fliplr(p) if mirrored else p, turns) for p in patches]
+                    yield version.key, version.level, *views
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The global batch of its ranks' parts, without the count, which is per rank."""
+    names = parts[0].keys() - {"epoch", "count"}
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+# an epoch
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+@pytest.mark.parametrize("batch", [BATCH, 20])
+def test_the_ranks_see_every_sample_once_in_an_epoch(jpeg, world_size, batch):
+    ranks = [load(jpeg, batch=batch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    total = len(list(enumeration(jpeg)))
+    assert {(len(rank), rank.samples) for rank in ranks} == {(-(-total // batch), total)}
+    seen: list[int] = []
+    for i in range(len(ranks[0])):
+        parts = [rank.cut(Position(1, i)) for rank in ranks]
+        whole = joined(parts)
+        seen += whole["sample"][whole["weight"] == 1].tolist()
+        true = min(batch, total - i * batch)
+        assert whole["weight"].tolist() == [1] * true + [0] * (batch - true)
+        assert {float(part["count"]) for part in parts} == {true / world_size}
+        assert {int(part["epoch"]) for part in parts} == {1}
+    assert sorted(seen) == list(range(total))
+
+
+def test_an_epoch_smaller_than_a_batch_is_one_batch(jpeg):
+    loader = load(jpeg, batch=10_000)
+    batch = loader.cut(Position())
+    assert len(loader) == 1
+    assert sorted(batch["sample"][batch["weight"] == 1].tolist()) == list(range(loader.samples))
+    assert int(batch["count"]) == loader.samples
+
+
+def test_another_epoch_is_another_order(jpeg):
+    first, second = (load(jpeg).cut(Position(epoch, 0))["sample"] for epoch in range(2))
+    assert not torch.equal(first, second)
+
+
+# the same batches, however they are made
+
+
+@given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(1, 3), st.integers(0, 2), st.integers(0, 10**6))
+@settings(max_examples=25)
+def test_a_run_continues_at_any_batch_with_any_world_size_and_threads(jpeg, world_size, threads, epoch, batch):
+    one = load(jpeg)
+    start = Position(epoch, len(one) - 2 if batch % 3 == 0 else batch % len(one))
+    ranks = [load(jpeg, rank=rank, world_size=world_size, threads=threads).batches(start) for rank in range(world_size)]
+    expected = [start]
+    for _ in range(3):
+        last = expected[-1]
+        expected.append(Position(last.epoch, last.batch + 1) if last.batch + 1 < len(one) else Position(last.epoch + 1))
+    for position in expected:
+        parts = [next(rank) for rank in ranks]
+        assert {at for at, _ in parts} == {position}
+        assert same(joined([part for _, part in parts]), joined([one.cut(position)]))
+    for rank in ranks:
+        rank.close()
+
+
+def test_the_digest_names_all_that_the_batches_depend_on(jpeg, noise):
+    def digest(folder=jpeg, **changes):
+        return load(folder, **changes).digest
+
+    assert digest(rank=1, world_size=2, threads=3) == digest()
+    changes = [{"batch": 24}, {"patch": 16}, {"stride": 8}, {"seed": 6}, {"dihedral": False}, {"folder": noise}]
+    assert len({digest(), *(digest(**change) for change in changes)}) == 1 + len(changes)
+
+
+# a sample
+
+
+def test_patches_are_the_slices_of_the_images(jpeg):
+    expected = list(enumeration(jpeg))
+    keys = [key for key, *_ in expected]
+    assert len(set(keys)) == 7
+    assert "photos-train-low" not in keys
+    loader = load(jpeg, batch=60)
+    for i in range(len(loader)):
+        batch = loader.cut(Position(0, i))
+        assert batch["gt"].shape == batch["lq"].shape == (60, 1, PATCH, PATCH)
+        assert batch["gt"].dtype == batch["lq"].dtype == torch.uint8
+        for sample, gt, lq, level in zip(*(batch[name] for name in ("sample", "gt", "lq", "level")), strict=True):
+            _, wanted_level, wanted_gt, wanted_lq = expected[sample]
+            assert (gt.permute(1, 2, 0).numpy() == wanted_gt).all()
+            assert (lq.permute(1, 2, 0).numpy() == wanted_lq).all()
+            assert level == wanted_level
+
+
+def test_without_the_views_every_patch_comes_once_and_upright(jpeg):
+    expected = [each for i, each in enumerate(enumeration(jpeg)) if i % 8 == 0]
+    loader = load(jpeg, dihedral=False)
+    assert loader.samples == len(expected)
+    batch = loader.cut(Position(0, 3))
+    for sample, gt in zip(batch["sample"], batch["gt"], strict=True):
+        assert (gt.permute(1, 2, 0).numpy() == expected[sample][2]).all()
+
+
+def test_the_views_are_the_eight_symmetries_of_the_square():
+    patch = np.arange(16).reshape(4, 4, 1)
+    views = {dihedral(patch, view).tobytes() for view in range(8)}
+    assert len(views) == 8
+    assert patch.tobytes() in views
+    for first, second in itertools.product(range(8), repeat=2):
+        assert dihedral(dihedral(patch, first), second).tobytes() in views
+    for symmetry in (np.flipud, np.fliplr, np.rot90, lambda image: image.swapaxes(0, 1)):
+        assert symmetry(patch).tobytes() in views
+
+
+def test_colour_images_have_three_planes(builder):
+    folder = builder("loader-rgb", {"train/1.png": FILES["train/1.png"]}, colour="rgb")
+    assert load(folder).cut(Position())["lq"].shape == (BATCH, 3, PATCH, PATCH)
+
+
+def test_grey_images_among_colour_ones_are_grey_in_three_planes(builder):
+    files = {"train/0.png": photograph(0, 60, 60, 1), "train/1.png": photograph(1, 60, 60, 3)}
+    loader = load(builder("loader-mixed", files, colour="rgb"), batch=32)
+    grey = 0
+    for i in range(len(loader)):
+        batch = loader.cut(Position(0, i))
+        assert batch["gt"].shape == (32, 3, PATCH, PATCH)
+        grey += sum(bool((patch == patch[:1]).all()) for patch in batch["gt"])
+    assert grey == len(loader) * 32 // 2
+
+
+# noise
+
+
+def test_noise_belongs_to_the_sample_and_its_epoch(noise):
+    def noisy(position: Position, **changes) -> dict[int, torch.Tensor]:
+        """sample -> lq, of all ranks."""
+        found = {}
+        for rank in range(changes.get("world_size", 1)):
+            loader = load(noise, rank=rank, **changes)
+            batch = loader.to_device(loader.cut(position), torch.device("cpu"))
+            found |= {int(sample): lq for sample, lq in zip(batch["sample"], batch["lq"], strict=True)}
+        return found
+
+    one = noisy(Position(0, 2))
+    four = noisy(Position(0, 2), world_size=4)
+    assert one.keys() == four.keys()
+    assert all(torch.equal(one[sample], four[sample]) for sample in one)
+    every = range(len(load(noise)))
+    next_epoch = {sample: lq for batch in every for sample, lq in noisy(Position(1, batch)).items() if sample in one}
+    assert one.keys() == next_epoch.keys()
+    assert not any(torch.equal(one[sample], next_epoch[sample]) for sample in one)
+
+
+def test_noise_has_the_deviation_of_its_level_and_is_neither_clipped_nor_rounded(noise):
+    loader = load(noise, batch=600)
+    batch = loader.to_device(loader.cut(Position()), torch.device("cpu"))
+    assert batch["lq"].dtype == batch["gt"].dtype == torch.float32
+    assert batch["gt"].min() >= 0
+    assert batch["gt"].max() <= 1
+    assert batch["lq"].min() < 0
+    assert set(batch["level"].tolist()) == {30, 50}
+    for level in (30, 50):
+        drawn = (batch["lq"] - batch["gt"])[batch["level"] == level] * 255
+        assert drawn.std() == pytest.approx(level, rel=0.01)
+        assert abs(drawn.mean()) < 0.02 * level
+        assert abs((drawn / level).pow(4).mean() - 3) < 0.1  # Gaussian
+
+
+def test_stored_inputs_are_scaled_and_nothing_else(jpeg):
+    loader = load(jpeg)
+    batch = loader.cut(Position())
+    ready = loader.to_device(batch, torch.device("cpu"))
+    for name in ("gt", "lq"):
+        assert torch.equal((ready[name] * 255).round().to(torch.uint8), batch[name])
+
+
+def test_a_whole_image_is_scored_with_the_same_noise_each_time(jpeg, noise):
+    for version in ShardSet(noise, "val").versions():
+        lq, gt = validation_pair(version)
+        assert (lq == validation_pair(version)[0]).all()
+        assert (gt == version.gt.astype(np.float32) / 255).all()
+        assert (lq - gt).std() * 255 == pytest.approx(version.level, rel=0.05)
+    version = ShardSet(jpeg, "val").versions()[0]
+    assert (validation_pair(version)[0] == version.lq.astype(np.float32) / 255).all()
+
+
+# mistakes
+
+
+def test_a_world_that_does_not_divide_the_batch_is_told_which_do(jpeg):
+    with pytest.raises(UserError) as error:
+        load(jpeg, world_size=5)
+    assert str(error.value) == ("5 workers do not divide the global batch of 12; these do: 1, 2, 3, 4, 6, 12")
+
+
+def test_the_index_of_another_build_is_refused(jpeg, noise, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(jpeg, folder)
+    shutil.copyfile(noise / "index.parquet", folder / "index.parquet")
+    with pytest.raises(UserError, match=r"index\.parquet: missing, or of another build than shards\.json"):
+        load(folder)
+
+
+def test_a_missing_or_cut_shard_is_refused(jpeg, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(jpeg, folder)
+    path = sorted((folder / "train").iterdir())[0]
+    data = path.read_bytes()
+    for change in (lambda: path.write_bytes(data[:-1]), path.unlink):
+        change()
+        with pytest.raises(UserError, match=f"{path.name}: missing or truncated; run `memoir build` again"):
+            load(folder)
+
+
+def test_a_split_without_images_and_one_without_a_patch_are_refused(jpeg):
+    with pytest.raises(UserError, match="no split 'test'"):
+        load(jpeg, split="test")
+    with pytest.raises(UserError, match=r"no image of split 'train' holds a patch of 200x200$"):
+        load(jpeg, patch=200)

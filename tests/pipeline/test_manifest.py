@@ -1,0 +1,203 @@
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import encode, photograph
+
+from pipeline.errors import UserError
+from pipeline.manifest import Source, ingest, read_manifest
+
+MANIFEST = Path("data/manifest/manifest.parquet")
+REJECTS = Path("data/manifest/rejects.parquet")
+
+
+def reasons() -> dict[str, str]:
+    """Of the rejects, by file name."""
+    return {Path(row["path"]).name: row["reject_reason"] for row in pq.read_table(REJECTS).to_pylist()}
+
+
+def test_bad_images_are_rejects_with_their_reasons_and_the_good_ones_are_used(workplace, unusable):
+    good = [
+        workplace.add("train/rgb.png", photograph(0, 20, 30)),
+        workplace.add("train/grey.png", photograph(1, 20, 30, 1)),
+        workplace.add("train/photo.jpg", encode(photograph(2, 20, 30), "JPEG")),
+        workplace.add("val/1.png", photograph(3, 16, 16)),
+    ]
+    bad = {name: reason for name, (_, reason) in unusable.items()}
+    for name, (data, _) in unusable.items():
+        workplace.add(f"train/{name}", data)
+    workplace.add("train/dot.png", photograph(4, 1, 1))
+    workplace.add("train/low.png", photograph(5, 15, 40))
+    workplace.add("train/notes.txt", b"not by its suffix")
+    (workplace.root / "photos/train/gone.png").symlink_to("nowhere")
+    bad |= {
+        "dot.png": "1x1 pixels; the least is 16x16",
+        "low.png": "40x15 pixels; the least is 16x16",
+        "notes.txt": "not an image by its suffix",
+        "gone.png": "a broken link",
+    }
+    counts, rejects = workplace.ingest()
+    assert (counts.found, counts.used, counts.rejected) == (len(good) + len(bad), len(good), len(bad))
+    assert rejects.equals(pq.read_table(REJECTS))
+    said = reasons()
+    assert said.keys() == bad.keys()
+    for name, reason in bad.items():
+        assert reason in said[name], name
+    used = read_manifest(MANIFEST).to_pylist()
+    assert sorted(row["path"] for row in used) == sorted(p.relative_to(workplace.root).as_posix() for p in good)
+
+
+def test_a_row_says_what_the_file_holds(workplace):
+    path = workplace.add("val/cats/1.png", photograph(0, 20, 30, 1))
+    workplace.ingest()
+    assert read_manifest(MANIFEST).to_pylist() == [
+        {
+            "dataset": "photos",
+            "variant": None,
+            "split": "val",
+            "key": "cats-1",
+            "role": "gt",
+            "path": "photos/val/cats/1.png",
+            "scene": None,
+            "frame": None,
+            "group": "cats-1",
+            "width": 30,
+            "height": 20,
+            "channels": 1,
+            "bit_depth": 8,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "reject_reason": None,
+        }
+    ]
+
+
+def test_a_pair_with_an_unusable_partner_is_rejected_whole(workplace):
+    for seed, name in enumerate("123"):
+        workplace.add(f"train/Rain13K/input/{name}.png", photograph(seed, 20, 20))
+        workplace.add(f"train/Rain13K/target/{name}.png", photograph(9 + seed, 20, 20))
+    workplace.add("train/Rain13K/target/2.png", b"broken")
+    counts, rejects = workplace.ingest("rain13k")
+    assert (counts.found, counts.used, counts.rejected) == (6, 4, 2)
+    broken = "not an image, or its header is damaged"
+    assert [(row["role"], row["reject_reason"]) for row in rejects.to_pylist()] == [
+        ("lq", f"its partner cannot be used (2.png: {broken})"),
+        ("gt", broken),
+    ]
+
+
+def test_two_files_of_one_key_are_both_rejects(workplace):
+    workplace.add("train/1.png", photograph(0, 20, 20))
+    workplace.add("train/1.jpg", encode(photograph(1, 20, 20), "JPEG"))
+    workplace.add("train/2.png", photograph(2, 20, 20))
+    counts, _ = workplace.ingest()
+    assert (counts.used, counts.rejected) == (1, 2)
+    assert reasons() == {
+        "1.png": "same key 1 as train/1.jpg; keep or rename one",
+        "1.jpg": "same key 1 as train/1.png; keep or rename one",
+    }
+
+
+def test_equal_folders_give_equal_bytes(workplace, tmp_path_factory, monkeypatch, unusable):
+    written = []
+    for names in (["b", "a", "c"], ["c", "b", "a"]):
+        root = tmp_path_factory.mktemp("same")
+        monkeypatch.chdir(root)
+        for name in names:
+            path = root / "photos/train" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(photograph(ord(name), 20, 20), "PNG"))
+        (root / "photos/train/x.jpg").write_bytes(unusable["cmyk.jpg"][0])
+        workplace.ingest()
+        written.append((MANIFEST.read_bytes(), REJECTS.read_bytes()))
+    assert written[0] == written[1]
+
+
+def test_an_empty_folder_and_one_without_a_usable_image_are_one_line(workplace):
+    (workplace.root / "photos").mkdir()
+    with pytest.raises(UserError, match=r"^photos: holds nothing of the layout 'folder'; expected [^\n]+$"):
+        workplace.ingest()
+    workplace.add("train/1.png", b"")
+    with pytest.raises(UserError) as error:
+        workplace.ingest()
+    assert str(error.value) == (
+        "photos: no usable image in dataset photos (1 rejected; the first: photos/train/1.png: empty file)"
+    )
+    with pytest.raises(UserError, match=r"^no datasets to ingest"):
+        ingest({}, Path("data/manifest"))
+    assert not MANIFEST.exists()
+
+
+def test_an_unknown_layout_names_the_nearest(workplace):
+    with pytest.raises(UserError, match=r"^photos: unknown layout 'foldr'; did you mean 'folder'\?"):
+        ingest({"photos": Source(layout="foldr", root="photos")}, Path("data/manifest"))
+
+
+def test_what_is_no_manifest_is_one_line(workplace):
+    with pytest.raises(UserError, match=r"manifest\.parquet: no manifest; run `memoir ingest` first$"):
+        read_manifest(MANIFEST)
+    workplace.add("train/1.png", photograph(0, 20, 20))
+    workplace.add("train/2.png", b"")
+    workplace.ingest()
+    cut = MANIFEST.parent / "cut.parquet"
+    other = MANIFEST.parent / "other.parquet"
+    changed = MANIFEST.parent / "changed.parquet"
+    data = MANIFEST.read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    changed.write_bytes(data[:40] + bytes(40) + data[80:])
+    pq.write_table(pq.read_table(MANIFEST).select(["key"]), other)
+    for path in (REJECTS, MANIFEST.parent, cut, other, changed):
+        with pytest.raises(
+            UserError, match=r"^data/manifest[^\n]*: not a manifest, or a damaged one; run `memoir ingest`"
+        ):
+            read_manifest(path)
+
+
+# the command
+
+
+def write_params(layout: str = "folder") -> None:
+    params = {
+        "store": "store",
+        "datasets": {"photos": {"layout": layout, "root": "photos"}},
+        "tasks": [],
+        "recipes": {},
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_the_command_prints_the_counts_and_names_the_rejects(workplace, cli):
+    write_params()
+    workplace.add("train/1.png", photograph(0, 20, 20))
+    workplace.add("train/2.png", b"")
+    assert cli("ingest") == (
+        0,
+        "photos: 2 files = 1 used + 1 rejected\n",
+        "reject photos/train/2.png: empty file\n",
+    )
+
+
+def test_the_commands_errors_are_one_line_each(workplace, cli):
+    assert cli("ingest") == (1, "", "memoir: params.yaml: No such file or directory\n")
+    write_params("foldr")
+    code, out, err = cli("ingest")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("memoir: photos: unknown layout 'foldr'; did you mean 'folder'?")
+    write_params()
+    code, out, err = cli("ingest")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("memoir: photos: no such folder")
+
+
+def test_a_full_disk_is_one_line(workplace, cli, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_params()
+    workplace.add("train/1.png", photograph(0, 20, 20))
+    monkeypatch.setattr(os, "fsync", full)
+    assert cli("ingest") == (1, "", "memoir: data/manifest/rejects.parquet: No space left on device\n")
+    assert list(Path("data/manifest").iterdir()) == []
