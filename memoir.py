@@ -56,7 +56,7 @@ def build(
     task: Annotated[str, typer.Argument(help="name of a file in pipeline/tasks, or a YAML file")],
     manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.parquet"),
     data: Data = Path("data"),
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs for an embedded Ray; all by default")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="shards built at a time; all CPUs by default")] = None,
 ) -> None:
     """Manifest -> shards + index."""
     from pipeline.build import build
@@ -153,8 +153,11 @@ def evaluate(
             model: score,
         }
         for label, values in rows.items():
-            psnr = "identical" if values["psnr"] is None else f"{values['psnr']:.2f} dB"
-            print(f"  {label:<24} {psnr:>9}  {values['ssim']:.4f}")
+            print(f"  {label:<24} {_decibel(values['psnr']):>9}  {values['ssim']:.4f}")
+
+
+def _decibel(psnr: float | None) -> str:
+    return "identical" if psnr is None else f"{psnr:.2f} dB"
 
 
 @app.command()
@@ -167,7 +170,8 @@ def publish(
     from jobs.publish import publish
 
     published = publish(recipe, to, runs)
-    print(f"{published['uri']} ({published['sha256'][:16]})")
+    state = "published" if published["new"] else "already there"
+    print(f"{published['uri']}: {state} ({published['sha256'][:16]})")
 
 
 @app.command()
@@ -180,7 +184,8 @@ def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json 
         print(json.dumps(held, indent=1))
         return
     for version in held:
-        print("  ".join(f"{value}" for value in version.values()))
+        scores = "  ".join(f"{name} {_decibel(score['psnr'])}" for name, score in version["scores"].items())
+        print(f"{version['recipe']}/{version['version']}{'  latest' if version['latest'] else ''}  {scores}")
 
 
 @app.command()

@@ -111,7 +111,8 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     """
     recipe = read_recipe(recipe_name)
     name = Path(recipe_name).stem
-    restore = restorer(load_model(name, runs).model)
+    trained = load_model(name, runs)
+    restore = restorer(trained.model)
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     pictures = runs / name / "pictures"
@@ -119,7 +120,7 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
         chosen, folder = benchmark(run.benchmark), Path(run.data)
         dataset = dataset_name(folder)
         scored = score_folder(restore, chosen, folder)
-        scores[f"{dataset}/{chosen.name}"] = summary(chosen, dataset, scored)
+        scores[f"{dataset}/{chosen.name}"] = {**summary(chosen, dataset, scored), "weights": trained.sha256}
         for image in scored:
             rows.append(
                 {"dataset": dataset, "benchmark": chosen.name, "image": image.key}

@@ -108,10 +108,16 @@ class Run:
                             f"loss is {record['loss']} at step {self.state.step}: lower the learning rate, or clip"
                         )
                     self._log(log, {"epoch": position.epoch, "lr": self.lr(), **record})
+                aside = time.perf_counter()
                 if last or self.state.step % every.validate_every == 0:
                     self._log(log, {"epoch": position.epoch, "val_psnr": self.validate()})
                 if last or self.state.step % every.checkpoint_every == 0:
+                    if not norm.isfinite():
+                        raise UserError(
+                            f"gradient norm is {float(norm)} at step {self.state.step}: lower the learning rate, or clip"
+                        )
                     save(self)
+                meter.began += time.perf_counter() - aside
         finally:
             batches.close()
 

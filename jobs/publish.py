@@ -60,6 +60,8 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     training = _results(runs / name / "metrics.json", f"memoir train {name}")
     task = read_task(checkpoint.recipe["data"]["task"]).model_dump(mode="json")
     sha256 = checkpoint.pointer["sha256"]
+    if any(row.get("weights", sha256) != sha256 for row in scores.values()):
+        raise UserError(f"{runs / name}/scores.json: scores of other weights; run `memoir evaluate --model {name}` again")
     content = {"model": sha256, "recipe": checkpoint.recipe, "task": task, "scores": scores}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     store = storage(to)
@@ -142,8 +144,11 @@ def _upload(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metric
     held = put("metrics.json", _json(metrics))
     _check(place, "metrics.json", held, metrics["scores"])
     provenance = put("provenance.json", _json(_provenance(checkpoint)))
-    card = _card(place.uri, model, checkpoint.recipe, task, json.loads(held), json.loads(provenance))
-    put("card.md", card.encode())
+    try:
+        origin = json.loads(provenance)
+    except ValueError:
+        raise _conflict(place, "provenance.json") from None
+    put("card.md", _card(place.uri, model, checkpoint.recipe, task, json.loads(held), origin).encode())
     lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(FILES)).encode()
     if put(SUMS, lines) != lines:
         raise _conflict(place, SUMS)

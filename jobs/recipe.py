@@ -63,6 +63,8 @@ class Optimisation(Frozen):
     def _stepped(self) -> "Optimisation":
         if (self.schedule == "step") != (self.lr_step is not None):
             raise ValueError("schedule step needs lr_step, cosine has none")
+        if self.clip_over_lr and self.clip is None:
+            raise ValueError("clip_over_lr needs clip")
         return self
 
 
@@ -124,16 +126,17 @@ def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 def _schema(path: Path) -> type[Recipe]:
     """Recipe, with the options of the model that the file names."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text("utf-8"))
         model = raw["model"]["name"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return Recipe  # read_yaml says what is wrong
-    if model not in MODELS:
+    if not isinstance(model, str) or model not in MODELS:
         raise UserError(f"{path}: model.name: unknown model {model!r}; {nearest(str(model), list(MODELS))}")
     parameters = inspect.signature(model_class(model).__init__).parameters.values()
     fields: dict[str, Any] = {
         p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.name != "self"
     }
+    fields["name"] = (Literal[model], ...)
     options = create_model(f"{MODELS[model]}Options", __base__=ModelOptions, **fields)
     return create_model("Recipe", __base__=Recipe, model=(options, ...))
 

@@ -212,7 +212,7 @@ def _worker(config: dict[str, Any]) -> dict[str, str] | None:
 
     recipe: Recipe = config["recipe"]
     torch.set_num_threads(recipe.training.cpus_per_worker)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     live, feed = config["live"], config["feed"]
     try:
         run = Run(recipe, Path(config["data"]), ray.train.torch.get_device())

@@ -109,6 +109,8 @@ class MemNet(nn.Module):
     fe_preact: BatchNorm and ReLU before the first convolution too, as released; off: a plain convolution, as eq. 1.
     ensemble_init: "mean" starts the ensemble weights at 1/M, so that the untrained ensemble of identities is the identity;
         "unit" at 1, as Caffe's default in the release.
+    recon_init: "he" starts the reconstruction like every other convolution, as released; the untrained output is then noise
+        of the image's own range. "zero" starts from the identity, which short runs need.
     share_bn: one BatchNorm pair for all recursions of a block; a negative control.
     bn_momentum: share of the new batch in the running statistics; 0.001 as released, 0.01 to 0.1 for short runs.
     """
@@ -128,6 +130,7 @@ class MemNet(nn.Module):
         predict_at: int | None = None,
         fe_preact: bool = True,
         ensemble_init: Literal["mean", "unit"] = "mean",
+        recon_init: Literal["he", "zero"] = "he",
         share_bn: bool = False,
         bn_momentum: float = 0.001,
     ) -> None:
@@ -141,6 +144,8 @@ class MemNet(nn.Module):
             raise ValueError(f"bn_momentum {bn_momentum}: above 0, at most 1")
         if predict_at is not None and not (multi_supervision and 1 <= predict_at <= M):
             raise ValueError(f"predict_at {predict_at}: needs multi_supervision and a block from 1 to {M}")
+        if recon_init not in ("he", "zero"):
+            raise ValueError(f"recon_init {recon_init!r}: he or zero")
         if ensemble_init not in ("mean", "unit"):
             raise ValueError(f"ensemble_init {ensemble_init!r}: mean or unit")
         self.in_channels, self.multi_supervision, self.predict_at = in_channels, multi_supervision, predict_at
@@ -170,6 +175,8 @@ class MemNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)  # He normal, fan_in: Caffe's msra
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+        if recon_init == "zero":
+            nn.init.zeros_(self.recon.weight)
 
     def predictions(self, x: Tensor) -> list[Tensor]:
         """[y_1, ..., y_M] (eq. 11; basic: [y_M], eq. 3), each of x's shape and dtype: (B, in_channels, H, W) in [0, 1]."""

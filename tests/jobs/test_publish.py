@@ -321,13 +321,12 @@ def test_a_version_without_a_pointer_gets_one_by_publishing_again(store, runs, m
     assert load_model(f"{store}/models/tiny", runs).uri == published["uri"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "recipe.yaml", "task.yaml", "metrics.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.yaml", "task.yaml", "metrics.json", "provenance.json"])
 def test_a_half_version_with_other_contents_is_not_finished(store, runs, tmp_path, name):
     version = publish("tiny", str(tmp_path / "draft"), runs)["version"]
-    storage(store).write(f"models/tiny/{version}/{name}", b"{}")
+    storage(store).write(f"models/tiny/{version}/{name}", b"something else")
     with pytest.raises(UserError, match=rf"{version}/{name}: is there with other contents"):
         publish("tiny", store, runs)
-    assert storage(store).names() == [f"models/tiny/{version}/{name}"] or name != "model.safetensors"
     assert not any(name.endswith(("SHA256SUMS", "latest.json")) for name in storage(store).names())
 
 
@@ -411,7 +410,7 @@ def test_a_checkpoint_that_is_gone_is_named(tmp_path, runs):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ('"channels": 5', r"tensors of another shape, e\.g\. feature\.bn\.weight|tensors of another shape"),
+        ('"channels": 5', "tensors of another shape, e.g. "),
         ('"channels": 4, "memory_blocks": 3', "tensors missing, e.g. blocks.2"),
         ('"channels": 4, "memory_blocks": 1', "tensors that the model has not, e.g. blocks.1"),
         ('"channels": 4, "colour": 1', "unexpected keyword argument 'colour'"),
