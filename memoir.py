@@ -71,16 +71,24 @@ def build(
 
 
 @app.command()
-def verify(path: Annotated[str, typer.Argument(help="folder of a built dataset")]) -> None:
+def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a built dataset")]) -> None:
     """Check every shard against its index and checksum."""
-    from pipeline.shards import read_shards_json, verify
+    from tempfile import TemporaryDirectory
 
-    problems = list(verify(Path(path)))
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        raise typer.Exit(1)
-    shards = read_shards_json(Path(path))["shards"]
+    from pipeline.shards import read_shards_json, verify
+    from pipeline.storage import Folder, storage
+
+    place = storage(path)
+    with TemporaryDirectory(prefix="memoir-verify-") as copy:
+        folder = place.root if isinstance(place, Folder) else Path(copy)
+        for name in place.names() if folder == Path(copy) else ():
+            place.download(name, folder / name)
+        problems = [problem.replace(str(folder), path.rstrip("/")) for problem in verify(folder)]
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if problems:
+            raise typer.Exit(1)
+        shards = read_shards_json(folder)["shards"]
     print(f"{path}: {len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes: whole")
 
 

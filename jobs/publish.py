@@ -61,7 +61,9 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     task = read_task(checkpoint.recipe["data"]["task"]).model_dump(mode="json")
     sha256 = checkpoint.pointer["sha256"]
     if any(row.get("weights", sha256) != sha256 for row in scores.values()):
-        raise UserError(f"{runs / name}/scores.json: scores of other weights; run `memoir evaluate --model {name}` again")
+        raise UserError(
+            f"{runs / name}/scores.json: scores of other weights; run `memoir evaluate --model {name}` again"
+        )
     content = {"model": sha256, "recipe": checkpoint.recipe, "task": task, "scores": scores}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     store = storage(to)

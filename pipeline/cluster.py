@@ -16,6 +16,7 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for CPU-only tasks
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a run beside anything else
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "")

@@ -534,3 +534,13 @@ def test_it_learns_to_denoise_with_all_of_its_memories():
         assert all(abs(a - b) > 1e-3 for a, b in zip(after, before, strict=True))
         model.blocks[-1].gate.conv.weight[:, :32] = 0  # the long-term memories of the last gate
         assert float((model(lq) - output).square().mean().sqrt()) > 1e-3
+
+
+def test_a_zero_reconstruction_starts_from_the_identity():
+    torch.manual_seed(0)
+    lq = torch.rand(2, 1, 20, 24)
+    size = {"memory_blocks": 2, "recursions": 1, "channels": 4}
+    assert torch.allclose(MemNet(**size, recon_init="zero").eval().restore(lq), lq, atol=1e-6)
+    assert not torch.allclose(MemNet(**size).eval().restore(lq), lq, atol=1e-2)
+    with pytest.raises(ValueError, match="recon_init"):
+        MemNet(**size, recon_init="ones")

@@ -466,3 +466,17 @@ def test_a_pointer_to_a_version_that_is_gone_is_named(store, runs):
     storage(store).write("models/tiny/latest.json", b"{")
     with pytest.raises(UserError, match=r"latest.json: damaged"):
         load_model(f"{store}/models/tiny", runs)
+
+
+def test_scores_of_other_weights_are_not_published(store, runs):
+    (name,) = (path.parent.name for path in runs.glob("*/scores.json"))
+    path = runs / name / "scores.json"
+    scores = json.loads(path.read_text())
+    pointer = json.loads((runs / name / "checkpoint.json").read_text())
+    for weights_sha256, fits in ((pointer["sha256"], True), ("0" * 64, False)):
+        path.write_text(json.dumps({key: {**row, "weights": weights_sha256} for key, row in scores.items()}))
+        if fits:
+            publish(name, store, runs)
+        else:
+            with pytest.raises(UserError, match="scores of other weights"):
+                publish(name, store, runs)

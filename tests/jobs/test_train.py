@@ -39,7 +39,9 @@ TASK = {
 
 
 def memoir(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "memoir", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "memoir", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,9 @@ def records(root: Path, store: str) -> list[dict]:
 def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_run(workplace, undisturbed):
     process = train(workplace, "worker")
     until_step(workplace, "worker", 60, process)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    workers = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
+    ]
     assert len(workers) == 2
     workers[0].kill()
     assert finish(workplace, "worker", process)["sha256"] == undisturbed["sha256"]
