@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,11 @@ def sample(out: Annotated[Path, typer.Option(help="folder to write into")] = Pat
     for each in write_samples(out):
         state = "written" if each.added else "already there"
         print(f"{out / each.name}: {each.files} files, {each.bytes:,} bytes, {state}")
+    if Path(f"{out}.dvc").exists():
+        # Into DVC's cache, so that `dvc status` is clean. It refuses if there is more in the folder than it names.
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "commit", "--quiet", f"{out}.dvc"], stdin=subprocess.DEVNULL, check=False
+        )
 
 
 @app.command()
