@@ -84,4 +84,4 @@ def test_photographs_become_a_published_model_and_a_page_and_a_kill_in_between_c
     assert time.monotonic() - began < 60
     assert "photos-test/jpeg-q10" in run(clone, "dvc", "metrics", "show")
     run(clone, "dvc", "plots", "show", "-o", str(clone.parent / "plots"))
-    assert "curve.tsv" in (clone.parent / "plots/index.html").read_text()
+    assert "memnet-jpeg-sample_curve_tsv" in (clone.parent / "plots/index.html").read_text()
