@@ -87,8 +87,12 @@ def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a bu
     place = storage(path)
     with TemporaryDirectory(prefix="memoir-verify-") as copy:
         folder = place.root if isinstance(place, Folder) else Path(copy)
-        for name in place.names() if folder == Path(copy) else ():
-            place.download(name, folder / name)
+        if not isinstance(place, Folder):
+            names = place.names()
+            if "shards.json" not in names:
+                raise UserError(f"{path}/shards.json: not found; `memoir build` writes it")
+            for name in names:
+                place.download(name, folder / name)
         problems = [problem.replace(str(folder), path.rstrip("/")) for problem in verify(folder)]
         for problem in problems:
             print(problem, file=sys.stderr)

@@ -192,8 +192,7 @@ def benchmark(name: str) -> Benchmark:
     )
 
 
-PAPER_SOURCE = "Tai et al., MemNet, ICCV 2017: table 3 (denoising), table 4 (super-resolution), table 5 (JPEG)"
-
+# Tai et al., MemNet, ICCV 2017: table 3 (denoising), table 4 (super-resolution), table 5 (JPEG)
 # (data set, benchmark) -> method -> (PSNR, SSIM); rows named JPEG and Bicubic are the degraded input itself
 PAPER: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
     ("Classic5", "jpeg-q10"): {"JPEG": (27.82, 0.7595), "MemNet": (29.69, 0.8107)},

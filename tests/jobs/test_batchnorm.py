@@ -12,12 +12,7 @@ from jobs.models.batchnorm import BatchNorm2d, batch_statistics
 CASES = ("plain", "offset", "bf16")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def difference(a: Tensor, b: Tensor) -> float:

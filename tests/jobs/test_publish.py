@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file, save_file
 
 from jobs.checkpoint import load_model
@@ -87,15 +86,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def runs(tmp_path) -> Path:
     return train(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["folder", "s3"])
