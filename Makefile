@@ -35,7 +35,7 @@ test-slow: setup
 # Exact versions of everything, transitive too; torch without its build tag, so that a GPU machine takes its own build.
 lock: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --no-header --extra dev --constraint - \
+	echo 'torch==2.13.0' | $(BIN)/uv pip compile --quiet --no-header --upgrade-package torch --extra dev --constraint - \
 	  $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
 

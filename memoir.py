@@ -1,6 +1,5 @@
 """memoir: from raw photographs to evaluated checkpoints of image restoration models."""
 
-import errno
 import json
 import os
 import subprocess
@@ -10,10 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.errors import UserError
-
-# A full disk, a missing permission: the user's to mend. Any other OSError is a defect and keeps its traceback.
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+from pipeline.errors import MENDABLE, UserError
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -44,17 +40,32 @@ def sample(out: Annotated[Path, typer.Option(help="folder to write into")] = Pat
 @app.command()
 def ingest(
     params: ParamsFile = Path("params.yaml"),
-    out: Annotated[Path, typer.Option(help="folder for manifest.parquet and rejects.parquet")] = Path("data/manifest"),
+    out: Annotated[Path, typer.Option(help="folder for the tables")] = Path("data/manifest"),
+    allow_counts: Annotated[
+        bool, typer.Option("--allow-counts", help="take datasets with more or fewer images than were published")
+    ] = False,
+    fail_on_leaks: Annotated[
+        bool, typer.Option("--fail-on-leaks", help="exit 1 if an image stands in two splits")
+    ] = False,
 ) -> None:
-    """Raw folders -> manifest.parquet + rejects.parquet."""
+    """Raw folders -> manifest.parquet + rejects.parquet + leaks.parquet."""
     from pipeline.manifest import ingest
     from pipeline.params import read_params
 
-    counts, rejects = ingest(read_params(params).datasets, out)
-    for row in rejects.to_pylist():
+    done = ingest(read_params(params).datasets, out, allow_counts=allow_counts)
+    for row in done.rejects.to_pylist():
         print(f"reject {row['path']}: {row['reject_reason']}", file=sys.stderr)
-    for count in counts:
-        print(f"{count.dataset}: {count.found} files = {count.used} used + {count.rejected} rejected")
+    for count in done.counts:
+        print(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
+        for difference in count.differences:
+            print(f"{count.dataset}: {difference}", file=sys.stderr)
+    for leak in done.leaks.to_pylist():
+        a, b = (f"{leak[f'path_{side}']} ({leak[f'dataset_{side}']}/{leak[f'split_{side}']})" for side in "ab")
+        print(f"{leak['kind']} copies in two splits: {a} and {b}", file=sys.stderr)
+    if fail_on_leaks and done.leaks.num_rows:
+        raise UserError(
+            f"{done.leaks.num_rows} images stand in two splits: remove them from one, see {out}/leaks.parquet"
+        )
 
 
 @app.command()

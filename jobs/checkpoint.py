@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,7 +19,6 @@ from jobs.recipe import RECIPES, resolved_model
 from pipeline.errors import UserError, nearest
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage, storage
-from pipeline.task import read_task
 
 WEIGHTS = "model.safetensors"
 SUMS = "SHA256SUMS"
@@ -30,8 +30,8 @@ class Trained:
     """A model with its weights.
 
     model: in eval mode, on the CPU; see jobs.models for what it offers. recipe: resolved, as it was trained. name: of the
-    recipe. uri: the folder that holds the weights. sha256: of model.safetensors. published_task: the task as the version
-    carries it; None for the checkpoint of a run.
+    recipe. uri: the folder that holds the weights. sha256: of model.safetensors. task: colour and degradation of the
+    training images and their sources, with the keys of pipeline.task.Task.
     """
 
     model: nn.Module
@@ -39,17 +39,7 @@ class Trained:
     name: str
     uri: str
     sha256: str
-    published_task: dict[str, Any] | None = None
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """Colour and degradation of the training images, with the keys of pipeline.task.Task.
-
-        Raises UserError if the model is not published and its recipe's task is not in pipeline/tasks.
-        """
-        if self.published_task is not None:
-            return self.published_task
-        return read_task(self.recipe["data"]["task"]).model_dump(mode="json")
+    task: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -100,12 +90,13 @@ def recipe_name(recipe: str) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What runs/<recipe>/checkpoint.json points to. recipe: resolved. pointer: the file's contents."""
+    """What runs/<recipe>/checkpoint.json points to. recipe: resolved. pointer: the file's contents. task: see `Trained`."""
 
     name: str
     store: Storage
     recipe: dict[str, Any]
     pointer: dict[str, Any]
+    task: dict[str, Any]
 
     def download(self, path: Path) -> None:
         """Copy the weights to `path`. Raises UserError if they are missing or not those of the pointer."""
@@ -118,7 +109,8 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
     try:
         pointer = json.loads(path.read_text())
         store = storage(pointer["uri"])
-        return Checkpoint(name, store, json.loads(store.read("recipe.json")), pointer)
+        task = {name: pointer["data"][name] for name in ("colour", "degradation", "splits")}
+        return Checkpoint(name, store, json.loads(store.read("recipe.json")), pointer, task)
     except FileNotFoundError as error:
         if not path.is_file():
             raise UserError(f"{path}: not found; `memoir train {name}` writes it") from None
@@ -126,7 +118,9 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
             f"{error.filename}: not found, and {path} points to it; bring it back, or train again"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(f"{path}, or the recipe.json that it points to: damaged; train again") from None
+        raise UserError(
+            f"{path}, or the recipe.json that it points to: damaged, or of another version of memoir; train again"
+        ) from None
 
 
 def _trained(checkpoint: Checkpoint) -> Trained:
@@ -135,7 +129,7 @@ def _trained(checkpoint: Checkpoint) -> Trained:
         checkpoint.download(path)
         uri = checkpoint.store.uri
         model = assemble(checkpoint.recipe, path, uri)
-    return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"])
+    return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"], checkpoint.task)
 
 
 def _published(version: Version) -> Trained:
@@ -177,7 +171,7 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str) -> nn.Module:
     if found:
         raise UserError(f"{where}: the weights are not of the recipe's model: {'; '.join(found)}")
     model.load_state_dict(held)
-    return model.eval()
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def fetch(store: Storage, name: str, sha256: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from rich.progress import track
 from jobs.checkpoint import load_model
 from jobs.protocols import PAPER, Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import read_recipe
+from jobs.restore import restore_tiled
 from pipeline.errors import UserError
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, write_bytes, write_image
 from pipeline.layouts.base import safe_key
@@ -43,9 +44,8 @@ def restorer(model: Any) -> Restorer:
     """A model (see jobs.models), in eval mode, as a function on arrays."""
 
     def restore(lq: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None]
-            return model.restore(x)[0].permute(1, 2, 0).numpy()
+        x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None]
+        return restore_tiled(model, x)[0].permute(1, 2, 0).numpy()
 
     return restore
 

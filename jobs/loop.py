@@ -1,5 +1,6 @@
 """The training loop, in plain torch: one process, or one rank of a process group that the caller has set up."""
 
+import io
 import json
 import math
 import time
@@ -8,14 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.errors import UserError
+from pipeline.images import write_bytes
 from pipeline.keyed import digest64
 from pipeline.loader import Loader, Position, ShardSet, validation_pair
 
@@ -63,6 +65,8 @@ class Run:
             world_size=self.world_size,
             threads=recipe.training.loader_threads,
         )
+        if "gt" not in self.loader.planes:
+            raise UserError(f"model {recipe.model.name} needs targets (gt); task {recipe.data.task} has frames without")
         self.validation = ShardSet(data, "val").versions()[: recipe.training.validation_images]
         torch.manual_seed(recipe.training.seed)
         self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,6 +101,7 @@ class Run:
                 position, batch = next(batches)
                 batch = self.loader.to_device(batch, self.device)
                 meter.waited()
+                lr = self.lr()
                 loss, logs, norm = self.step(batch)
                 self.state = State(self.state.step + 1, Position(position.epoch, position.batch + 1))
                 meter.add(self.recipe.data.batch, loss=loss, grad_norm=norm, **logs)
@@ -107,7 +112,7 @@ class Run:
                         raise UserError(
                             f"loss is {record['loss']} at step {self.state.step}: lower the learning rate, or clip"
                         )
-                    self._log(log, {"epoch": position.epoch, "lr": self.lr(), **record})
+                    self._log(log, {"epoch": position.epoch, "lr": lr, **record})
                 aside = time.perf_counter()
                 if last or self.state.step % every.validate_every == 0:
                     self._log(log, {"epoch": position.epoch, "val_psnr": self.validate()})
@@ -165,13 +170,15 @@ class Run:
 
         model.safetensors, optimiser.pt (tensors only), state.json, the resolved recipe.json, and metrics.jsonl so far.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights(self.model), folder / "model.safetensors")
-        torch.save(self.optimiser.state_dict(), folder / "optimiser.pt")
-        state = {**asdict(self.state), "total": self.total, "batches": self.loader.digest}
-        (folder / "state.json").write_text(json.dumps(state, indent=1))
-        (folder / "recipe.json").write_text(self.recipe.model_dump_json(indent=1))
-        (folder / "metrics.jsonl").write_text(json_lines(self.records))
+        optimiser = io.BytesIO()
+        torch.save(self.optimiser.state_dict(), optimiser)
+        state = {**asdict(self.state), "batches": self.loader.digest}
+        # As bytes: on a full disk both libraries raise errors of their own, which name neither the cause nor the file.
+        write_bytes(folder / "model.safetensors", safetensors.torch.save(weights(self.model)))
+        write_bytes(folder / "optimiser.pt", optimiser.getvalue())
+        write_bytes(folder / "state.json", json.dumps(state, indent=1).encode())
+        write_bytes(folder / "recipe.json", self.recipe.model_dump_json(indent=1).encode())
+        write_bytes(folder / "metrics.jsonl", json_lines(self.records).encode())
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote. Raises UserError if it belongs to other data or another sampling of it."""
@@ -181,7 +188,7 @@ class Run:
                 f"{folder}: was trained on other batches ({state['batches']}) than these ({self.loader.digest}): "
                 "restore the data, or train under another name"
             )
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        self.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         self.optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=self.device))
         self.state = State(state["step"], Position(**state["position"]))
         self.records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

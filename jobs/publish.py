@@ -29,7 +29,6 @@ from jobs.checkpoint import (
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.storage import Storage, storage
-from pipeline.task import read_task
 
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
 RESTORES = {
@@ -58,7 +57,7 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(name, runs)
     scores = _results(runs / name / "scores.json", f"memoir evaluate --model {name}")
     training = _results(runs / name / "metrics.json", f"memoir train {name}")
-    task = read_task(checkpoint.recipe["data"]["task"]).model_dump(mode="json")
+    task = checkpoint.task
     sha256 = checkpoint.pointer["sha256"]
     if any(row.get("weights", sha256) != sha256 for row in scores.values()):
         raise UserError(
@@ -205,7 +204,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "recipe": checkpoint.name,
         "commit": commit,
         "dirty": None if commit is None or changes is None else bool(changes),
-        "data": pointer["data"],
+        "data": {name: pointer["data"][name] for name in ("task", "digest")},
         "run": pointer["run"],
         "step": pointer["step"],
         "world_size": checkpoint.recipe["training"]["workers"],

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.recipe import Recipe, read_recipe
 from pipeline.cluster import connect
-from pipeline.errors import UserError
+from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json
 from pipeline.storage import Bucket, Folder, Storage, storage
@@ -52,7 +52,7 @@ def train(
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
         "step": json.loads(checkpoint.read("state.json"))["step"],
-        "data": {"task": recipe.data.task, "digest": listing["digest"]},
+        "data": {name: listing[name] for name in ("task", "digest", "colour", "degradation", "splits")},
     }
     records = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
     final = {key: value for record in records for key, value in record.items()}
@@ -127,6 +127,9 @@ def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
+        mendable = _mendable(error)
+        if mendable:
+            raise UserError(f"training {run} failed: {mendable}; mend it, and the same command continues") from None
         raise RuntimeError(f"training {run} failed and its {training.max_failures} restarts are used up") from error
     finally:
         stop.set()
@@ -134,6 +137,18 @@ def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
     if result.return_value:
         raise UserError(result.return_value["error"])
     return Path(result.checkpoint.path).name
+
+
+def _mendable(error: Exception) -> str | None:
+    """What the user can mend, in a failure of Ray Train's workers or controller: a full disk, a missing permission."""
+    causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
+    for cause in causes:
+        cause = getattr(cause, "_base_exc", cause)  # Ray's wrapper of what a worker raised
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in MENDABLE:
+                return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+            cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _ray_storage(place: Storage) -> tuple[str, Any]:

@@ -26,11 +26,13 @@ from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.scale import bicubic_lowres, modcrop
 from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, decode_image, write_bytes
+from pipeline.images import UnusableImageError, decode_image, source_image, write_bytes
 from pipeline.manifest import read_manifest, write_table
-from pipeline.plan import FORMAT, Group, ShardPlan, plan, recipe_digest
+from pipeline.plan import FORMAT, File, Group, ShardPlan, plan, recipe_digest
+from pipeline.sampling.scene_pairs import scene_pairs
 from pipeline.shards import (
     INDEX_SCHEMA,
+    PAIRS_SCHEMA,
     Member,
     dataset_digest,
     file_sha256,
@@ -38,7 +40,7 @@ from pipeline.shards import (
     npy_member,
     write_shard,
 )
-from pipeline.task import Jpeg, Noise, Task, read_task
+from pipeline.task import Jpeg, Scale, Task, TimeLapse, read_task
 
 STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
 SHOWN = 5  # failures that the error names
@@ -81,9 +83,7 @@ def build(task_name: str, manifest: Path, out: Path, *, cpus: int | None = None)
             shown = sorted(failures)[:SHOWN]
             more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
             raise UserError(f"build {task_name}: {missing} of {len(shards)} shards failed: {'; '.join(shown)}{more}")
-        listing = _assemble(
-            task_name, task, [(shard.split, built[r]) for shard, r in zip(shards, recipes, strict=True)], out
-        )
+        listing = _assemble(task_name, task, [(shard, built[r]) for shard, r in zip(shards, recipes, strict=True)], out)
     log = {"task": task_name, "shards": len(shards), "encoded": len(todo), "seconds": time.monotonic() - started}
     write_bytes(Path(f".cache/logs/build-{Path(task_name).stem}.json"), json.dumps(log).encode())
     return listing | {"encoded": len(todo)}
@@ -137,7 +137,10 @@ def _orders(todo: dict[str, ShardPlan], task: Task) -> list[str]:
         json.dumps(
             {
                 "recipe": recipe,
-                "groups": [asdict(group) | {"path": str(Path(group.path).resolve())} for group in shard.groups],
+                "groups": [
+                    [group.key, [asdict(file) | {"path": str(Path(file.path).resolve())} for file in group.files]]
+                    for group in shard.groups
+                ],
                 **common,
             }
         )
@@ -150,7 +153,7 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
     order = json.loads(row["item"])
     store = Path(order["store"])
     task = Task.model_validate(order["task"])
-    groups = [Group(**group) for group in order["groups"]]
+    groups = [Group(key, tuple(File(**file) for file in files)) for key, files in order["groups"]]
     try:
         if versions() != order["versions"]:
             raise UserError(
@@ -167,30 +170,51 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
 
 
 def sample_members(group: Group, task: Task) -> list[Member]:
-    """The members of one sample: the clean planes, their degraded version at each level, and where they come from.
+    """The members of one sample: the planes of its images, their degraded versions, and where they come from.
 
     Raises UserError for a file that is not the one that was ingested, and for one that the degradation does not take.
     """
+    members: list[Member] = []
+    for file in group.files:
+        image = _ingested(file)
+        role, _, number = file.name.partition("-")
+        if task.colour == "y" and role != "mask":
+            planes = rgb2ycbcr_y(image)
+        else:
+            planes = image if task.colour == "rgb" and role != "mask" else rgb2gray(image)
+        level = {"level": int(number)} if number else {}
+        members.append(npy_member(f"{file.name}.npy", planes, role=role, **level))
+        if role == "gt":
+            try:
+                members += _degraded(planes, task)
+            except UnusableImageError as error:
+                raise UserError(f"{file.path}: {error}") from None
+    origin = {"sources": {file.name: file.sha256 for file in group.files}, "colour": task.colour}
+    return [*members, json_member(origin)]
+
+
+def _ingested(file: File) -> np.ndarray:
+    """The pixels of an image that is still what was ingested; of a whole file its bytes are compared, which is quicker."""
     try:
-        data = Path(group.path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{group.path}: {error.strerror}; run `memoir ingest` again") from None
-    if hashlib.sha256(data).hexdigest() != group.sha256:
-        raise UserError(f"{group.path}: changed since it was ingested; run `memoir ingest` again")
-    try:
-        image = decode_image(data)
-        planes = rgb2ycbcr_y(image) if task.colour == "y" else rgb2gray(image) if task.colour == "gray" else image
-        degraded = _degraded(planes, task)
+        if file.part is not None:
+            image, sha256 = source_image(Path(file.path), file.part)
+        else:
+            data = Path(file.path).read_bytes()
+            sha256 = hashlib.sha256(data).hexdigest()
+            image = decode_image(data) if sha256 == file.sha256 else np.empty(0)
     except UnusableImageError as error:
-        raise UserError(f"{group.path}: {error}") from None
-    origin = json_member({"source_sha256": group.sha256, "colour": task.colour})
-    return [npy_member("gt.npy", planes, role="gt"), *degraded, origin]
+        raise UserError(f"{file.path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{file.path}: {error.strerror}; run `memoir ingest` again") from None
+    if sha256 != file.sha256:
+        raise UserError(f"{file.path}: changed since it was ingested; run `memoir ingest` again")
+    return image
 
 
 def _degraded(planes: np.ndarray, task: Task) -> list[Member]:
     degradation = task.degradation
-    if isinstance(degradation, Noise):
-        return []  # drawn by the loader
+    if not isinstance(degradation, Jpeg | Scale):
+        return []  # published, or drawn by the loader
     members = []
     for level in degradation.levels:
         if isinstance(degradation, Jpeg):
@@ -204,7 +228,7 @@ def _degraded(planes: np.ndarray, task: Task) -> list[Member]:
     return members
 
 
-def _assemble(task_name: str, task: Task, built: list[tuple[str, dict[str, Any]]], out: Path) -> dict[str, Any]:
+def _assemble(task_name: str, task: Task, built: list[tuple[ShardPlan, dict[str, Any]]], out: Path) -> dict[str, Any]:
     """Link the shards into `out` with their index; the whole folder appears at once."""
     partial, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
     with (STORE / ".assemble").open("a") as lock:
@@ -223,11 +247,12 @@ def _assemble(task_name: str, task: Task, built: list[tuple[str, dict[str, Any]]
     return listing
 
 
-def _fill(folder: Path, task_name: str, task: Task, built: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def _fill(folder: Path, task_name: str, task: Task, built: list[tuple[ShardPlan, dict[str, Any]]]) -> dict[str, Any]:
     """Shards, index.parquet and shards.json in `folder`; returns what the last holds."""
     rows: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
-    for split, entry in built:
+    for shard, entry in built:
+        split = shard.split
         target = folder / split / entry["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -235,18 +260,36 @@ def _fill(folder: Path, task_name: str, task: Task, built: list[tuple[str, dict[
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(STORE / entry["name"], target)
         rows += [{"split": split, **row} for row in entry["rows"]]
-        shard = {"split": split, **{name: entry[name] for name in ("name", "bytes", "sha256", "groups")}}
-        shards.append(shard | {"members": len(entry["rows"])})
+        listed = {"split": split, **{name: entry[name] for name in ("name", "bytes", "sha256", "groups")}}
+        shards.append(listed | {"members": len(entry["rows"])})
     write_table(folder / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
+    if isinstance(task.degradation, TimeLapse):
+        pairs = [
+            {"split": shard.split, "key": group.key, "v": v, "w": w}
+            for shard, _ in built
+            for group in shard.groups
+            for v, w in _scene_pairs(group, task.degradation)
+        ]
+        write_table(folder / "pairs.parquet", pa.Table.from_pylist(pairs, PAIRS_SCHEMA))
     listing = {
         "task": Path(task_name).stem,
         "format": FORMAT,
         "versions": versions(),
         "colour": task.colour,
         "degradation": task.degradation.model_dump(mode="json"),
+        "splits": {split: list(sources) for split, sources in task.splits.items()},
         "digest": dataset_digest(shards),
         "index_sha256": file_sha256(folder / "index.parquet"),
+        "pairs_sha256": file_sha256(folder / "pairs.parquet") if (folder / "pairs.parquet").exists() else None,
         "shards": shards,
     }
     write_bytes(folder / "shards.json", (json.dumps(listing, indent=1) + "\n").encode())
     return listing
+
+
+def _scene_pairs(scene: Group, sampling: TimeLapse) -> Iterator[tuple[int, int]]:
+    """The sampled pairs of a scene, by the numbers of their frames."""
+    numbers = [int(file.name.partition("-")[2]) for file in scene.files]
+    frames = [file.sha256 for file in scene.files]
+    for v, w in scene_pairs(frames, sampling.pairs_per_scene, seed=sampling.seed, scene=scene.key):
+        yield numbers[v], numbers[w]

@@ -1,6 +1,10 @@
 """The one exception that reaches a user as a line of text instead of a traceback."""
 
 import difflib
+import errno
+
+# A full disk, a missing permission: the user's to mend. Any other OSError is a defect and keeps its traceback.
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 
 class UserError(ValueError):

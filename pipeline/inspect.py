@@ -15,9 +15,16 @@ from pipeline.images import write_image
 from pipeline.loader import ShardSet, Version, validation_pair
 from pipeline.shards import read_shards_json
 
-LEVEL = {"jpeg": "q{}", "scale": "x{}", "noise": "sigma {}"}  # kind of degradation -> how its levels are written
+LEVEL = {
+    "jpeg": "q{}",
+    "scale": "x{}",
+    "noise": "sigma {}",
+    "paired": "input {}",
+    "timelapse": "frame {}",
+}  # kind of degradation -> how its levels are written
 
 ROWS = 12  # samples of a split on the sheet
+CELLS = 5  # versions of a sample
 CROP, ZOOM = 96, 2  # pixels of the image that a cell shows, and pixels of the sheet for each
 CELL, GAP, LINE = CROP * ZOOM, 8, 18
 WHITE, BLACK, GREY, RED = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 40, 40)
@@ -46,7 +53,7 @@ def inspect(folder: Path, contact_sheet: Path) -> dict[str, Any]:
         level = LEVEL[shard_set.kind]
         versions = shard_set.versions()
         samples = [list(levels) for _, levels in groupby(versions, lambda version: version.key)]
-        shapes = sorted((sample[0].gt.shape for sample in samples), key=lambda shape: (shape[0] * shape[1], shape))
+        shapes = sorted((_base(sample[0]).shape for sample in samples), key=lambda shape: (shape[0] * shape[1], shape))
         sizes = {"min": shapes[0], "median": shapes[(len(shapes) - 1) // 2], "max": shapes[-1]}
         splits[split] = {
             "shards": len(shards),
@@ -76,7 +83,7 @@ def _heading(title: str, note: str) -> Image.Image:
 
 def _row(sample: list[Version], level: str) -> Image.Image:
     """The strip of one sample. sample: its levels, at least one."""
-    gt = sample[0].gt
+    key, gt = sample[0].key, _base(sample[0])
     height, width = gt.shape[:2]
     top, left = _detail(gt)
 
@@ -89,19 +96,31 @@ def _row(sample: list[Version], level: str) -> Image.Image:
     scale = whole.width / width
     frame = (left, top, min(left + CROP, width), min(top + CROP, height))
     ImageDraw.Draw(whole).rectangle([round(edge * scale) - (i > 1) for i, edge in enumerate(frame)], outline=RED)
-    cells = [("whole", f"{width}x{height}", whole), ("gt", "", cut(gt))]
-    for version in sample:
+    cells = [("whole", f"{width}x{height}", whole)]
+    if "v" in sample[0].planes:
+        # every pair has the frame v, its level; the last frame is in one only as its w
+        frames = {version.level: version.planes["v"] for version in sample}
+        cells += [(level.format(number), "", cut(frames[number])) for number in sorted(frames)[: CELLS + 1]]
+        sample = []
+    else:
+        cells.append(("gt", "", cut(gt)))
+    for version in sample[:CELLS]:
         lq, target = validation_pair(version)
         error = float(np.mean(np.square(lq - target, dtype=np.float64)))
         note = f"{-10 * math.log10(error):.2f} dB" if error else "the same"
         cells.append((level.format(version.level), note, cut(np.clip(np.rint(lq * 255), 0, 255).astype(np.uint8))))
 
     strip = Image.new("RGB", (len(cells) * (CELL + GAP), 2 * LINE + CELL + 2 * GAP), WHITE)
-    _write(strip, 0, 0, sample[0].key, "", size=14)
+    _write(strip, 0, 0, key, "", size=14)
     for column, (name, note, pixels) in enumerate(cells):
         _write(strip, column * (CELL + GAP), LINE, name, note, size=13)
         strip.paste(pixels, (column * (CELL + GAP), 2 * LINE))
     return strip
+
+
+def _base(version: Version) -> np.ndarray:
+    """The clean image, or the first of two frames."""
+    return version.planes["gt" if "gt" in version.planes else "v"]
 
 
 def _detail(gt: np.ndarray) -> tuple[int, int]:

@@ -3,19 +3,20 @@
 "The same global batches if the dataset digest, the sampling, the global batch size and the seed are equal; nothing else
 matters: not the number of ranks, not the number of threads, not where the run was resumed."
 
-An epoch is an enumeration of (image, level, patch, dihedral view): `len` is exact, every sample comes once. Patches are
+An epoch is an enumeration of (image, level, patch, dihedral view) or (scene, two frames, patch, view): `len` is exact, every sample comes once. Patches are
 views cut from the mapped shards; floats and noise are made on the device.
 """
 
 import json
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.keyed import philox
 from pipeline.sampling.order import Order
-from pipeline.shards import INDEX_SCHEMA, file_sha256, read_shards_json
+from pipeline.shards import INDEX_SCHEMA, PAIRS_SCHEMA, file_sha256, read_shards_json
 
 WINDOW = 16  # shards whose samples are mixed
 
@@ -38,29 +39,40 @@ class Position:
 
 @dataclass(frozen=True)
 class Version:
-    """One (image, level) of the enumeration: arrays are uint8 (H, W, C), mapped from the shard."""
+    """One row of the enumeration: an image at a level, a published pair, or two frames of a scene.
+
+    planes: uint8 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where noise of this level is added
+    online; v and w of a time-lapse scene. level: as in the index.
+    """
 
     key: str
     level: int
-    gt: np.ndarray
-    lq: np.ndarray | None  # None: noise of this level is added online
+    planes: dict[str, np.ndarray]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) that all planes have; an input may lack the rows that its scale does not divide."""
+        shapes = [plane.shape for plane in self.planes.values()]
+        return min(shape[0] for shape in shapes), min(shape[1] for shape in shapes)
 
 
 class ShardSet:
     """The images of one split, mapped. Raises UserError when index and shards are of different builds."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        listing = read_shards_json(folder)
+        self.listing = listing = read_shards_json(folder)
         self.digest: str = listing["digest"]
         self.colour: str = listing["colour"]
-        self.online_noise = listing["degradation"]["kind"] == "noise"
         self.kind: str = listing["degradation"]["kind"]
-        index = folder / "index.parquet"
-        if not index.exists() or file_sha256(index) != listing["index_sha256"]:
-            raise UserError(f"{index}: missing, or of another build than shards.json; run `memoir build` again")
-        rows = pq.read_table(index, schema=INDEX_SCHEMA, filters=[("split", "=", split)]).to_pylist()
+        self.online_noise = self.kind == "noise"
+        rows = _table(folder / "index.parquet", listing["index_sha256"], INDEX_SCHEMA, split)
         if not rows:
             raise UserError(f"{folder}: no split {split!r}; the task names the splits that are built")
+        pairs: dict[str, list[tuple[int, int]]] = {}
+        if self.kind == "timelapse":
+            self.digest += f" {listing['pairs_sha256']}"  # other pairs of the same frames are other batches
+            for row in _table(folder / "pairs.parquet", listing["pairs_sha256"], PAIRS_SCHEMA, split):
+                pairs.setdefault(row["key"], []).append((row["v"], row["w"]))
         self.shards: list[list[Version]] = []
         rows_of: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
@@ -70,24 +82,41 @@ class ShardSet:
             if not path.exists() or path.stat().st_size != shard["bytes"]:
                 raise UserError(f"{path}: missing or truncated; run `memoir build` again, or `dvc pull`")
             mapped = np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of the subclass cost thrice as much
-            samples: dict[str, dict[int | None, np.ndarray]] = {}
+            samples: dict[str, dict[tuple[str, int | None], np.ndarray]] = {}
             for row in (r for r in rows_of[shard["name"]] if r["role"] != "json"):
                 begin = row["offset"] + row["header"]
                 pixels = mapped[begin : row["offset"] + row["length"]].reshape(row["shape"])
-                samples.setdefault(row["key"], {})[row["level"] if row["role"] == "lq" else None] = pixels
+                samples.setdefault(row["key"], {})[row["role"], row["level"]] = pixels
             self.shards.append(
-                [
-                    Version(key, level, arrays[None], arrays.get(level))
-                    for key, arrays in samples.items()
-                    for level in (
-                        listing["degradation"]["sigma"] if self.online_noise else [k for k in arrays if k is not None]
-                    )
-                ]
+                [version for key, arrays in samples.items() for version in self._versions(key, arrays, pairs)]
             )
 
+    def _versions(
+        self, key: str, arrays: dict[tuple[str, int | None], np.ndarray], pairs: dict[str, list[tuple[int, int]]]
+    ) -> Iterator[Version]:
+        """The rows of the enumeration that one sample of the shard makes. arrays: by role and level."""
+        if self.kind == "timelapse":
+            for v, w in pairs[key]:
+                yield Version(key, v, {"v": arrays["frame", v], "w": arrays["frame", w]})
+        elif self.online_noise:
+            for level in self.listing["degradation"]["sigma"]:
+                yield Version(key, level, {"gt": arrays["gt", None]})
+        else:
+            for role, level in arrays:
+                if role == "lq" and level is not None:
+                    mask = {"mask": arrays["mask", level]} if ("mask", level) in arrays else {}
+                    yield Version(key, level, {"gt": arrays["gt", None], "lq": arrays["lq", level], **mask})
+
     def versions(self) -> list[Version]:
-        """Every (image, level), in the order of the index."""
+        """Every row of the enumeration, in the order of the index."""
         return [version for shard in self.shards for version in shard]
+
+
+def _table(path: Path, sha256: str, schema: pa.Schema, split: str) -> list[dict[str, Any]]:
+    """The rows of one split of a table that belongs to shards.json."""
+    if not path.exists() or file_sha256(path) != sha256:
+        raise UserError(f"{path}: missing, or of another build than shards.json; run `memoir build` again")
+    return pq.read_table(path, schema=schema, filters=[("split", "=", split)]).to_pylist()
 
 
 class Loader:
@@ -125,7 +154,7 @@ class Loader:
         self.versions = versions
         rows, columns = [], []
         for version in versions:
-            height, width = (version.gt if version.lq is None else version.lq).shape[:2]
+            height, width = version.size
             rows.append(max(0, (height - patch) // stride + 1))
             columns.append(max(0, (width - patch) // stride + 1))
         self.stride = stride
@@ -137,7 +166,9 @@ class Loader:
         self.samples = int(self.first[-1])
         if not self.samples:
             raise UserError(f"{folder}: no image of split {split!r} holds a patch of {patch}x{patch}")
-        self.channels = max(version.gt.shape[2] for version in versions)
+        names = [name for name in versions[0].planes if all(name in version.planes for version in versions)]
+        self.planes = {name: max(version.planes[name].shape[2] for version in versions) for name in names}
+        self.channels = self.planes.get("gt") or self.planes["v"]
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank; the last may be padded."""
@@ -180,7 +211,8 @@ class Loader:
     def cut(self, position: Position) -> dict[str, Tensor]:
         """This rank's part of one global batch.
 
-        gt, lq: uint8 (B/W, C, H, W) (no lq when noise is online); level: int64 (B/W,); weight: float32 (B/W,), 0 for the
+        gt, lq: uint8 (B/W, C, H, W) (no lq when noise is online); mask: uint8 (B/W, 1, H, W) where all samples have one;
+        instead of these, of time-lapse scenes, frames: uint8 (B/W, 2, C, H, W); level: int64 (B/W,); weight: float32 (B/W,), 0 for the
         padding of the last batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 ();
         count: float32 (), true samples in the global batch / W.
         """
@@ -199,36 +231,33 @@ class Loader:
         cell, view = np.divmod(samples - self.first[which], self.views)
         top, left = (side * self.stride for side in np.divmod(cell, self.columns[which]))
         p = self.patch
-        gt = np.empty((share, p, p, self.channels), np.uint8)
-        lq = None if self.shard_set.online_noise else np.empty_like(gt)
+        cut = {name: np.empty((share, p, p, channels), np.uint8) for name, channels in self.planes.items()}
         level = np.empty(share, np.int64)
         for i, (v, y, x, d) in enumerate(zip(which, top, left, view, strict=True)):
             version = self.versions[v]
-            gt[i] = dihedral(version.gt[y : y + p, x : x + p], d)
-            if lq is not None:
-                assert version.lq is not None
-                lq[i] = dihedral(version.lq[y : y + p, x : x + p], d)
+            for name, patches in cut.items():
+                patches[i] = dihedral(version.planes[name][y : y + p, x : x + p], d)
             level[i] = version.level
         true = min(self.batch, self.samples - begin)
-        batch = {
-            "gt": torch.from_numpy(gt).permute(0, 3, 1, 2),
+        tensors = {name: torch.from_numpy(patches).permute(0, 3, 1, 2) for name, patches in cut.items()}
+        if "v" in tensors:
+            tensors = {"frames": torch.stack((tensors["v"], tensors["w"]), 1)}
+        batch = tensors | {
             "level": torch.from_numpy(level),
             "weight": torch.from_numpy(weight),
             "sample": torch.from_numpy(samples),
             "epoch": torch.tensor(position.epoch),
             "count": torch.tensor(true / self.world_size, dtype=torch.float32),
         }
-        if lq is not None:
-            batch["lq"] = torch.from_numpy(lq).permute(0, 3, 1, 2)
         return position, batch
 
     def to_device(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """The batch as a model takes it: gt and lq float32 in [0, 1], online noise added (not clipped, not rounded)."""
+        """The batch as a model takes it: images float32 in [0, 1], online noise added (not clipped, not rounded)."""
         out = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        out["gt"] = out["gt"].float() / 255
-        if "lq" in out:
-            out["lq"] = out["lq"].float() / 255
-        else:
+        for name in ("gt", "lq", "mask", "frames"):
+            if name in out:
+                out[name] = out[name].float() / 255
+        if self.shard_set.online_noise:
             # Keyed by (seed, epoch, sample): the noise of a sample is its own, whichever rank draws it.
             shape = tuple(batch["gt"].shape[1:])
             epoch = int(batch["epoch"])
@@ -247,9 +276,9 @@ def dihedral(patch: np.ndarray, view: int) -> np.ndarray:
 
 def validation_pair(version: Version, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1]; online noise keyed by image and level."""
-    if version.lq is None:
-        gt = version.gt.astype(np.float32) / 255
-        noise = philox(seed, "validation", version.key, version.level).standard_normal(gt.shape, np.float32)
-        return gt + np.float32(version.level / 255) * noise, gt
-    height, width = version.lq.shape[:2]
-    return version.lq.astype(np.float32) / 255, version.gt[:height, :width].astype(np.float32) / 255
+    height, width = version.size
+    gt = version.planes["gt"][:height, :width].astype(np.float32) / 255
+    if "lq" in version.planes:
+        return version.planes["lq"].astype(np.float32) / 255, gt
+    noise = philox(seed, "validation", version.key, version.level).standard_normal(gt.shape, np.float32)
+    return gt + np.float32(version.level / 255) * noise, gt

@@ -1,6 +1,8 @@
 """The table of raw images: which files there are, what each is for, and which cannot be used and why."""
 
-import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,10 @@ from pydantic import Field
 
 from pipeline.config import Frozen
 from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, read_image, write_bytes
+from pipeline.images import UnusableImageError, source_image, write_bytes
 from pipeline.layouts import layout
-from pipeline.layouts.base import Row
+from pipeline.layouts.base import Count, Row
+from pipeline.leaks import leaks, perceptual_hash
 
 MIN_SIDE = 16  # pixels; smaller images hold no patch and no SSIM window
 
@@ -26,6 +29,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("role", pa.string()),  # gt | lq | mask | frame
         ("path", pa.string()),  # root as given, then the path below it
+        ("part", pa.string()),  # which image of a file that holds several, as `pipeline.images.read_part` takes it
         ("scene", pa.string()),
         ("frame", pa.int32()),
         ("group", pa.string()),
@@ -33,7 +37,8 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("channels", pa.int32()),
         ("bit_depth", pa.int32()),
-        ("sha256", pa.string()),
+        ("sha256", pa.string()),  # of the file, or of the pixels of a part
+        ("phash", pa.uint64()),  # see pipeline.leaks
         ("reject_reason", pa.string()),
     ]
 )
@@ -45,24 +50,36 @@ class Source(Frozen):
     layout: str
     root: str = Field(description="its folder; relative to where memoir runs")
     variant: str | None = None
+    allow_counts: bool = Field(False, description="take it though it holds more or fewer images than were published")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Files of one dataset: found = used + rejected."""
+    """Of one dataset: found = used + rejected, files and parts of files. differences: from the published counts."""
 
     dataset: str
     found: int
     used: int
     rejected: int
+    differences: tuple[str, ...] = ()
 
 
-def ingest(sources: dict[str, Source], out: Path) -> tuple[list[Counts], pa.Table]:
-    """Read every image of the sources once; write out/manifest.parquet (used) and out/rejects.parquet.
+@dataclass(frozen=True)
+class Ingested:
+    """What `ingest` wrote. leaks: as `pipeline.leaks.leaks` gives them."""
 
-    A group with a rejected member is rejected whole: a pair without its target is no pair.
-    Returns the counts of each dataset and the table of rejects. Raises UserError for an empty or unusable dataset; then
-    nothing is written.
+    counts: list[Counts]
+    rejects: pa.Table
+    leaks: pa.Table
+
+
+def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False) -> Ingested:
+    """Read every image of the sources once; write out/manifest.parquet (used), out/rejects.parquet and out/leaks.parquet.
+
+    Of a pair with an unusable half nothing is used; of a target with many inputs, the inputs that can be. The manifest's
+    metadata records each dataset's layout and its differences from the published counts. allow_counts: of all sources.
+    Raises UserError for an empty or unusable dataset and for counts that differ and are not allowed; then nothing is
+    written.
     """
     if not sources:
         raise UserError("no datasets to ingest; name one under `datasets` in params.yaml")
@@ -71,29 +88,33 @@ def ingest(sources: dict[str, Source], out: Path) -> tuple[list[Counts], pa.Tabl
     counts: list[Counts] = []
     with ThreadPoolExecutor() as pool:
         for name, source in sources.items():
-            rows = list(layout(source.layout, name, Path(source.root), source.variant).rows())
-            records = list(pool.map(_read, rows))
-            broken: dict[tuple[str, str], str] = {}
-            for record in records:
-                if record["reject_reason"]:
-                    why = f"{Path(record['path']).name}: {record['reject_reason']}"
-                    broken.setdefault((record["split"], record["group"]), why)
-            for record in records:
-                why = broken.get((record["split"], record["group"]), "")
-                if why and not record["reject_reason"] and record["role"] != "frame":
-                    record["reject_reason"] = f"its partner cannot be used ({why})"
+            raw = layout(source.layout, name, Path(source.root), source.variant)
+            records = list(pool.map(_read, raw.rows()))
+            _reject_partners(records)
             good = [r for r in records if not r["reject_reason"]]
             bad = [r for r in records if r["reject_reason"]]
             if not good:
                 first = f"; the first: {bad[0]['path']}: {bad[0]['reject_reason']}" if bad else ""
                 raise UserError(f"{source.root}: no usable image in dataset {name} ({len(bad)} rejected{first})")
-            counts.append(Counts(name, len(records), len(good), len(bad)))
+            differences = tuple(_differences(raw.published(), good, bad))
+            if differences and not (allow_counts or source.allow_counts):
+                raise UserError(
+                    f"{source.root}: {'; '.join(differences)}. Mend the data set, or accept it: "
+                    f"`memoir ingest --allow-counts`, or allow_counts: true beside {name} in params.yaml"
+                )
+            counts.append(Counts(name, len(records), len(good), len(bad), differences))
             used += good
             rejects += bad
-    rejected = pa.Table.from_pylist(rejects, SCHEMA)
+    datasets = {
+        each.dataset: sources[each.dataset].model_dump(mode="json") | {"differences": each.differences}
+        for each in counts
+    }
+    manifest = pa.Table.from_pylist(used, SCHEMA.with_metadata({"memoir": json.dumps(datasets)}))
+    rejected, shared = pa.Table.from_pylist(rejects, SCHEMA), leaks(manifest)
     write_table(out / "rejects.parquet", rejected)
-    write_table(out / "manifest.parquet", pa.Table.from_pylist(used, SCHEMA))
-    return counts, rejected
+    write_table(out / "leaks.parquet", shared)
+    write_table(out / "manifest.parquet", manifest)
+    return Ingested(counts, rejected, shared)
 
 
 def _read(row: Row) -> dict[str, Any]:
@@ -102,16 +123,66 @@ def _read(row: Row) -> dict[str, Any]:
     if record["reject_reason"]:
         return record
     try:
-        pixels, data = read_image(row.path)
+        pixels, sha256 = source_image(row.path, row.part)
         height, width, channels = pixels.shape
         if min(height, width) < MIN_SIDE:
             raise UnusableImageError(f"{width}x{height} pixels; the least is {MIN_SIDE}x{MIN_SIDE}")
     except UnusableImageError as error:
         record["reject_reason"] = str(error)
         return record
-    record |= {"width": width, "height": height, "channels": channels, "bit_depth": 8}
-    record["sha256"] = hashlib.sha256(data).hexdigest()
-    return record
+    record |= {"width": width, "height": height, "channels": channels, "bit_depth": 8, "sha256": sha256}
+    return record | {"phash": perceptual_hash(pixels)}
+
+
+def _reject_partners(records: list[dict[str, Any]]) -> None:
+    """Mark what belongs to an unusable image, and pairs of two sizes, in place. Frames of a scene stand for themselves."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        if record["role"] != "frame":
+            groups[record["split"], record["group"]].append(record)
+    for group in groups.values():
+        target = next((r for r in group if r["role"] == "gt" and not r["reject_reason"]), None)
+        for record in group:
+            if target is not None and not record["reject_reason"] and record["role"] != "gt":
+                size, wanted = (f"{r['width']}x{r['height']}" for r in (record, target))
+                if size != wanted:
+                    record["reject_reason"] = f"{size} pixels, and its gt {Path(target['path']).name} has {wanted}"
+        said = {
+            (record["key"], record["role"]): f"{Path(record['path']).name}: {record['reject_reason']}"
+            for record in group
+            if record["reject_reason"]
+        }
+        inputs = {r["key"] for r in group if r["role"] == "lq"}
+        for record in group:
+            whys = [why for (key, role), why in said.items() if role == "gt" or key == record["key"]]
+            if record["role"] == "gt" and inputs and inputs <= {key for key, _ in said}:
+                whys = list(said.values())
+            if whys and not record["reject_reason"]:
+                record["reject_reason"] = f"its partner cannot be used ({whys[0]})"
+
+
+def _differences(published: tuple[Count, ...], good: list[dict[str, Any]], bad: list[dict[str, Any]]) -> Iterator[str]:
+    """A phrase for each split and subset that is there and has not the published number of images."""
+    number = Counter((r["split"], r["role"], scene) for r in good for scene in {r["scene"], None})
+    for count in published:
+        found = number[count.split, count.role, count.subset]
+        lost = [r for r in bad if r["split"] == count.split and count.subset in (None, r["scene"])]
+        if found == count.number or not (found or lost):
+            continue
+        # of a pair whose input is missing, the target is among the rejects
+        lost = [r for r in lost if r["role"] == count.role] or lost
+        if found in count.causes:
+            cause = count.causes[found]
+        elif found > count.number:
+            cause = "files that were not published, such as copies or another split's images"
+        elif lost:
+            cause = f"{len(lost):,} rejected, the first: {lost[0]['path']}: {lost[0]['reject_reason']}"
+        else:
+            cause = "files are missing: an unfinished download, or another release"
+        where = f"{count.split}/{count.subset}" if count.subset else count.split
+        yield f"{where} has {found:,} {count.role} images, {abs(found - count.number):,} " + (
+            f"{'fewer' if found < count.number else 'more'} than the {count.number:,} published ({cause})"
+        )
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -1,6 +1,7 @@
 """Shards: tar files in the webdataset format, with an index of where every array lies.
 
-A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.json`. Arrays are uint8, HWC, RGB order.
+A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.mask-<n>.npy` or `<key>.frame-<n>.npy`,
+and `<key>.json`. Arrays are uint8, HWC, RGB order.
 Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times,
 owners or host names are in them.
 """
@@ -30,8 +31,11 @@ INDEX_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("group", pa.string()),
         ("member", pa.string()),  # name of the member without the key: gt.npy, lq-q10.npy, json
-        ("role", pa.string()),  # gt | lq | json
-        ("level", pa.int32()),
+        ("role", pa.string()),  # gt | lq | mask | frame | json
+        (
+            "level",
+            pa.int32(),
+        ),  # quality, factor; of published pairs the number of the input, of a scene that of the frame
         ("offset", pa.int64()),  # of the member's contents in the shard
         ("length", pa.int64()),  # of the contents
         ("header", pa.int32()),  # bytes of the .npy header before the pixels
@@ -41,6 +45,9 @@ INDEX_SCHEMA = pa.schema(
         ("sha256", pa.string()),  # of the contents
     ]
 )
+
+# Of a task of time-lapse scenes: the pairs of frames that are samples, by their frames' numbers.
+PAIRS_SCHEMA = pa.schema([("split", pa.string()), ("key", pa.string()), ("v", pa.int32()), ("w", pa.int32())])
 
 Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
 
@@ -78,8 +85,10 @@ class Listing(Frozen):
     versions: dict[str, str] = Field(description="of the libraries that decided the bytes")
     colour: str
     degradation: dict[str, Any]
+    splits: dict[str, tuple[str, ...]] = Field(description="split of the shards: its sources, as <dataset>/<split>")
     digest: str = Field(description="`dataset_digest` of the shards")
     index_sha256: str
+    pairs_sha256: str | None = Field(None, description="of pairs.parquet, which only time-lapse tasks have")
     shards: tuple[Shard, ...] = Field(min_length=1)
 
 
@@ -174,6 +183,12 @@ def verify(folder: Path) -> Iterator[str]:
         by_shard = {}
         for row in pq.read_table(index, schema=INDEX_SCHEMA).to_pylist():
             by_shard.setdefault((row["split"], row["shard"]), []).append(row)
+    if listing["pairs_sha256"]:
+        pairs = folder / "pairs.parquet"
+        if not pairs.exists():
+            yield f"{pairs}: missing; build again, or `dvc pull`"
+        elif file_sha256(pairs) != listing["pairs_sha256"]:
+            yield f"{pairs}: damaged, or of another build than shards.json; build again"
     expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
     for split, name in sorted((by_shard or {}).keys() - expected):
         yield f"{index}: lists {split}/{name}, which shards.json lacks; build again"

@@ -57,13 +57,29 @@ class Noise(Frozen):
         return self.sigma
 
 
+class Paired(Frozen):
+    """The degraded images that the data set itself pairs with its targets."""
+
+    kind: Literal["paired"]
+
+
+class TimeLapse(Frozen):
+    """The frames of scenes, and which two of them make a sample; there is no clean image."""
+
+    kind: Literal["timelapse"]
+    pairs_per_scene: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`"
+    )
+    seed: int = 0
+
+
 class Task(Frozen):
     """What goes into the shards of one dataset."""
 
     colour: Literal["y", "gray", "rgb"] = Field(
         description="planes that are stored: y = MATLAB rgb2ycbcr's Y, gray = MATLAB rgb2gray; grey images as they are"
     )
-    degradation: Annotated[Jpeg | Scale | Noise, Field(discriminator="kind")]
+    degradation: Annotated[Jpeg | Scale | Noise | Paired | TimeLapse, Field(discriminator="kind")]
     splits: dict[Literal["train", "val", "test"], Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         description="split of the shards: the manifest's <dataset>/<split> that go into it"
     )

@@ -61,8 +61,14 @@ class Workplace:
         return path
 
     def ingest(self, layout: str = "folder") -> tuple[Counts, pa.Table]:
-        """Relative to the working directory, as the stage runs: the counts, and the table of rejects."""
-        counts, rejects = ingest({"photos": Source(layout=layout, root="photos")}, Path("data/manifest"))
+        """Relative to the working directory, as the stage runs: the counts, and the table of rejects.
+
+        layout: its name, or name:variant.
+        """
+        name, _, variant = layout.partition(":")
+        source = Source(layout=name, root="photos", variant=variant or None, allow_counts=True)
+        done = ingest({"photos": source}, Path("data/manifest"))
+        counts, rejects = done.counts, done.rejects
         return counts[0], rejects
 
     def task(self, **changes: Any) -> str:
@@ -112,7 +118,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Build once for many tests: (name, pixels of each file below photos/, changes of the task) -> built folder."""
     folders: dict[str, Path] = {}
 
-    def built(name: str, files: dict[str, np.ndarray], **changes: Any) -> Path:
+    def built(name: str, files: dict[str, np.ndarray], layout: str = "folder", **changes: Any) -> Path:
         if name not in folders:
             with pytest.MonkeyPatch.context() as patch:
                 place = Workplace(tmp_path_factory.mktemp(name))
@@ -120,7 +126,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 patch.setattr(stage, "_run", run_here)
                 for file, pixels in files.items():
                     place.add(file, pixels)
-                place.ingest()
+                place.ingest(layout)
                 place.build(**changes)
             folders[name] = place.root / "data" / "tiny"
         return folders[name]

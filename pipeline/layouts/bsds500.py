@@ -1,7 +1,6 @@
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from collections.abc import Iterator
 
-from pipeline.layouts.base import SPLITS, Layout, Row
+from pipeline.layouts.base import SPLITS, Count, Layout, Row
 
 
 class BSDS500(Layout):
@@ -13,7 +12,7 @@ class BSDS500(Layout):
 
     name = "bsds500"
     tree = "data/images/{train,val,test}/*.jpg"
-    counts: ClassVar[Mapping[str, int]] = {"train": 200, "val": 100, "test": 200}
+    counts = (Count("train", "gt", 200), Count("val", "gt", 100), Count("test", "gt", 200))
 
     def scan(self) -> Iterator[Row]:
         inner = self.root / "BSDS500"

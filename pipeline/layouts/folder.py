@@ -1,12 +1,9 @@
 import logging
 from collections.abc import Iterator
 
-from pipeline.errors import UserError
-from pipeline.layouts.base import SPLITS, Layout, Row, Split, files_under, listed, safe_key, unusable
+from pipeline.layouts.base import SIDE_FILES, Layout, Row, Split, files_under, safe_key, unusable
 
 log = logging.getLogger(__name__)
-
-SIDE_FILES = frozenset({"", ".csv", ".dvc", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".yaml", ".yml"})
 
 
 class Folder(Layout):
@@ -20,11 +17,7 @@ class Folder(Layout):
     tree = "{train,val,test}/**/*.{png,jpg,...}, or images only"
 
     def scan(self) -> Iterator[Row]:
-        inside = {entry.name for entry in listed(self.root) if (self.root / entry.name).is_dir()}
-        splits: dict[str, Split] = {split: split for split in SPLITS if split in inside}
-        for name in sorted(inside - set(SPLITS)):
-            if name.lower() in SPLITS:  # taken for an ordinary subfolder, it would turn test data into training data
-                raise UserError(f"{self.root / name}: a split folder is written {name.lower()!r}; rename it")
+        splits: dict[str, Split] = {split: split for split in self.split_folders()}
         if not splits:
             log.warning("%s: no folder train, val or test in it; all its images are training data", self.root)
         for path in files_under(self.root):

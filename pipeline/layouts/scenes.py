@@ -9,16 +9,17 @@ class Scenes(Layout):
     """Time-lapse scenes of a static camera, without clean images: {train,val,test}/<scene>/<frame>.png, role frame.
 
     Frames are in natural order (frame2 before frame10) and numbered from 0; the scene is the group. A scene with fewer
-    than two usable frames is rejected: it has no pair. Source: Cho et al., Memory-guided Image De-raining Using
-    Time-Lapse Data, TIP 2022 (186 scenes of 30 frames; the release documents no tree).
+    than two usable frames is rejected: it has no pair. What lies beside the splits is a reject, text files apart.
     """
 
     name = "scenes"
     tree = "{train,val,test}/<scene>/*.png"
 
     def scan(self) -> Iterator[Row]:
-        for split in SPLITS:
-            folder, scenes = self.root / split, defaultdict(list)
+        splits = self.split_folders()
+        yield from self.beside("train", "frame", self.root, SPLITS)
+        for split in splits:
+            folder, found = self.root / split, []
             for path in files_under(folder):
                 parts = path.relative_to(folder).parts
                 reason = unusable(path) if len(parts) == 2 else "not directly in the folder of a scene"
@@ -26,10 +27,12 @@ class Scenes(Layout):
                     yield self.reject(split, "frame", path, reason)
                 else:
                     key = safe_key(f"{parts[0]}-{path.stem}")
-                    scenes[parts[0]].append(self.row(split, "frame", path, key, scene=safe_key(parts[0])))
+                    found.append(self.row(split, "frame", path, key, scene=safe_key(parts[0])))
+            scenes = defaultdict(list)
+            for row in reject_same_key(found, self.root):
+                scenes[row.path.parent.name].append(row)
             for scene in sorted(scenes, key=natural):
-                rows = sorted(scenes[scene], key=lambda row: natural(row.path.name))
-                yield from numbered(reject_same_key(rows, self.root))
+                yield from numbered(sorted(scenes[scene], key=lambda row: natural(row.path.name)))
 
 
 def numbered(rows: list[Row]) -> Iterator[Row]:

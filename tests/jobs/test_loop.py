@@ -266,7 +266,7 @@ def test_images_per_second_are_those_of_training_alone(data, tmp_path, monkeypat
 def test_validation_is_the_mean_psnr_of_the_whole_images(data, tmp_path):
     run = Run(recipe(folder=tmp_path), data, CPU)
     nn.init.zeros_(run.model.recon.weight)  # restores nothing
-    pairs = [(v.lq.astype(float), v.gt.astype(float)) for v in run.validation]
+    pairs = [(v.planes["lq"].astype(float), v.planes["gt"].astype(float)) for v in run.validation]
     assert len(pairs) == 4
     psnrs = [10 * math.log10(255**2 / np.mean((lq - gt) ** 2)) for lq, gt in pairs]
     assert run.validate() == pytest.approx(np.mean(psnrs), rel=1e-5)

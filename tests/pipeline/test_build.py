@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from conftest import Workplace, photograph, run_here
 
@@ -20,9 +22,10 @@ from pipeline.build import STORE, sample_members, versions
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
-from pipeline.plan import Group
+from pipeline.images import source_image
+from pipeline.plan import File, Group
 from pipeline.shards import read_shards_json, verify
-from pipeline.task import Jpeg, Noise, Scale, Task
+from pipeline.task import Jpeg, Noise, Paired, Scale, Task
 
 OUT = Path("data/tiny")
 
@@ -61,12 +64,12 @@ def test_a_sample_has_the_clean_planes_each_level_and_its_origin(workplace, colo
     common = {"colour": colour, "splits": {"train": ("photos/train",)}}
 
     def members(degradation: Jpeg | Scale | Noise) -> dict[str, object]:
-        found = sample_members(Group("a", str(path), sha256, 0), Task(degradation=degradation, **common))
+        found = sample_members(Group("a", (File("gt", str(path), sha256),)), Task(degradation=degradation, **common))
         for name, data, columns in found[:-1]:
             array = np.frombuffer(data[columns["header"] :], np.uint8).reshape(columns["shape"])
             yield name, columns["role"], columns.get("level"), array
         name, data, columns = found[-1]
-        assert (name, json.loads(data)) == ("json", {"source_sha256": sha256, "colour": colour})
+        assert (name, json.loads(data)) == ("json", {"sources": {"gt": sha256}, "colour": colour})
 
     (gt, *stored) = members(Jpeg(kind="jpeg", quality=(10, 40)))
     assert gt[:3] == ("gt.npy", "gt", None)
@@ -86,6 +89,86 @@ def test_a_sample_has_the_clean_planes_each_level_and_its_origin(workplace, colo
         assert 1 < error.std() < 25
 
     assert [each[0] for each in members(Noise(kind="noise", sigma=(30,)))] == ["gt.npy"]
+
+
+def test_a_published_pair_is_stored_as_it_is_with_its_mask(workplace, without_ray):
+    files = {
+        workplace.add(f"train/train_{letter}/{i}.png", photograph(10 * i + n, 40, 50, 1 if letter == "B" else 3)): None
+        for i in range(2)
+        for n, letter in enumerate("ABC")
+    }
+    workplace.ingest("istd:istd")
+    workplace.build(degradation={"kind": "paired"}, colour="rgb")
+    rows = pq.read_table(OUT / "index.parquet").to_pylist()
+    assert [(row["key"], row["member"], row["role"], row["level"]) for row in rows] == [
+        (f"photos-train-{i}", member, role, level)
+        for i in range(2)
+        for member, role, level in (
+            ("gt.npy", "gt", None),
+            ("lq-0.npy", "lq", 0),
+            ("mask-0.npy", "mask", 0),
+            ("json", "json", None),
+        )
+    ]
+    for row in (row for row in rows if row["role"] != "json"):
+        letter = {"gt": "C", "lq": "A", "mask": "B"}[row["role"]]
+        data = (OUT / "train" / row["shard"]).read_bytes()[row["offset"] :][: row["length"]]
+        stored = np.load(io.BytesIO(data))
+        assert (stored == photograph(10 * int(row["key"][-1]) + "ABC".index(letter), 40, 50, stored.shape[2])).all()
+    assert list(verify(OUT)) == []
+    assert len(files) == 6
+
+
+def test_one_clean_image_is_stored_once_for_all_its_inputs(workplace, without_ray):
+    group = Group(
+        "a",
+        tuple(
+            File(name, str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+            for name, path in (
+                (name, workplace.add(f"{name}.png", photograph(seed, 20, 20)))
+                for seed, name in enumerate(("gt", "lq-0", "lq-1", "lq-2"))
+            )
+        ),
+    )
+    task = Task(degradation=Paired(kind="paired"), colour="rgb", splits={"train": ("photos/train",)})
+    members = sample_members(group, task)
+    assert [name for name, _, _ in members] == ["gt.npy", "lq-0.npy", "lq-1.npy", "lq-2.npy", "json"]
+    assert [columns.get("level") for _, _, columns in members] == [None, 0, 1, 2, None]
+
+
+def test_half_of_a_side_by_side_image_is_built_and_a_changed_one_is_named(workplace, without_ray):
+    path = workplace.add("1.png", photograph(3, 20, 40))
+    pixels, sha256 = source_image(path, "right")
+    assert (pixels == photograph(3, 20, 40)[:, 20:]).all()
+    task = Task(degradation=Paired(kind="paired"), colour="rgb", splits={"train": ("photos/train",)})
+    file = File("gt", str(path), sha256, "right")
+    ((_, data, columns), _) = sample_members(Group("a", (file,)), task)
+    assert data[columns["header"] :] == pixels.tobytes()
+    workplace.add("1.png", photograph(4, 20, 40))
+    with pytest.raises(UserError, match=r"1\.png: changed since it was ingested; run `memoir ingest` again$"):
+        sample_members(Group("a", (file,)), task)
+
+
+def test_time_lapse_scenes_are_stored_once_and_their_pairs_are_rows(workplace, without_ray):
+    for scene, frame in ((scene, frame) for scene in "ab" for frame in range(4)):
+        workplace.add(f"train/{scene}/{frame}.png", photograph(ord(scene) + frame, 20, 20, 1))
+    workplace.ingest("scenes")
+    first = workplace.build(degradation={"kind": "timelapse"})
+    members = [row["member"] for row in pq.read_table(OUT / "index.parquet").to_pylist()]
+    assert members == [*(f"frame-{i}.npy" for i in range(4)), "json"] * 2
+    pairs = pq.read_table(OUT / "pairs.parquet").to_pylist()
+    assert [(row["key"], row["v"], row["w"]) for row in pairs] == [
+        (f"photos-train-{scene}", v, w) for scene in "ab" for v in range(4) for w in range(v + 1, 4)
+    ]
+    second = workplace.build(degradation={"kind": "timelapse", "pairs_per_scene": 2})
+    assert second["encoded"] == 0
+    assert second["digest"] == first["digest"]
+    assert pq.read_table(OUT / "pairs.parquet").num_rows == 4
+    assert list(verify(OUT)) == []
+    (OUT / "pairs.parquet").write_bytes(b"x")
+    assert [problem.split(": ", 1)[1] for problem in verify(OUT)] == [
+        "damaged, or of another build than shards.json; build again"
+    ]
 
 
 # the same bytes

@@ -147,7 +147,7 @@ def test_every_task_of_the_package_is_valid():
     names = [path.stem for path in TASKS.glob("*.yaml")]
     assert names
     for name in names:
-        assert read_task(name).degradation.levels
+        assert read_task(name).splits["train"]
 
 
 def test_an_unknown_task_names_the_nearest():
@@ -170,6 +170,9 @@ def test_an_unknown_task_names_the_nearest():
             "photos/train]\n  val: [photos/train]",
             "3: splits: 'photos/train' is named twice, in train and",
         ),
+        ("jpeg, quality: [10, 20]", "timelapse, pairs_per_scene: some", "2: degradation.timelapse.pairs_per_scene"),
+        ("jpeg, quality: [10, 20]", "timelapse, pairs_per_scene: 0", "2: degradation.timelapse.pairs_per_scene"),
+        ("jpeg, quality", "paired, quality", "2: degradation.paired.quality"),
         ("photos/train", "", "4: splits.train: Tuple should have at least 1 item"),
     ],
 )

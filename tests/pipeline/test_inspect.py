@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import photograph
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ def write_dataset(folder: Path, kind: str, channels: int, splits: dict[str, list
         "versions": {},
         "colour": "rgb" if channels == 3 else "y",
         "degradation": DEGRADATIONS[kind],
+        "splits": {},
         "digest": dataset_digest(shards),
         "index_sha256": file_sha256(folder / "index.parquet"),
         "shards": shards,
@@ -107,15 +109,15 @@ def test_the_sheet_shows_the_clean_image_and_each_level_pixel_by_pixel(data, kin
     sheet = sheet_of(write_dataset(data, kind, channels, {"train": [(71, 91)]}))
     versions = ShardSet(data, "train").versions()
     assert len(versions) == 2
-    assert shows(sheet, versions[0].gt)
+    assert shows(sheet, versions[0].planes["gt"])
     for version in versions:
         assert shows(sheet, np.clip(np.rint(validation_pair(version)[0] * 255), 0, 255).astype(np.uint8))
-    assert not shows(sheet, 255 - versions[0].gt)
+    assert not shows(sheet, 255 - versions[0].planes["gt"])
 
 
 def test_a_large_image_is_shown_where_it_has_detail(data):
     sheet = sheet_of(write_dataset(data, "jpeg", 1, {"train": [(200, 300)]}))
-    gt = ShardSet(data, "train").versions()[0].gt
+    gt = ShardSet(data, "train").versions()[0].planes["gt"]
     top, left = _detail(gt)
     assert shows(sheet, gt[top : top + CROP, left : left + CROP])
     flat = np.full((200, 300, 1), 128, np.uint8)
@@ -146,14 +148,16 @@ def test_a_long_split_is_shown_from_its_first_sample_to_its_last(data, monkeypat
 def test_an_image_of_one_pixel_or_one_line_is_drawn(data):
     sheet = sheet_of(write_dataset(data, "jpeg", 1, {"train": [(1, 1), (1, 300)]}))
     for version in ShardSet(data, "train").versions():
-        _, left = _detail(version.gt)
-        assert shows(sheet, version.gt[:, left : left + CROP])
+        _, left = _detail(version.planes["gt"])
+        assert shows(sheet, version.planes["gt"][:, left : left + CROP])
 
 
 def test_a_level_without_a_difference_has_no_psnr(data, monkeypatch):
     write_dataset(data, "jpeg", 1, {"train": [(20, 20)]})
     notes = []
-    monkeypatch.setattr(pipeline.inspect, "validation_pair", lambda version: (version.gt / 255, version.gt / 255))
+    monkeypatch.setattr(
+        pipeline.inspect, "validation_pair", lambda version: (version.planes["gt"] / 255, version.planes["gt"] / 255)
+    )
     monkeypatch.setattr(pipeline.inspect, "_write", lambda strip, x, y, text, note, size: notes.append((text, note)))
     sheet_of(data)
     assert notes[-2:] == [("q10", "the same"), ("q20", "the same")]
@@ -174,3 +178,22 @@ def test_what_cannot_be_inspected_is_one_line(data, tmp_path):
     with pytest.raises(UserError, match="missing or truncated"):
         inspect(data, tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "files", "kind", "levels"),
+    [
+        ("istd:istd", [f"train/train_{x}/{i}.png" for i in range(2) for x in "ABC"], "paired", {"input 0": 2}),
+        ("scenes", [f"train/s/{i}.png" for i in range(3)], "timelapse", {"frame 0": 2, "frame 1": 1}),
+    ],
+)
+def test_pairs_and_scenes_have_a_sheet_too(builder, tmp_path, layout, files, kind, levels):
+    images = {file: photograph(i, 40, 40, 3) for i, file in enumerate(files)}
+    folder = builder(f"inspect-{kind}", images, layout=layout, degradation={"kind": kind}, colour="rgb")
+    found = inspect(folder, tmp_path / "sheet.png")
+    assert found["splits"]["train"]["levels"] == levels
+    assert found["splits"]["train"]["sizes"]["max"] == [40, 40]
+    sheet = read_image(tmp_path / "sheet.png")[0]
+    for file in files[:2]:
+        if "_B" not in file:
+            assert shows(sheet, images[file].repeat(2, 0).repeat(2, 1)), file

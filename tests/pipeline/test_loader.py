@@ -44,12 +44,14 @@ def load(folder: Path, **changes) -> Loader:
 def enumeration(folder: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
     """(key, level, gt, lq) of every sample, in the order of its number; lq is None where noise is added online."""
     for version in ShardSet(folder, "train").versions():
-        height, width = version.gt.shape[:2]
+        height, width = version.planes["gt"].shape[:2]
         for y in range(0, height - PATCH + 1, STRIDE):
             for x in range(0, width - PATCH + 1, STRIDE):
                 place = slice(y, y + PATCH), slice(x, x + PATCH)
                 for turns, mirrored in ((turns, mirrored) for mirrored in (False, True) for turns in range(4)):
-                    patches = [None if whole is None else whole[place] for whole in (version.gt, version.lq)]
+                    patches = [
+                        None if whole is None else whole[place] for whole in map(version.planes.get, ("gt", "lq"))
+                    ]
                     views = [p if p is None else np.rot90(np.fliplr(p) if mirrored else p, turns) for p in patches]
                     yield version.key, version.level, *views
 
@@ -234,10 +236,10 @@ def test_a_whole_image_is_scored_with_the_same_noise_each_time(jpeg, noise):
     for version in ShardSet(noise, "val").versions():
         lq, gt = validation_pair(version)
         assert (lq == validation_pair(version)[0]).all()
-        assert (gt == version.gt.astype(np.float32) / 255).all()
+        assert (gt == version.planes["gt"].astype(np.float32) / 255).all()
         assert (lq - gt).std() * 255 == pytest.approx(version.level, rel=0.05)
     version = ShardSet(jpeg, "val").versions()[0]
-    assert (validation_pair(version)[0] == version.lq.astype(np.float32) / 255).all()
+    assert (validation_pair(version)[0] == version.planes["lq"].astype(np.float32) / 255).all()
 
 
 # mistakes
@@ -273,3 +275,80 @@ def test_a_split_without_images_and_one_without_a_patch_are_refused(jpeg):
         load(jpeg, split="test")
     with pytest.raises(UserError, match=r"no image of split 'train' holds a patch of 200x200$"):
         load(jpeg, patch=200)
+
+
+# published pairs, masks and time-lapse scenes
+
+
+def test_published_inputs_come_beside_their_targets_and_masks(builder):
+    images = {
+        f"train/train_{letter}/{i}.png": photograph(10 * i + n, 40, 40, 1 if letter == "B" else 3)
+        for i in range(3)
+        for n, letter in enumerate("ABC")
+    }
+    folder = builder("loader-pairs", images, layout="istd:istd", degradation={"kind": "paired"}, colour="rgb")
+    loader = load(folder, batch=24)
+    assert loader.samples == 3 * 4 * 8
+    seen = set()
+    for i in range(len(loader)):
+        batch = loader.cut(Position(0, i))
+        assert batch["lq"].shape == batch["gt"].shape == (24, 3, PATCH, PATCH)
+        assert batch["mask"].shape == (24, 1, PATCH, PATCH)
+        for sample, *patches in zip(batch["sample"], *(batch[name] for name in ("lq", "mask", "gt")), strict=True):
+            number, inside = divmod(int(sample), 4 * 8)
+            cell, view = divmod(inside, 8)
+            y, x = (STRIDE * side for side in divmod(cell, 2))
+            for letter, patch in zip("ABC", patches, strict=True):
+                whole = images[f"train/train_{letter}/{number}.png"]
+                wanted = dihedral(whole[y : y + PATCH, x : x + PATCH], view)
+                assert (patch.permute(1, 2, 0).numpy() == wanted).all()
+            seen.add(int(sample))
+    assert seen == set(range(loader.samples))
+    floats = loader.to_device(loader.cut(Position()), torch.device("cpu"))
+    assert floats["mask"].dtype == floats["lq"].dtype == torch.float32
+    assert floats["mask"].max() <= 1
+
+
+def test_two_frames_of_one_scene_are_a_sample_seen_from_the_same_side(builder):
+    frames = {f"train/s{s}/{f}.png": photograph(10 * s + f, 24, 40, 3) for s in range(2) for f in range(4)}
+    folder = builder("loader-scenes", frames, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
+    loader = load(folder, batch=8)
+    assert loader.samples == 2 * (4 * 3 // 2) * 2 * 8
+    places = {
+        dihedral(pixels[:, x : x + PATCH], view).tobytes(): (name, x, view)
+        for name, pixels in frames.items()
+        for x in (0, STRIDE)
+        for view in range(8)
+    }
+    seen = set()
+    for i in range(len(loader)):
+        batch = loader.cut(Position(0, i))
+        assert batch["frames"].shape == (8, 2, 3, PATCH, PATCH)
+        assert not batch.keys() & {"gt", "lq", "v", "w"}
+        for v, w in batch["frames"].permute(0, 1, 3, 4, 2).numpy():
+            (first, *place), (second, *same_place) = places[v.tobytes()], places[w.tobytes()]
+            assert place == same_place
+            assert first.split("/")[1] == second.split("/")[1]
+            assert first < second
+            seen.add((first, second, *place))
+    assert len(seen) == loader.samples
+
+
+def test_so_many_pairs_of_each_scene_are_drawn_and_belong_to_the_digest(builder):
+    frames = {f"train/s{s}/{f}.png": photograph(10 * s + f, 24, 24, 1) for s in range(3) for f in range(6)}
+    loaders = [
+        load(
+            builder(
+                f"loader-drawn-{n}-{seed}",
+                frames,
+                layout="scenes",
+                degradation={"kind": "timelapse", "pairs_per_scene": n, "seed": seed},
+            ),
+            batch=1,
+        )
+        for n, seed in ((5, 0), (5, 1), (15, 0))
+    ]
+    assert [loader.samples for loader in loaders] == [3 * 5 * 8, 3 * 5 * 8, 3 * 15 * 8]
+    assert len({loader.digest for loader in loaders}) == 3
+    listings = [loader.shard_set.listing for loader in loaders]
+    assert len({listing["digest"] for listing in listings}) == 1, "the frames' shards are the same"

@@ -9,6 +9,7 @@ import yaml
 from conftest import encode, photograph
 
 from pipeline.errors import UserError
+from pipeline.leaks import perceptual_hash
 from pipeline.manifest import Source, ingest, read_manifest
 
 MANIFEST = Path("data/manifest/manifest.parquet")
@@ -62,6 +63,7 @@ def test_a_row_says_what_the_file_holds(workplace):
             "key": "cats-1",
             "role": "gt",
             "path": "photos/val/cats/1.png",
+            "part": None,
             "scene": None,
             "frame": None,
             "group": "cats-1",
@@ -70,6 +72,7 @@ def test_a_row_says_what_the_file_holds(workplace):
             "channels": 1,
             "bit_depth": 8,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "phash": perceptual_hash(photograph(0, 20, 30, 1)),
             "reject_reason": None,
         }
     ]
@@ -175,7 +178,7 @@ def test_the_command_prints_the_counts_and_names_the_rejects(workplace, cli):
     workplace.add("train/2.png", b"")
     assert cli("ingest") == (
         0,
-        "photos: 2 files = 1 used + 1 rejected\n",
+        "photos: 2 found = 1 used + 1 rejected\n",
         "reject photos/train/2.png: empty file\n",
     )
 

@@ -16,8 +16,10 @@ from pipeline.degradations.rain import LIGHT, rain, streaks
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.layouts import layout
+from pipeline.params import read_params
 from pipeline.sample import write_samples
 
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 SETS = ["README.md", "photos", "rain", "shadow", "timelapse"]
 
 
@@ -57,8 +59,8 @@ def test_the_samples_are_small_and_counted(samples):
 
 def test_every_set_is_read_by_its_layout_without_a_reject(samples):
     groups = {}
-    for name, kind in (("photos", "folder"), ("rain", "rain13k"), ("shadow", "istd"), ("timelapse", "scenes")):
-        rows = list(layout(kind, name, samples / name).rows())
+    for name, source in read_params(PARAMS).datasets.items():
+        rows = list(layout(source.layout, name, samples / name, source.variant).rows())
         assert [row.reject_reason for row in rows if row.reject_reason] == []
         groups[name] = [len({row.group for row in rows if row.split == split}) for split in ("train", "val", "test")]
     assert groups == {"photos": [7, 2, 3], "rain": [6, 0, 4], "shadow": [6, 0, 3], "timelapse": [3, 1, 1]}

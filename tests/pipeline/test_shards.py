@@ -12,6 +12,7 @@ import webdataset
 from conftest import photograph
 
 from pipeline.errors import UserError
+from pipeline.plan import FORMAT
 from pipeline.shards import (
     INDEX_SCHEMA,
     Member,
@@ -265,7 +266,7 @@ def test_a_changed_shards_json_is_found(folder):
         (lambda text: text.replace('"digest"', '"dgiest"'), "digest"),
         (lambda text: text.replace('"bytes": ', '"bytes": "x",\n"b": ', 1), "shards.0.bytes"),
         (lambda text: text.replace('"name": "', '"name": "../', 1), "shards.0.name"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format"),
+        (lambda text: text.replace(f'"format": {FORMAT}', '"format": 1'), "format"),
         (lambda text: text.replace('"task"', '"t\x00sk"'), "not JSON"),
     ],
 )

@@ -1,0 +1,33 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.layouts.base import Count, Layout, Role, Row, Split
+
+FOLDERS: dict[Split, tuple[str, str]] = {"train": ("training", "Rain12600"), "test": ("testing", "Rain1400")}
+
+
+class Rain14000(Layout):
+    """DDN's set (Rain14000, Rain1400): {training,testing}/{rainy_image/<image>_<rain>.jpg,ground_truth/<image>.jpg}.
+
+    14 rainy images (lq) to one clean (gt), which are one group: what stands before the first `_` is the clean image's
+    name. PReNet passes the two splits on as Rain12600 and Rain1400, which is taken as well. Counts are of the release, 900
+    and 100 clean images; the paper itself splits the rainy images at random, 9,100 to 4,900, so that its training and test
+    images share backgrounds. Source: Fu et al., Removing Rain from Single Images via a Deep Detail Network, CVPR 2017.
+    """
+
+    name = "rain14000"
+    tree = "{training,testing}/{rainy_image/<image>_<rain>.jpg,ground_truth/<image>.jpg}"
+    counts = (
+        Count("train", "lq", 12600, causes={9100: "the paper's random split, whose test images share its backgrounds"}),
+        Count("train", "gt", 900),
+        Count(
+            "test", "lq", 1400, causes={4900: "the paper's random split, whose training images share its backgrounds"}
+        ),
+        Count("test", "gt", 100),
+    )
+
+    def scan(self) -> Iterator[Row]:
+        for split, names in FOLDERS.items():
+            place = self.folder(*names)
+            folders: dict[Role, Path] = {"lq": place / "rainy_image", "gt": place / "ground_truth"}
+            yield from self.matched(split, folders, rules={"lq": "{image}_{rain}", "gt": "{image}"})

@@ -1,0 +1,91 @@
+"""The small test sets of super-resolution and of JPEG: one tree, in one of several forms."""
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pipeline.layouts.base import SIDE_FILES, Count, Layout, Row, files_under, safe_key, unusable
+
+SHARP = ("HR", "GTmod12", "image_SRF_2", "image_SRF_3", "image_SRF_4")
+
+
+class SharpSet(Layout):
+    """Sharp images to test on: [<set>/][{HR,GTmod12,image_SRF_<scale>}/]<name>.{png,bmp,jpg}, role gt, split test.
+
+    Of HR, GTmod12 and image_SRF_<scale> the first that is there is taken; without any, the images beside each other.
+    Other folders (LR_bicubic, LRbicx4, results) are passed by, and so are low-resolution images and results named
+    `<name>_SRF_<scale>_<what>`. `_SRF_<scale>_HR` and `_GT` at the end of a name do not belong to the key. Images in
+    GTmod12 are cropped to a multiple of 12, those in image_SRF_<scale> to one of the scale: scores differ a little.
+    """
+
+    tree = "{HR,GTmod12,image_SRF_<scale>}/*.png, or images only"
+    folders: ClassVar[tuple[str, ...]]  # as archives name it; {variant} stands for the variant
+
+    def scan(self) -> Iterator[Row]:
+        root = self.inner(*(name.format(variant=self.variant) for name in self.folders))
+        folder = next((root / name for name in SHARP if (root / name).is_dir()), root)
+        for path in files_under(folder):
+            reason = unusable(path)
+            if path.parent != folder:
+                if folder == root:
+                    continue
+                reason = "in a subfolder, where the layout has none"
+            if path.suffix.lower() in SIDE_FILES or re.search(r"_SRF_\d_(?!HR$)", path.stem):
+                continue
+            if reason:
+                yield self.reject("test", "gt", path, reason)
+            else:
+                yield self.row("test", "gt", path, safe_key(re.sub(r"(_SRF_\d_HR|_GT)$", "", path.stem)))
+
+
+class Set5(SharpSet):
+    """Five images. Source: Bevilacqua et al., Low-Complexity Single-Image Super-Resolution, BMVC 2012."""
+
+    name = "set5"
+    folders = ("Set5", "set5")
+    counts = (Count("test", "gt", 5),)
+
+
+class Set14(SharpSet):
+    """Source: Zeyde et al., On Single Image Scale-Up Using Sparse-Representations, Curves and Surfaces 2010."""
+
+    name = "set14"
+    folders = ("Set14", "set14")
+    counts = (Count("test", "gt", 14),)
+
+
+class BSD100(SharpSet):
+    """The 100 validation images of BSDS500 under their numbers. Source: Martin et al., ICCV 2001."""
+
+    name = "bsd100"
+    folders = ("BSD100", "BSDS100", "B100")
+    counts = (Count("test", "gt", 100),)
+
+
+class Urban100(SharpSet):
+    """img_001 to img_100. Source: Huang et al., Single Image Super-Resolution from Transformed Self-Exemplars, CVPR 2015."""
+
+    name = "urban100"
+    folders = ("Urban100", "urban100")
+    counts = (Count("test", "gt", 100),)
+
+
+class Classic5(SharpSet):
+    """Grey baboon, barbara, boats, lena and peppers, or 1 to 5. Source: Foi et al., Pointwise SA-DCT, TIP 2007."""
+
+    name = "classic5"
+    folders = ("Classic5", "classic5")
+    counts = (Count("test", "gt", 5),)
+
+
+class LIVE1(SharpSet):
+    """The 29 reference images of LIVE, variant color, or gray: made grey by MATLAB, whose pixels OpenCV's differ from.
+
+    An archive that is named LIVE1 is taken for the variant that the user names. Source: Sheikh et al., A Statistical
+    Evaluation of Recent Full Reference Image Quality Assessment Algorithms, TIP 2006.
+    """
+
+    name = "live1"
+    folders = ("LIVE1_{variant}", "LIVE1")
+    variants = ("color", "gray")
+    counts = (Count("test", "gt", 29),)
