@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def clone(tmp_path: Path) -> Path:
     kept = [
         line for line in params.read_text().splitlines() if "-denoise-sample" not in line and "-sr-sample" not in line
     ]
-    params.write_text("\n".join(kept).replace("[photos-jpeg, photos-denoise, photos-sr]", "[photos-jpeg]") + "\n")
+    params.write_text(re.sub("tasks: .*", "tasks: [photos-jpeg]", "\n".join(kept)) + "\n")
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"]):
         subprocess.run(["git", *command], cwd=root, check=True)
     return root
