@@ -129,7 +129,9 @@ def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
     except ray.train.TrainingFailedError as error:
         mendable = _mendable(error)
         if mendable:
-            raise UserError(f"training {run} failed: {mendable}; mend it, and the same command continues") from None
+            raise UserError(
+                f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
+            ) from None
         raise RuntimeError(f"training {run} failed and its {training.max_failures} restarts are used up") from error
     finally:
         stop.set()
