@@ -6,7 +6,7 @@ In columns from end to end, since there may be 10 million groups and more.
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
-from pipeline.layouts.base import DIGITS, LONGEST_KEY, Split, safe_key
+from pipeline.layouts.base import LONGEST_KEY, Split, natural, safe_key
 from pipeline.task import Jpeg, Scale, Task
 
 FORMAT = 2  # of shards and index: raise it when equal inputs would give other bytes
+
+BATCH = 100_000  # values that are Python objects at a time
 
 # Roles that a kind of task reads, in the order of a group's members; the other kinds degrade the gt themselves.
 ROLES = {"paired": ("gt", "lq", "mask"), "timelapse": ("frame",)}
@@ -44,20 +46,33 @@ class Group:
     files: tuple[File, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardPlan:
-    """The groups of one shard, in order. files: a row for each image, with the columns `group` and those of `File`."""
+    """The groups of one shard, in order.
+
+    manifest: of all images. rows: those of this shard in it, each group's adjacent. names: of the members that they become,
+    as in `File`; None: all are gt.
+    """
 
     split: Split
-    files: pa.Table
+    manifest: pa.Table
+    rows: np.ndarray
+    names: tuple[str, ...] | None
+
+    @property
+    def files(self) -> pa.Table:
+        """A row for each image: its `group`, which is the sample's key, and the columns of `File`."""
+        rows = self.manifest.select(["path", "sha256", "part"]).take(pa.array(self.rows))
+        keys = _group_keys(self.manifest, self.rows, "key" if self.names is None else "group")
+        names = ["gt"] * len(rows) if self.names is None else list(self.names)
+        return rows.append_column("group", pa.array(keys)).append_column("name", pa.array(names))
 
     @property
     def groups(self) -> list[Group]:
         """The same, as objects."""
-        rows = self.files.to_pylist()
         return [
             Group(key, tuple(File(row["name"], row["path"], row["sha256"], row["part"]) for row in members))
-            for key, members in itertools.groupby(rows, key=lambda row: row["group"])
+            for key, members in itertools.groupby(self.files.to_pylist(), key=lambda row: row["group"])
         ]
 
 
@@ -67,161 +82,161 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     The order of the manifest's rows does not matter. Raises UserError for a source that the manifest lacks, for an
     image in two splits, and for a key used twice.
     """
-    splits: dict[Split, pa.Table] = {}
-    for split, sources in task.splits.items():
-        tables = [_files(manifest, source, task) for source in sources]
-        _check_keys(tables)
-        splits[split] = pa.concat_tables(tables)
-    _check_splits(splits)
+    kind = task.degradation.kind
+    by = "group" if kind in ROLES else "key"
     shards = []
-    for split, files in splits.items():
-        first = _firsts(files["group"])
-        nbytes = np.add.reduceat(files["nbytes"].to_numpy(), first)
-        keys = files["group"].take(pa.array(first)).to_pylist()
-        columns = files.select(["group", "name", "path", "sha256", "part"])
-        ends = [int(first[cut + 1]) for cut in _cuts(keys, nbytes, task.shard_bytes)]
-        for begin, end in itertools.pairwise([0, *ends, len(files)]):
-            shards.append(ShardPlan(split, columns.slice(begin, end - begin)))
+    splits: dict[Split, np.ndarray] = {}
+    for split, sources in task.splits.items():
+        rows = np.concatenate([_rows(manifest, source, kind) for source in sources])
+        splits[split] = rows
+        first = _firsts(manifest, rows) if kind in ROLES else np.arange(len(rows))
+        hashes = _hashes(manifest, rows[first], by)
+        _check_keys(manifest, rows[first], by, hashes)
+        names = _names(manifest, rows, first, kind)
+        nbytes = np.add.reduceat(_nbytes(manifest, rows, task), first)
+        ends = [int(first[cut + 1]) for cut in _minima(hashes, np.cumsum(nbytes).tolist(), task.shard_bytes // 2)]
+        for begin, end in itertools.pairwise([0, *ends, len(rows)]):
+            shards.append(
+                ShardPlan(split, manifest, rows[begin:end], None if names is None else tuple(names[begin:end]))
+            )
+    _check_splits(manifest, splits)
     return shards
 
 
-def _files(manifest: pa.Table, source: str, task: Task) -> pa.Table:
-    """The images of one source, in the order of the shards. Columns: group, role, name, path, sha256, part, nbytes."""
-    degradation = task.degradation
-    kind = degradation.kind
+def _rows(manifest: pa.Table, source: str, kind: str) -> np.ndarray:
+    """The rows of one source in the manifest, in the order of the shards."""
     roles = ROLES.get(kind, ("gt",))
     dataset, split = source.split("/")
-    usable = manifest.filter(pc.field("role").isin(roles))
-    rows = usable.filter((pc.field("dataset") == dataset) & (pc.field("split") == split))
+    usable = pc.is_in(manifest["role"], pa.array(roles))
+    chosen = pc.and_(usable, pc.and_(pc.equal(manifest["dataset"], dataset), pc.equal(manifest["split"], split)))
+    rows = np.flatnonzero(chosen.to_numpy())
     if not len(rows):
-        pairs = usable.select(["dataset", "split"]).group_by(["dataset", "split"]).aggregate([]).to_pylist()
+        there = manifest.select(["dataset", "split"]).filter(usable).group_by(["dataset", "split"]).aggregate([])
         what = {"paired": "pairs", "timelapse": "scenes"}.get(kind, "images")
-        known = nearest(source, [f"{row['dataset']}/{row['split']}" for row in pairs])
+        known = nearest(source, [f"{row['dataset']}/{row['split']}" for row in there.to_pylist()])
         raise UserError(f"the manifest has no {what} in {source!r}; {known}")
-    group = rows["group" if kind in ROLES else "key"]
-    rank = pc.index_in(rows["role"], pa.array(roles))
-    order = {"g": _natural(group), "group": group, "rank": rank, "frame": rows["frame"], "k": _natural(rows["key"])}
-    order["key"] = rows["key"]
-    if kind not in ROLES:
-        order = {"g": order["g"], "group": group}
-    rows = rows.take(pc.sort_indices(pa.table(order), sort_keys=[(name, "ascending") for name in order]))
-    group = rows["group" if kind in ROLES else "key"]
-    levels = len(degradation.levels) if isinstance(degradation, Jpeg | Scale) else 0
-    planes = np.where((rows["channels"].to_numpy() == 3) & (task.colour == "rgb"), 3, 1)
-    nbytes = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy() * planes * (1 + levels)
-    return pa.table(
-        {
-            "group": _group_keys(dataset, split, group),
-            "name": _names(rows, kind),
-            "path": rows["path"],
-            "sha256": rows["sha256"],
-            "part": rows["part"],
-            "nbytes": nbytes,
-        }
-    )
+    taken = manifest.select(["key", "group", "role", "frame"]).take(pa.array(rows))
+    if kind in ROLES:
+        rank = pc.index_in(taken["role"], pa.array(roles))
+        order = {"g": _natural(taken["group"]), "group": taken["group"], "rank": rank, "frame": taken["frame"]}
+        order |= {"k": _natural(taken["key"]), "key": taken["key"]}
+    else:
+        order = {"k": _natural(taken["key"]), "key": taken["key"]}
+    return rows[pc.sort_indices(pa.table(order), sort_keys=[(name, "ascending") for name in order]).to_numpy()]
 
 
 def _natural(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The first part of `pipeline.layouts.base.natural`, of each."""
-    padded = pc.replace_substring_regex(names, "([0-9]+)", "0" * (DIGITS - 1) + r"\1")
-    return pc.replace_substring_regex(padded, f"[0-9]*([0-9]{{{DIGITS}}})", r"\1")
+    """The first part of `natural`, of each."""
+    return pa.chunked_array(
+        [[natural(name)[0] for name in batch.to_pylist()] for batch in _batches(names)], pa.string()
+    )
 
 
-def _group_keys(dataset: str, split: str, groups: pa.ChunkedArray) -> pa.ChunkedArray:
-    """<dataset>-<split>-<group>, shortened by `safe_key` where that is too long for the header of a tar member."""
-    keys = pc.binary_join_element_wise(f"{dataset}-{split}", groups, "-")
-    if pc.max(pc.binary_length(keys)).as_py() <= LONGEST_KEY:
-        return keys
-    return pa.chunked_array([[safe_key(key) for key in keys.to_pylist()]])
+def _batches(column: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
+    """So many values at a time as Python may hold as objects."""
+    return (column.slice(start, BATCH) for start in range(0, len(column), BATCH))
 
 
-def _names(rows: pa.Table, kind: str) -> pa.Array:
-    """gt, frame-<n>, lq-<n> or mask-<n>, where n counts the inputs of a target. rows: in the order of the shards.
+def _group_keys(manifest: pa.Table, rows: np.ndarray, by: str) -> list[str]:
+    """<dataset>-<split>-<key or group> of some rows, shortened where that is too long for the header of a tar member."""
+    taken = manifest.select(["dataset", "split", by]).take(pa.array(rows))
+    keys = pc.binary_join_element_wise(taken["dataset"], taken["split"], taken[by], "-")
+    return [key if len(key) <= LONGEST_KEY else safe_key(key) for key in keys.to_pylist()]
 
-    Raises UserError for a group without input or target.
+
+def _hashes(manifest: pa.Table, rows: np.ndarray, by: str) -> list[int]:
+    """64 bits of each group's key, which decide where shards end."""
+    salt = hashlib.blake2b(f"cut {FORMAT} ".encode(), digest_size=8)
+    hashes = []
+    for start in range(0, len(rows), BATCH):
+        for key in _group_keys(manifest, rows[start : start + BATCH], by):
+            hashed = salt.copy()
+            hashed.update(key.encode())
+            hashes.append(int.from_bytes(hashed.digest(), "little"))
+    return hashes
+
+
+def _nbytes(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
+    """Of the pixels that each image puts into its shard."""
+    taken = manifest.select(["width", "height", "channels"]).take(pa.array(rows))
+    width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)
+    levels = len(task.degradation.levels) if isinstance(task.degradation, Jpeg | Scale) else 0
+    return width * height * np.where((channels == 3) & (task.colour == "rgb"), 3, 1) * (1 + levels)
+
+
+def _names(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, kind: str) -> list[str] | None:
+    """gt, frame-<n>, lq-<n> or mask-<n>, where n counts the inputs of a target; None if all are gt.
+
+    first: where groups begin in rows, which are in the order of the shards. Raises UserError for a group without input or
+    target.
     """
     if kind not in ROLES:
-        return pa.array(["gt"]).take(pa.array(np.zeros(len(rows), np.int8)))
+        return None
+    taken = manifest.select(["role", "group", "key", "frame"]).take(pa.array(rows))
     if kind == "timelapse":
-        return pc.binary_join_element_wise("frame", pc.cast(rows["frame"], pa.string()), "-")
-    role, first = np.array(rows["role"].to_pylist()), _firsts(rows["group"])
-    for what, lacking in (("lq", "input"), ("gt", "target")):
-        without = np.flatnonzero(np.add.reduceat((role == what).astype(np.int64), first) == 0)
+        return [f"frame-{frame}" for frame in taken["frame"].to_pylist()]
+    roles = np.array(taken["role"].to_pylist())
+    for role, lacking in (("lq", "input"), ("gt", "target")):
+        without = np.flatnonzero(np.add.reduceat((roles == role).astype(np.int64), first) == 0)
         if len(without):
-            path = rows["path"][int(first[without[0]])].as_py()
+            path = manifest["path"][int(rows[first[without[0]]])].as_py()
             raise UserError(f"{path}: has no {lacking}, and the task is of pairs; leave its split out")
-    # Both in natural order of their keys; an input has one mask or none.
-    number = {}
+    number: dict[str, int] = {}  # of the inputs of one group, which stand before its masks
     names = []
-    count = 0
-    for role_, group, key in zip(role, rows["group"].to_pylist(), rows["key"].to_pylist(), strict=True):
-        if role_ == "gt":
-            count = 0
+    for role, key in zip(taken["role"].to_pylist(), taken["key"].to_pylist(), strict=True):
+        if role == "gt":
+            number = {}
             names.append("gt")
-            continue
-        if role_ == "lq":
-            number[group, key] = count
-            count += 1
-        names.append(f"{role_}-{number[group, key]}")
-    return pa.array(names)
+        else:
+            names.append(f"{role}-{number.setdefault(key, len(number))}")
+    return names
 
 
-def _firsts(keys: pa.ChunkedArray) -> np.ndarray:
-    """Where each run of equal keys begins."""
-    if len(keys) < 2:
-        return np.zeros(len(keys), np.int64)
-    new = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(zero_copy_only=False)
+def _firsts(manifest: pa.Table, rows: np.ndarray) -> np.ndarray:
+    """Where each group begins: rows are in the order of the shards."""
+    taken = manifest.select(["dataset", "split", "group"]).take(pa.array(rows))
+    new = np.zeros(len(rows) - 1, bool)
+    for column in taken.columns:
+        new |= pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy()
     return np.concatenate(([0], np.flatnonzero(new) + 1))
 
 
-def _check_keys(sources: list[pa.Table]) -> None:
-    """Raises UserError if groups of two sources of a split have one key."""
-    first = pa.concat_tables(
-        files.select(["group", "path"]).take(pa.array(_firsts(files["group"]))) for files in sources
-    )
-    counts = first["group"].value_counts()
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        key = twice[0]["values"].as_py()
-        paths = first.filter(pc.field("group") == key)["path"].to_pylist()
-        raise UserError(f"{paths[1]} and {paths[0]} have the same key {key}: rename one of them")
+def _check_keys(manifest: pa.Table, rows: np.ndarray, by: str, hashes: list[int]) -> None:
+    """Raises UserError if two groups of a split have one key. rows: the first of each group."""
+    values = np.array(hashes, np.uint64)
+    order = np.argsort(values, kind="stable")
+    for i in np.flatnonzero(values[order[1:]] == values[order[:-1]]):
+        pair = rows[order[i : i + 2]]
+        keys = _group_keys(manifest, pair, by)
+        if keys[0] == keys[1]:
+            a, b = (manifest["path"][int(row)].as_py() for row in pair)
+            raise UserError(f"{b} and {a} have the same key {keys[0]}: rename one of them")
 
 
-def _check_splits(splits: dict[Split, pa.Table]) -> None:
+def _check_splits(manifest: pa.Table, splits: dict[Split, np.ndarray]) -> None:
     """Raises UserError if an image is in two splits."""
-    names = list(splits)
-    files = pa.concat_tables(
-        table.select(["sha256"]).append_column("split", pa.array(np.full(len(table), i, np.int8)))
-        for i, table in enumerate(splits.values())
-    )
-    spans = files.group_by("sha256").aggregate([("split", "min"), ("split", "max")])
-    shared = spans.filter(pc.field("split_min") != pc.field("split_max"))
-    if len(shared):
-        same = pc.field("sha256") == shared["sha256"][0].as_py()
-        where = [(splits[name].filter(same)["path"], name) for name in reversed(names)]
-        (a, b, *_) = [f"{paths[0].as_py()} ({name})" for paths, name in where if len(paths)]
-        raise UserError(f"{a} and {b} are the same image: remove one of them")
-
-
-def _cuts(keys: Sequence[str], nbytes: np.ndarray, average: int) -> list[int]:
-    """The groups after which a shard ends: those whose hash is the least within half an average shard to either side.
-
-    Such local minima are at least half an average apart, and one of them depends on nothing that is further away than
-    that: an edit in one place changes three shards at the most.
-    """
-    salt = hashlib.blake2b(f"cut {FORMAT} ".encode(), digest_size=8)
-    hashes = []
-    for key in keys:
-        hashed = salt.copy()
-        hashed.update(key.encode())
-        hashes.append(int.from_bytes(hashed.digest(), "little"))
-    return _minima(hashes, np.cumsum(nbytes).tolist(), average // 2)
+    if len(splits) < 2:
+        return
+    rows = np.concatenate(list(splits.values()))
+    split = np.repeat(np.arange(len(splits)), [len(each) for each in splits.values()])
+    contents = manifest["sha256"].take(pa.array(rows))
+    values = np.concatenate([np.fromiter(map(hash, b.to_pylist()), np.int64) for b in _batches(contents)])
+    order = np.argsort(values, kind="stable")
+    same = (values[order[1:]] == values[order[:-1]]) & (split[order[1:]] != split[order[:-1]])
+    for i in np.flatnonzero(same):
+        a, b = (int(each) for each in order[i : i + 2])
+        if contents[a].as_py() == contents[b].as_py():
+            names = list(splits)
+            first, second = (f"{manifest['path'][int(rows[each])].as_py()} ({names[split[each]]})" for each in (a, b))
+            raise UserError(f"{second} and {first} are the same image: remove one of them")
 
 
 def _minima(hashes: Sequence[int], ends: Sequence[int], window: int) -> list[int]:
-    """The positions whose hash is below all others less than `window` away, and which are that far from both ends.
+    """The groups after which a shard ends: those whose hash is the least within `window` bytes to either side.
 
-    ends: ascending, where each position ends.
+    Such local minima are at least a window apart, and one of them depends on nothing that is further away than that: an
+    edit in one place changes three shards at the most. None is nearer to an end of the split than a window.
+    ends: ascending, where each group ends. With a window of half an average shard, shards have that average.
     """
     minima: list[int] = []
     rising: list[tuple[int, bool]] = []  # of ascending hashes; whether nothing lower lies within the window before
@@ -241,7 +256,7 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
         "format": FORMAT,
         "colour": task.colour,
         "degradation": None if task.degradation.kind == "timelapse" else task.degradation.model_dump(mode="json"),
-        "groups": [shard.files[name].to_pylist() for name in ("group", "name", "sha256", "part")],
+        "groups": shard.files.select(["group", "name", "sha256", "part"]).to_pydict(),
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.layouts.base import LONGEST_KEY
 from pipeline.manifest import SCHEMA
-from pipeline.plan import ShardPlan, _cuts, _files, _minima, plan, recipe_digest
+from pipeline.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
 
 AVERAGE = 2**16
-COLUMNS = pa.schema([(name, pa.string()) for name in ("group", "name", "path", "sha256", "part")])
 
 
 def row(key: str, split: str = "train", **changes) -> dict:
@@ -41,6 +40,10 @@ def task(*sources: str, **changes) -> Task:
     return Task(**fields | changes)
 
 
+def contents(shards: list[ShardPlan]) -> list[tuple[str, list]]:
+    return [(shard.split, shard.groups) for shard in shards]
+
+
 def keys(shards: list[ShardPlan]) -> list[str]:
     return [group.key for shard in shards for group in shard.groups]
 
@@ -51,11 +54,12 @@ def keys(shards: list[ShardPlan]) -> list[str]:
 @given(st.lists(st.integers(1, 400), max_size=60), st.randoms(use_true_random=False))
 def test_every_group_is_in_one_shard_whatever_the_order_of_the_rows(sides, shuffler):
     rows = [row(f"scene{i}", width=side, height=300) for i, side in enumerate([100, *sides])]
-    first = plan(table(rows), task())
+    first = contents(plan(table(rows), task()))
     shuffler.shuffle(rows)
-    assert plan(table(rows), task()) == first
-    assert keys(first) == [f"photos-train-scene{i}" for i in range(len(rows))]
-    assert all(shard.groups for shard in first)
+    shards = plan(table(rows), task())
+    assert contents(shards) == first
+    assert keys(shards) == [f"photos-train-scene{i}" for i in range(len(rows))]
+    assert all(shard.groups for shard in shards)
 
 
 def test_groups_stand_in_the_order_of_their_sources_and_count_by_their_numbers():
@@ -87,7 +91,7 @@ def test_a_group_counts_the_bytes_of_all_its_versions():
     rows = table([row("colour"), row("grey", channels=1)])
 
     def sizes(**changes):
-        return _files(rows, "photos/train", task(**changes))["nbytes"].to_pylist()
+        return _nbytes(rows, np.arange(len(rows)), task(**changes)).tolist()
 
     assert sizes() == [3 * 8000, 3 * 8000]
     assert sizes(colour="rgb") == [3 * 3 * 8000, 3 * 8000]
@@ -141,7 +145,8 @@ def groups(seed: int, number: int) -> list[Sized]:
 
 def cut(groups: list[Sized], average: int) -> list[tuple[Sized, ...]]:
     """The shards."""
-    ends = _cuts([key for key, _ in groups], np.array([size for _, size in groups], np.int64), average)
+    hashes = [int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) for key, _ in groups]
+    ends = _minima(hashes, list(itertools.accumulate(size for _, size in groups)), average // 2)
     return [tuple(groups[a:b]) for a, b in itertools.pairwise([0, *(end + 1 for end in ends), len(groups)])]
 
 
@@ -202,8 +207,8 @@ def test_a_target_and_its_inputs_and_masks_are_one_group():
         ("photos-train-b", ["gt", "lq-0", "lq-1", "mask-0"]),
     ]
     assert [file.path[13:] for file in shard.groups[1].files] == ["b.png", "b_9.png", "b_10.png", "b_9.png"]
-    sizes = _files(table(rows), "photos/train", task(degradation=Paired(kind="paired"), colour="rgb"))
-    assert sizes["nbytes"].to_pylist() == [24000, 24000, 24000, 24000, 24000, 8000]
+    sizes = _nbytes(table(rows), np.arange(len(rows)), task(degradation=Paired(kind="paired"), colour="rgb"))
+    assert sizes.tolist() == [24000, 24000, 24000, 8000, 24000, 24000]
 
 
 def test_the_frames_of_a_scene_are_one_group_in_their_order():
@@ -233,23 +238,19 @@ def test_a_task_of_pairs_or_scenes_names_what_clean_images_lack(kind, message):
 def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_counts():
     versions = {"opencv": "5", "numpy": "2"}
 
-    def group(key, path="here/a.png", sha256="0", part=None, name="gt"):
-        return {"group": key, "name": name, "path": path, "sha256": sha256, "part": part}
+    def digest(*rows, names=None, versions=versions, **changes):
+        shard = ShardPlan("train", table(rows or [row("a")]), np.arange(len(rows) or 1), names)
+        return recipe_digest(shard, task(**changes), versions)
 
-    def digest(groups=None, versions=versions, **changes):
-        return recipe_digest(
-            ShardPlan("train", pa.Table.from_pylist(groups or [group("a")], COLUMNS)), task(**changes), versions
-        )
-
-    assert digest(groups=[group("a", "there/a.png")]) == digest()
+    assert digest(row("a", path="there/a.png")) == digest()
     assert digest(splits={"train": ("photos/train",), "val": ("other/val",)}, shard_bytes=2**20) == digest()
     others = [
-        digest(groups=[group("b")]),
-        digest(groups=[group("a", sha256="1")]),
-        digest(groups=[group("a", part="left")]),
-        digest(groups=[group("a", name="lq-0")]),
-        digest(groups=[group("a"), group("b", sha256="1")]),
-        digest(groups=[group("b", sha256="1"), group("a")]),
+        digest(row("b", sha256=row("a")["sha256"])),
+        digest(row("a", sha256="1")),
+        digest(row("a", part="left")),
+        digest(row("a"), names=("lq-0",)),
+        digest(row("a"), row("b")),
+        digest(row("b"), row("a")),
         digest(versions=versions | {"numpy": "3"}),
         digest(colour="rgb"),
         digest(degradation=Jpeg(kind="jpeg", quality=(10,))),
@@ -258,8 +259,7 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
 
 
 def test_which_pairs_of_a_scene_are_drawn_changes_no_shard():
-    files = {"group": "a", "name": "frame-0", "path": "", "sha256": "0", "part": None}
-    shard = ShardPlan("train", pa.Table.from_pylist([files], COLUMNS))
+    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("frame-0",))
     digests = {
         recipe_digest(shard, task(degradation=TimeLapse(kind="timelapse", pairs_per_scene=n)), {})
         for n in (1, 2, "all")
