@@ -19,6 +19,8 @@ from pipeline.task import Jpeg, Scale, Task
 
 FORMAT = 2  # of shards and index: raise it when equal inputs would give other bytes
 
+# Of the manifest, what a plan needs.
+COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", "sha256", "width", "height", "channels"]
 BATCH = 100_000  # values that are Python objects at a time
 
 # Roles that a kind of task reads, in the order of a group's members; the other kinds degrade the gt themselves.
@@ -82,6 +84,7 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     The order of the manifest's rows does not matter. Raises UserError for a source that the manifest lacks, for an
     image in two splits, and for a key used twice.
     """
+    manifest = manifest.select(COLUMNS).combine_chunks()  # to take rows from many chunks copies all of them, each time
     kind = task.degradation.kind
     by = "group" if kind in ROLES else "key"
     shards = []
