@@ -58,14 +58,12 @@ def ingest(
     for count in done.counts:
         print(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
         for difference in count.differences:
-            print(f"{count.dataset}: {difference}", file=sys.stderr)
+            print(f"{count.dataset}: accepted: {difference}", file=sys.stderr)
     for leak in done.leaks.to_pylist():
         a, b = (f"{leak[f'path_{side}']} ({leak[f'dataset_{side}']}/{leak[f'split_{side}']})" for side in "ab")
         print(f"{leak['kind']} copies in two splits: {a} and {b}", file=sys.stderr)
     if fail_on_leaks and done.leaks.num_rows:
-        raise UserError(
-            f"{done.leaks.num_rows} images stand in two splits: remove them from one, see {out}/leaks.parquet"
-        )
+        raise UserError(f"images in two splits: {done.leaks.num_rows}; remove them from one, see {out}/leaks.parquet")
 
 
 @app.command()

@@ -222,7 +222,8 @@ def _degraded(planes: np.ndarray, task: Task) -> list[Member]:
         else:
             # The papers keep this input in float; 8 bits cost it 0.3 grey levels rms.
             lowres = bicubic_lowres(modcrop(planes, level) / 255.0, level)
-            lq = np.clip(np.rint(lowres * 255), 0, 255).astype(np.uint8)
+            lowres *= 255
+            lq = np.rint(lowres, out=lowres).clip(0, 255, out=lowres).astype(np.uint8)
             name, parameters = f"lq-x{level}.npy", {"bicubic": level}
         members.append(npy_member(name, lq, role="lq", level=level, parameters=json.dumps(parameters)))
     return members

@@ -227,7 +227,7 @@ def test_the_command_refuses_counts_that_differ_unless_told_to_allow_them(whole,
         f"memoir: photos: {difference}. Mend the data set, or accept it: `memoir ingest --allow-counts`"
     )
     assert err.count("\n") == 1
-    allowed = 0, "rain: 3 found = 3 used + 0 rejected\n", f"rain: {difference}\n"
+    allowed = 0, "rain: 3 found = 3 used + 0 rejected\n", f"rain: accepted: {difference}\n"
     assert cli("ingest", "--allow-counts") == allowed
     write_params("streaks", allow_counts=True)
     assert cli("ingest") == allowed
@@ -241,7 +241,7 @@ def test_the_command_names_leaks_and_fails_on_them_if_told_to(workplace, cli):
     line = "exact copies in two splits: photos/test/copy.png (rain/test) and photos/train/1.png (rain/train)\n"
     counts = "rain: 3 found = 3 used + 0 rejected\n"
     assert cli("ingest") == (0, counts, line)
-    last = "memoir: 1 images stand in two splits: remove them from one, see data/manifest/leaks.parquet\n"
+    last = "memoir: images in two splits: 1; remove them from one, see data/manifest/leaks.parquet\n"
     assert cli("ingest", "--fail-on-leaks") == (1, counts, line + last)
     assert pq.read_table(MANIFEST.parent / "leaks.parquet").num_rows == 1
     (workplace.root / "photos/test/copy.png").unlink()
