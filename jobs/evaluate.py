@@ -3,18 +3,18 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from rich.progress import track
 
 from jobs.checkpoint import load_model
 from jobs.protocols import PAPER, Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import read_recipe
-from jobs.restore import restore_tiled
+from jobs.restore import restore_plane
 from pipeline.errors import UserError
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, write_bytes, write_image
 from pipeline.layouts.base import safe_key
@@ -42,12 +42,7 @@ def identity(lq: np.ndarray) -> np.ndarray:
 
 def restorer(model: Any) -> Restorer:
     """A model (see jobs.models), in eval mode, as a function on arrays."""
-
-    def restore(lq: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None]
-        return restore_tiled(model, x)[0].permute(1, 2, 0).numpy()
-
-    return restore
+    return partial(restore_plane, model)
 
 
 def score_folder(restore: Restorer, which: Benchmark, folder: Path) -> list[Scored]:

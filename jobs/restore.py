@@ -61,13 +61,13 @@ def restore_image(model: nn.Module, image: np.ndarray, colour: str, scale: int =
         x = imresize(x, scale=scale).astype(np.float32)  # neither rounded nor clipped, as in training
     grey = x.shape[2] == 1
     if colour == "rgb":
-        output = _restored(model, np.repeat(x, 3, axis=2) if grey else x)
+        output = restore_plane(model, np.repeat(x, 3, axis=2) if grey else x)
         output = output.mean(axis=2, keepdims=True) if grey else output
     elif grey or colour == "gray":
-        output = np.concatenate([_restored(model, x[..., c : c + 1]) for c in range(x.shape[2])], axis=2)
+        output = np.concatenate([restore_plane(model, x[..., c : c + 1]) for c in range(x.shape[2])], axis=2)
     elif colour == "y":
         y = 16 / 255 + x @ LUMA[:, None]  # (H, W, 1)
-        output = x + (_restored(model, y) - y) * Y_TO_RGB
+        output = x + (restore_plane(model, y) - y) * Y_TO_RGB
     else:
         raise UserError(f"the model works on {colour!r} planes, which this version of memoir does not know; upgrade it")
     if not np.isfinite(output).all():
@@ -75,8 +75,8 @@ def restore_image(model: nn.Module, image: np.ndarray, colour: str, scale: int =
     return np.floor(output.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _restored(model: nn.Module, plane: np.ndarray) -> np.ndarray:
-    """float32 (H, W, C) through the model."""
+def restore_plane(model: nn.Module, plane: np.ndarray) -> np.ndarray:
+    """float32 (H, W, C) in [0, 1] through the model, in tiles; the same shape, not clipped."""
     lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]  # (1, C, H, W)
     return restore_tiled(model, lq)[0].permute(1, 2, 0).numpy()
 

@@ -178,15 +178,15 @@ def _names(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, kind: str) -
     taken = manifest.select(["role", "group", "key", "frame"]).take(pa.array(rows))
     if kind == "timelapse":
         return [f"frame-{frame}" for frame in taken["frame"].to_pylist()]
-    roles = np.array(taken["role"].to_pylist())
+    roles = taken["role"].to_pylist()
     for role, lacking in (("lq", "input"), ("gt", "target")):
-        without = np.flatnonzero(np.add.reduceat((roles == role).astype(np.int64), first) == 0)
+        without = np.flatnonzero(np.add.reduceat((np.array(roles) == role).astype(np.int64), first) == 0)
         if len(without):
             path = manifest["path"][int(rows[first[without[0]]])].as_py()
             raise UserError(f"{path}: has no {lacking}, and the task is of pairs; leave its split out")
     number: dict[str, int] = {}  # of the inputs of one group, which stand before its masks
     names = []
-    for role, key in zip(taken["role"].to_pylist(), taken["key"].to_pylist(), strict=True):
+    for role, key in zip(roles, taken["key"].to_pylist(), strict=True):
         if role == "gt":
             number = {}
             names.append("gt")

@@ -82,6 +82,15 @@ class Workplace:
         return stage.build(self.task(**changes), Path("data/manifest/manifest.parquet"), Path("data/tiny"), cpus=cpus)
 
 
+def tree(root: Path, *files: str) -> Path:
+    """Files below a root, for layouts, which never open one."""
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"a layout never opens a file")
+    return root
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """An empty workplace, which is the working directory."""

@@ -255,10 +255,6 @@ class Layout:
         """The counts of this data set's variant."""
         return self.counts
 
-    def inner(self, *names: str) -> Path:
-        """The first of these folders in the root that is there, else the root: an archive may have been unpacked so or so."""
-        return next((self.root / name for name in names if (self.root / name).is_dir()), self.root)
-
     def scan(self) -> Iterator[Row]:
         """The rows of every file in the published tree, rejects included, in an order that depends on names only."""
         raise NotImplementedError
@@ -284,7 +280,10 @@ class Layout:
         return replace(self.row(split, role, path, key), reject_reason=reason)
 
     def folder(self, *names: str) -> Path:
-        """The first of these folders below the root that there is; the first of all where there is none."""
+        """The first of these folders below the root that there is; the first of all where there is none.
+
+        With "" as the last name the root stands in: an archive may have been unpacked with its own folder or without.
+        """
         folders = [self.root / name for name in names]
         return next((each for each in folders if each.is_dir()), folders[0])
 

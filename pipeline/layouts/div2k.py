@@ -18,7 +18,7 @@ class DIV2K(Layout):
     )
 
     def scan(self) -> Iterator[Row]:
-        root = self.inner("DIV2K")
+        root = self.folder("DIV2K", "")
         yield from self.images("train", "gt", root / "DIV2K_train_HR")
         yield from self.images("val", "gt", root / "DIV2K_valid_HR")
 
@@ -34,4 +34,4 @@ class Flickr2K(Layout):
     counts = (Count("train", "gt", 2650),)
 
     def scan(self) -> Iterator[Row]:
-        yield from self.images("train", "gt", self.inner("Flickr2K") / "Flickr2K_HR")
+        yield from self.images("train", "gt", self.folder("Flickr2K", "") / "Flickr2K_HR")

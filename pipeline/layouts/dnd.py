@@ -22,7 +22,7 @@ class DND(Layout):
     counts = (Count("test", "lq", 1000),)
 
     def scan(self) -> Iterator[Row]:
-        folder = self.inner("DND", "dnd_2017") / "images_srgb"
+        folder = self.folder("DND", "dnd_2017", "") / "images_srgb"
         paths = list(files_under(folder))
         boxes = read_boxes(folder.with_name("info.mat")) if paths else {}
         for path in paths:

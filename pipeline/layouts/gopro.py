@@ -22,7 +22,7 @@ class GoPro(Layout):
         assert self.variant is not None
         splits: tuple[Split, ...] = ("train", "test")
         for split in splits:
-            sequences = self.inner("GOPRO_Large") / split
+            sequences = self.folder("GOPRO_Large", "") / split
             for folder in (sequences, *subfolders(sequences)):
                 yield from self.loose(split, "lq", folder, "not in the folder blur, blur_gamma or sharp of a sequence")
             for folder in subfolders(sequences):

@@ -17,7 +17,7 @@ class HIDE(Layout):
     counts = (Count("train", "lq", 6397), Count("test", "lq", 2025))
 
     def scan(self) -> Iterator[Row]:
-        root = self.inner("HIDE_dataset")
+        root = self.folder("HIDE_dataset", "")
         subsets: list[tuple[Split, str | None]] = [
             ("train", None),
             ("test", "test-close-ups"),

@@ -24,7 +24,7 @@ class ISTD(Layout):
     def scan(self) -> Iterator[Row]:
         splits: tuple[Split, ...] = ("train", "test")
         for split in splits:
-            folder = self.inner("ISTD_Dataset") / split
+            folder = self.folder("ISTD_Dataset", "") / split
             shadow, mask = folder / f"{split}_A", folder / f"{split}_B"
             clean = folder / CLEAN[self.variant or "istd"].format(split)
             yield from self.matched(split, {"lq": shadow, "mask": mask, "gt": clean})

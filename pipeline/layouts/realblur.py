@@ -26,7 +26,7 @@ class RealBlur(Layout):
 
     def scan(self) -> Iterator[Row]:
         assert self.variant is not None
-        root = self.inner("RealBlur")
+        root = self.folder("RealBlur", "")
         train, test = (root / f"RealBlur_{self.variant}_{split}_list.txt" for split in ("train", "test"))
         yield from self.listed_pairs(
             {"train": train, "test": test},

@@ -23,7 +23,7 @@ class SIDD(Layout):
     counts = (Count("train", "lq", 320), Count("val", "lq", 1280), Count("test", "lq", 1280))
 
     def scan(self) -> Iterator[Row]:
-        data = self.inner("SIDD_Medium_Srgb") / "Data"
+        data = self.folder("SIDD_Medium_Srgb", "") / "Data"
         yield from self.loose("train", "lq", data, "not in the folder of a scene instance")
         for folder in subfolders(data):
             rules: dict[Role, str] = {"lq": "{n}_NOISY_SRGB_{shot}", "gt": "{n}_GT_SRGB_{shot}"}

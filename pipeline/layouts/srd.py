@@ -24,8 +24,8 @@ class SRD(Layout):
     def scan(self) -> Iterator[Row]:
         releases: tuple[tuple[Split, str, str], ...] = (("train", "Train", "no_shadow"), ("test", "Test", "free"))
         for split, folder, suffix in releases:
-            pictures = self.inner("SRD") / folder
-            masks = self.inner("SRD") / f"{split}mask"
+            pictures = self.folder("SRD", "") / folder
+            masks = self.folder("SRD", "") / f"{split}mask"
             places: dict[Role, Path] = {"lq": pictures / "shadow", "gt": pictures / "shadow_free"}
             if masks.is_dir():
                 places["mask"] = masks

@@ -22,7 +22,7 @@ class SharpSet(Layout):
     folders: ClassVar[tuple[str, ...]]  # as archives name it; {variant} stands for the variant
 
     def scan(self) -> Iterator[Row]:
-        root = self.inner(*(name.format(variant=self.variant) for name in self.folders))
+        root = self.folder(*(name.format(variant=self.variant) for name in self.folders), "")
         folder = next((root / name for name in SHARP if (root / name).is_dir()), root)
         for path in files_under(folder):
             reason = unusable(path)

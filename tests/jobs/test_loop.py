@@ -427,3 +427,23 @@ def test_the_learning_rate_of_a_run_is_that_of_its_schedule(data, tmp_path):
     assert used == [0.1] * 8 + [pytest.approx(0.01)] * 4
     groups = {group["relative_lr"]: group["lr"] for group in run.optimiser.param_groups}
     assert groups == {1.0: pytest.approx(0.01), 0.1: pytest.approx(0.001)}
+
+
+def test_a_task_of_scenes_is_told_to_lack_the_targets_that_the_model_needs(builder, tmp_path):
+    frames = {
+        f"{split}/s/{i}.png": np.full((24, 24, 1), 40 * i + len(split), np.uint8)
+        for split in ("train", "val")
+        for i in range(2)
+    }
+    folder = builder("loop-scenes", frames, layout="scenes", degradation={"kind": "timelapse"})
+    with pytest.raises(UserError, match=r"^model memnet needs targets \(gt\); task \S+ has frames without$"):
+        Run(recipe(folder=tmp_path), folder, torch.device("cpu"))
+
+
+def test_the_logged_learning_rate_is_the_one_of_that_step(data, tmp_path):
+    run = Run(recipe("training.log_every=1", folder=tmp_path), data, torch.device("cpu"))
+    run.train(lambda run: None, lambda record: None)
+    logged = [record["lr"] for record in run.records if "lr" in record]
+    o = run.recipe.optimisation
+    assert logged == [learning_rate(o, step, run.total, len(run.loader)) for step in range(run.total)]
+    assert logged[-1] > 0

@@ -474,3 +474,12 @@ def test_scores_of_other_weights_are_not_published(store, runs):
         else:
             with pytest.raises(UserError, match="scores of other weights"):
                 publish(name, store, runs)
+
+
+def test_a_pointer_of_another_version_is_one_line(runs):
+    path = runs / "tiny" / "checkpoint.json"
+    pointer = json.loads(path.read_text())
+    del pointer["data"]["colour"]
+    path.write_text(json.dumps(pointer))
+    with pytest.raises(UserError, match=r"damaged, or of another version of memoir; train again$"):
+        load_model("tiny", runs)

@@ -1,5 +1,6 @@
 """Ray Train around the loop: real workers, killed for real."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from jobs.train import _mendable
 from pipeline.images import write_image
 
 pytestmark = pytest.mark.slow
@@ -156,3 +158,19 @@ def test_a_recipe_for_gpus_on_a_machine_without_is_one_line(workplace):
     assert done.returncode == 1
     assert "GPU" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_under_a_worker_is_told_and_a_defect_is_not():
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    def failed(error: Exception) -> WorkerGroupError:
+        return WorkerGroupError("failed", {0: UserExceptionWithTraceback(error, "traceback")})
+
+    full = OSError(errno.ENOSPC, "No space left on device", "store/model.safetensors")
+    wrapped = RuntimeError("upload failed")
+    wrapped.__cause__ = full
+    for error in (full, wrapped):
+        assert _mendable(failed(error)) == "store/model.safetensors: No space left on device"
+    assert _mendable(failed(OSError(errno.EIO, "Input/output error"))) is None
+    assert _mendable(failed(ValueError("a defect"))) is None

@@ -5,20 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import tree
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.layouts import LAYOUTS, Layout, Row, layout, safe_key
 from pipeline.layouts.base import LONGEST_KEY, files_under, natural
-
-
-def tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"a layout never opens a file")
-    return root
 
 
 def rows(name: str, root: Path) -> list[Row]:

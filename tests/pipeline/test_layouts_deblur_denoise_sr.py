@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import tree
 
 from pipeline.errors import UserError
 from pipeline.layouts.base import Layout, Row, safe_key
@@ -17,14 +18,6 @@ from pipeline.layouts.sidd import SIDD
 from pipeline.layouts.testsets import BSD100, LIVE1, Classic5, Set5, Set14, Urban100
 
 ODD_NAMES = ["a.1", "a 1", "-1", "é"]
-
-
-def tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"a layout never opens an image")
-    return root
 
 
 def rows(kind: type[Layout], root: Path, variant: str | None = None) -> list[Row]:

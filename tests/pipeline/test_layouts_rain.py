@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import tree
 
 from pipeline.layouts.base import Layout, Row, safe_key
 from pipeline.layouts.gtrain import GTRain
@@ -10,14 +11,6 @@ from pipeline.layouts.rain12000 import Rain12000
 from pipeline.layouts.rain14000 import Rain14000
 from pipeline.layouts.raindrop import Raindrop
 from pipeline.layouts.spa import SPA
-
-
-def tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"a layout never opens an image")
-    return root
 
 
 def rows(kind: type[Layout], root: Path, variant: str | None = None) -> list[Row]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import tree
 
 from pipeline.errors import UserError
 from pipeline.layouts.base import Layout, Row, safe_key
@@ -14,14 +15,6 @@ from pipeline.layouts.srd import SRD
 from pipeline.layouts.timelap import TimeLap
 
 ODD_NAMES = ("scene.0001", "scene.0002", "old town", "Straße-猫", "-rf", "a'b", "%s", "x" * 120)
-
-
-def tree(root: Path, *files: str) -> Path:
-    for file in files:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"a layout never opens an image")
-    return root
 
 
 def rows(kind: type[Layout], root: Path, variant: str | None = None) -> list[Row]:
