@@ -72,13 +72,19 @@ def build(
     manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.parquet"),
     data: Data = Path("data"),
     cpus: Annotated[int | None, typer.Option(min=1, help="shards built at a time; all CPUs by default")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="folder or s3://bucket/prefix that keeps built shards for other machines too")
+    ] = None,
 ) -> None:
     """Manifest -> shards + index."""
     from pipeline.build import build
 
     out = data / Path(task).stem
-    listing = build(task, manifest, out, cpus=cpus)
-    shards = listing["shards"]
+    listing = build(task, manifest, out, cpus=cpus, store=store)
+    shards, images = listing["shards"], listing["images"]
+    print(
+        f"{out}: {images['found']} images = {images['used']} used + {images['rejected']} not, see {out}/rejects.parquet"
+    )
     print(
         f"{out}: {len(shards)} shards, {sum(s['groups'] for s in shards):,} samples, "
         f"{sum(s['bytes'] for s in shards):,} bytes, {listing['encoded']} encoded now; digest {listing['digest'][:16]}"

@@ -57,9 +57,7 @@ class Run:
         self.loader = Loader(
             data,
             batch=recipe.data.batch,
-            patch=recipe.data.patch,
-            stride=recipe.data.stride,
-            dihedral=recipe.data.dihedral,
+            sampling=recipe.data.sampling,
             seed=recipe.training.seed,
             rank=self.rank,
             world_size=self.world_size,

@@ -240,7 +240,8 @@ def _card(
     architecture = options.pop("name")
     degradation = dict(task["degradation"])
     kind = degradation.pop("kind")
-    levels = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in degradation.items())
+    said = {key: value if isinstance(value, list) else [value] for key, value in degradation.items()}
+    levels = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in said.items())
     sources = ", ".join(task["splits"]["train"])
     rows, protocols = [], []
     for key, score in metrics["scores"].items():

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.config import Frozen, read_yaml
 from pipeline.errors import UserError, nearest
+from pipeline.sampling.patches import Grid, RandomCrops
 
 RECIPES = Path(__file__).parent / "recipes"
 MODELS = {"memnet": "MemNet"}  # jobs/models/<name>.py: its class
@@ -38,9 +39,23 @@ class Data(Frozen):
 
     task: str = Field(description="pipeline/tasks/<task>.yaml; its shards are in data/<task>")
     patch: int = Field(ge=8, description="side of the square patches, in pixels")
-    stride: int = Field(gt=0, description="of the grid of patches, in pixels")
-    dihedral: bool = Field(True, description="every patch in its 8 flips and rotations")
+    stride: int | None = Field(None, gt=0, description="of the grid of patches, in pixels; or `crops`")
+    crops: int | None = Field(None, gt=0, description="patches at random places of each image and epoch; or `stride`")
+    dihedral: bool = Field(True, description="flips and rotations: all 8 of a grid's patch, one drawn for a random one")
     batch: int = Field(gt=0, description="patches in a global batch, over all workers")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Data":
+        if (self.stride is None) == (self.crops is None):
+            raise ValueError("give stride (a grid of patches) or crops (random places), one of the two")
+        return self
+
+    @property
+    def sampling(self) -> Grid | RandomCrops:
+        """Which patches of an image are samples."""
+        if self.stride is not None:
+            return Grid(self.patch, self.stride, self.dihedral)
+        return RandomCrops(self.patch, self.crops or 0, self.dihedral)
 
 
 class Optimisation(Frozen):

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -10,28 +11,35 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cluster import connect
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
+from pipeline.degradations.noise import noisy_8bit
 from pipeline.degradations.scale import bicubic_lowres, modcrop
 from pipeline.errors import UserError
 from pipeline.images import UnusableImageError, decode_image, source_image, write_bytes
 from pipeline.manifest import read_manifest, write_table
-from pipeline.plan import FORMAT, File, Group, ShardPlan, plan, recipe_digest
+from pipeline.plan import FORMAT, ROLES, File, Group, ShardPlan, made_levels, plan, recipe_digest
+from pipeline.sampling.negatives import Negative, mixed_image, negatives
 from pipeline.sampling.scene_pairs import scene_pairs
 from pipeline.shards import (
     INDEX_SCHEMA,
+    NEGATIVES_SCHEMA,
     PAIRS_SCHEMA,
     Member,
     dataset_digest,
@@ -40,9 +48,16 @@ from pipeline.shards import (
     npy_member,
     write_shard,
 )
-from pipeline.task import Jpeg, Scale, Task, TimeLapse, read_task
+from pipeline.sources import fetched_file, is_remote, local_file, read_source
+from pipeline.storage import Storage, storage
+from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse, read_task
 
 STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
+LOGS = Path(".cache/logs")
+AHEAD = 1024  # shards whose orders the driver holds
+ROW_GROUP = 100_000  # rows of the index that are in memory as Python objects
+DOWNLOADS = 8  # at a time, from a shared store
+REJECTS_SCHEMA = pa.schema([("path", pa.string()), ("part", pa.string()), ("reason", pa.string())])
 SHOWN = 5  # failures that the error names
 
 
@@ -51,42 +66,63 @@ def versions() -> dict[str, str]:
     return {"opencv": cv2.__version__, "numpy": np.__version__}
 
 
-def build(task_name: str, manifest: Path, out: Path, *, cpus: int | None = None) -> dict[str, Any]:
+def build(
+    task_name: str, manifest: Path, out: Path, *, cpus: int | None = None, store: str | None = None
+) -> dict[str, Any]:
     """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json.
 
     Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task
     and the versions of opencv, numpy and the format; not on cpus, block counts or kills. cpus: shards made at a time;
-    None: as many as there are CPUs. Returns what shards.json holds, and as "encoded" how many shards were not in the
-    store. Raises UserError with the failures; then nothing new is under `out`'s name.
+    None: as many as there are CPUs. store: a URI where built shards are kept for other machines too, which a cluster
+    without a common file system needs. Returns what shards.json holds, and as "encoded" how many shards were not in the
+    store. Raises UserError if an image cannot be used; then nothing new is under `out`'s name, and all such images are
+    in .cache/logs/<task>-rejects.parquet.
     """
     task = read_task(task_name)
     started = time.monotonic()
-    shards = plan(read_manifest(manifest), task)
+    table = read_manifest(manifest)
+    shards = plan(table, task)
     recipes = [recipe_digest(shard, task, versions()) for shard in shards]
     with _claimed(STORE):
-        built = {recipe: entry for recipe in recipes if (entry := _stored(recipe))}
+        shared = storage(store) if store else None
+        built = _stored(recipes, shared)
         todo = {recipe: shard for recipe, shard in zip(recipes, shards, strict=True) if recipe not in built}
         failures: set[str] = set()
+        rejects: list[dict[str, str]] = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(
             *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
         ) as progress:
-            bar = progress.add_task(f"build {task_name}", total=len(shards), completed=len(built))
-            for result in _run(todo, task, cpus) if todo else ():
-                if "error" in result:
-                    failures.add(result["error"])
-                else:
-                    built[result["recipe"]] = result
+            bar = progress.add_task(f"build {task_name}", total=len(shards), completed=len(shards) - len(todo))
+            for result in _run(todo, task, cpus, store) if todo else ():
+                failures |= set(result.get("error", []))
+                rejects += result.get("rejects", [])
+                if "error" not in result:
+                    built.add(result["recipe"])
                 progress.advance(bar)
-        missing = len(shards) - len(built)
-        if missing:
-            shown = sorted(failures)[:SHOWN]
-            more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
-            raise UserError(f"build {task_name}: {missing} of {len(shards)} shards failed: {'; '.join(shown)}{more}")
-        listing = _assemble(task_name, task, [(shard, built[r]) for shard, r in zip(shards, recipes, strict=True)], out)
+        if not built.issuperset(recipes):
+            raise UserError(
+                f"build {task_name}: {sum(recipe not in built for recipe in recipes)} of {len(shards)} shards failed: "
+                f"{_listed(failures, rejects, LOGS / f'{Path(task_name).stem}-rejects.parquet')}"
+            )
+        if shared:
+            lost = todo.keys() - _download(list(todo), shared)
+            if lost:
+                raise UserError(
+                    f"{store}: {len(lost)} of the shards that were just built are not there whole; build again"
+                )
+        listing = _assemble(task_name, task, table, list(zip(shards, recipes, strict=True)), out)
     log = {"task": task_name, "shards": len(shards), "encoded": len(todo), "seconds": time.monotonic() - started}
-    write_bytes(Path(f".cache/logs/build-{Path(task_name).stem}.json"), json.dumps(log).encode())
+    write_bytes(LOGS / f"build-{Path(task_name).stem}.json", json.dumps(log).encode())
     return listing | {"encoded": len(todo)}
+
+
+def _listed(failures: set[str], rejects: list[dict[str, str]], table: Path) -> str:
+    """The first failures, as the tail of an error. rejects: images that cannot be used, all of which go into `table`."""
+    if rejects:
+        write_table(table, pa.Table.from_pylist(sorted(rejects, key=lambda each: each["path"]), REJECTS_SCHEMA))
+    more = f"; and {len(failures) - SHOWN} more{f', in {table}' if rejects else ''}" if len(failures) > SHOWN else ""
+    return "; ".join(sorted(failures)[:SHOWN]) + more
 
 
 @contextmanager
@@ -106,16 +142,48 @@ def _claimed(store: Path) -> Iterator[None]:
         yield
 
 
-def _stored(recipe: str) -> dict[str, Any] | None:
-    """What the store holds for a recipe, if its shard is there and whole."""
+def _entry(recipe: str) -> dict[str, Any]:
+    """What the store remembers of a recipe: the shard, and its rows of the index. Raises OSError, ValueError."""
+    entry = json.loads((STORE / "recipes" / f"{recipe}.json").read_bytes())
+    if not isinstance(entry, dict) or {"name", "sha256", "bytes", "groups", "rows"} - entry.keys():
+        raise ValueError("not an entry of the store")
+    return entry
+
+
+def _stored(recipes: list[str], shared: Storage | None) -> set[str]:
+    """The recipes whose shards are in the store, whole. shared: where other machines may have put more of them."""
+    found = {recipe for recipe in recipes if _whole(recipe)}
+    if shared:
+        there = set(shared.names("recipes/"))
+        wanted = [recipe for recipe in recipes if recipe not in found and f"recipes/{recipe}.json" in there]
+        found |= _download(wanted, shared)
+    return found
+
+
+def _whole(recipe: str) -> bool:
     try:
-        entry = json.loads((STORE / "recipes" / f"{recipe}.json").read_bytes())
-        return entry if file_sha256(STORE / entry["name"]) == entry["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        entry = _entry(recipe)
+        return file_sha256(STORE / entry["name"]) == entry["sha256"]
+    except (OSError, ValueError, TypeError):
+        return False
 
 
-def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None) -> Iterator[dict[str, Any]]:
+def _download(recipes: list[str], shared: Storage) -> set[str]:
+    """Copy shards of a shared store into this machine's; returns the recipes that then are whole."""
+
+    def fetch(recipe: str) -> None:
+        with suppress(FileNotFoundError, ValueError):
+            shared.download(f"recipes/{recipe}.json", STORE / "recipes" / f"{recipe}.json")
+            if not _whole(recipe):
+                name = _entry(recipe)["name"]
+                shared.download(name, STORE / name)
+
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        list(pool.map(fetch, recipes))
+    return {recipe for recipe in recipes if _whole(recipe)}
+
+
+def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
     """Write the shards as Ray Data tasks, one block and one task per shard; only these small rows pass through Ray."""
     embedded = not os.environ.get("RAY_ADDRESS")
     connect(cpus or (os.cpu_count() or 1 if embedded else 1))
@@ -125,111 +193,218 @@ def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None) -> Iterator[d
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    dataset = ray.data.from_items(_orders(todo, task), override_num_blocks=len(todo))
-    for row in dataset.map(_build_shard, num_cpus=1, compute=ray.data.TaskPoolStrategy(cpus)).iter_rows():
-        yield json.loads(row["result"])
+    orders = _orders(todo, task, store)
+    while ahead := list(itertools.islice(orders, AHEAD)):  # the driver never holds the orders of all shards
+        dataset = ray.data.from_items(ahead, override_num_blocks=len(ahead))
+        for row in dataset.map(_build_shard, num_cpus=1, compute=ray.data.TaskPoolStrategy(cpus)).iter_rows():
+            yield json.loads(row["result"])
 
 
-def _orders(todo: dict[str, ShardPlan], task: Task) -> list[str]:
+def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterator[str]:
     """What a worker must know of each shard, as JSON."""
-    common = {"task": task.model_dump(mode="json"), "store": str(STORE.resolve()), "versions": versions()}
-    return [
-        json.dumps(
-            {
-                "recipe": recipe,
-                "groups": [
-                    [group.key, [asdict(file) | {"path": str(Path(file.path).resolve())} for file in group.files]]
-                    for group in shard.groups
-                ],
-                **common,
-            }
-        )
-        for recipe, shard in todo.items()
-    ]
+    common = {"task": task.model_dump(mode="json"), "store": store or str(STORE.resolve()), "versions": versions()}
+    for recipe, shard in todo.items():
+        groups = []
+        for group in shard.groups:
+            files = [asdict(file) for file in group.files]
+            for file in files:
+                file["path"] = file["path"] if is_remote(file["path"]) else str(Path(file["path"]).resolve())
+            groups.append([group.key, files])
+        yield json.dumps({"recipe": recipe, "groups": groups, **common})
 
 
 def _build_shard(row: dict[str, str]) -> dict[str, str]:
     """One shard, in a Ray worker. A failure that a retry cannot mend is a result, so that all of them are listed."""
     order = json.loads(row["item"])
-    store = Path(order["store"])
     task = Task.model_validate(order["task"])
     groups = [Group(key, tuple(File(**file) for file in files)) for key, files in order["groups"]]
+    result: dict[str, Any] = {"recipe": order["recipe"]}
     try:
         if versions() != order["versions"]:
             raise UserError(
                 f"node {platform.node()} has {versions()}, the build needs {order['versions']}: install the same"
             )
-        shard = write_shard(((group.key, sample_members(group, task)) for group in groups), store)
-        entry = {"recipe": order["recipe"], "groups": len(groups), **shard}
-        write_bytes(store / "recipes" / f"{order['recipe']}.json", json.dumps(entry).encode())
+        shared = None if Path(order["store"]).is_absolute() else storage(order["store"])
+        with nullcontext(order["store"]) if shared is None else TemporaryDirectory(prefix="memoir-build-") as folder:
+            shard = write_shard(samples(groups, task), Path(folder))
+            entry = json.dumps({"groups": len(groups), **shard}).encode()
+            remembered = f"recipes/{order['recipe']}.json"
+            if shared is None:
+                write_bytes(Path(folder, remembered), entry)
+            else:
+                shared.write(shard["name"], Path(folder, shard["name"]))
+                shared.write(remembered, entry)
+    except UnusableImagesError as error:
+        result["rejects"] = [{"path": path, "reason": reason} for path, reason in error.images]
+        result["error"] = [f"{path}: {reason}" for path, reason in error.images]
     except UserError as error:
-        entry = {"error": str(error)}
+        result["error"] = [str(error)]
     except OSError as error:
-        entry = {"error": f"{error.filename or store}: {error.strerror}"}
-    return {"result": json.dumps(entry)}
+        result["error"] = [f"{error.filename or order['store']}: {error.strerror}"]
+    return {"result": json.dumps(result)}
 
 
-def sample_members(group: Group, task: Task) -> list[Member]:
-    """The members of one sample: the planes of its images, their degraded versions, and where they come from.
+class UnusableImagesError(Exception):
+    """images: (path, reason) of each."""
 
-    Raises UserError for a file that is not the one that was ingested, and for one that the degradation does not take.
+    def __init__(self, images: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {reason}" for path, reason in images))
+        self.images = images
+
+
+def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]]]:
+    """The samples of one shard: (key, members) of each group.
+
+    Raises UnusableImagesError, with all of the shard's, for files that are not the ones that were ingested or that the
+    degradation does not take.
     """
-    members: list[Member] = []
+    stored = task.negatives if task.negatives is not None and task.negatives.kept == "stored" else None
+    partners: dict[str, list[Negative]] = {}
+    for negative in shard_negatives(groups, task) if stored else ():
+        partners.setdefault(negative.key, []).append(negative)
+    by_key = {group.key: group for group in groups}
+    failures: list[tuple[str, str]] = []
+    for group in groups:
+        try:
+            planes = sample_planes(group, task)
+            if stored:
+                planes += _negative_planes(group.key, planes, partners.get(group.key, []), by_key, task)
+        except UnusableImagesError as error:
+            failures += error.images
+        if not failures:  # the others are looked through only to list all that fail
+            members = [npy_member(f"{p.name}.npy", p.pixels, role=p.role, **p.columns) for p in planes]
+            origin = {"sources": {file.name: file.sha256 for file in group.files}, "colour": task.colour}
+            yield group.key, [*members, json_member(origin)]
+    if failures:
+        raise UnusableImagesError(failures)
+
+
+class Plane(NamedTuple):
+    """An array of a sample. pixels: uint8 (H, W, C). columns: level and parameters, as in the index."""
+
+    name: str
+    role: str
+    pixels: np.ndarray
+    columns: dict[str, Any]
+
+
+def sample_planes(group: Group, task: Task) -> list[Plane]:
+    """The planes of a group's images, and their degraded versions. Raises UnusableImagesError."""
+    planes: list[Plane] = []
+    failures = []
     for file in group.files:
-        image = _ingested(file)
-        role, _, number = file.name.partition("-")
-        if task.colour == "y" and role != "mask":
-            planes = rgb2ycbcr_y(image)
+        try:
+            image = _ingested(file)
+            role, _, number = file.name.partition("-")
+            if isinstance(task.degradation, TimeLapse) and task.degradation.size:
+                side = task.degradation.size
+                image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR).reshape(side, side, -1)
+            if task.colour == "y" and role != "mask":
+                image = rgb2ycbcr_y(image)
+            elif task.colour != "rgb" or role == "mask":
+                image = rgb2gray(image)
+            planes.append(Plane(file.name, role, image, {"level": int(number)} if number else {}))
+            if role == "gt":
+                planes += _degraded(image, task, group.key)
+        except UnusableImageError as error:
+            failures.append((file.path, str(error)))
+    if failures:
+        raise UnusableImagesError(failures)
+    return planes
+
+
+def shard_negatives(groups: list[Group], task: Task) -> Iterator[Negative]:
+    """The negatives of one shard's samples."""
+    assert task.negatives is not None
+    degradation = task.degradation
+    degraded: list[tuple[str, int]] = []
+    for group in groups:
+        if isinstance(degradation, Jpeg | Scale | Noise):
+            degraded += [(group.key, level) for level in degradation.levels]
         else:
-            planes = image if task.colour == "rgb" and role != "mask" else rgb2gray(image)
-        level = {"level": int(number)} if number else {}
-        members.append(npy_member(f"{file.name}.npy", planes, role=role, **level))
-        if role == "gt":
-            try:
-                members += _degraded(planes, task)
-            except UnusableImageError as error:
-                raise UserError(f"{file.path}: {error}") from None
-    origin = {"sources": {file.name: file.sha256 for file in group.files}, "colour": task.colour}
-    return [*members, json_member(origin)]
+            names = [file.name.partition("-") for file in group.files]
+            degraded += [(group.key, int(number)) for role, _, number in names if role == "lq"]
+    return negatives(degraded, task.negatives)
+
+
+def _negative_planes(
+    key: str, planes: list[Plane], planned: list[Negative], groups: dict[str, Group], task: Task
+) -> list[Plane]:
+    """Mixed and extra negatives as members. groups: of the shard, by key, to make the partners of extra negatives again."""
+    gt = next(plane.pixels for plane in planes if plane.role == "gt")
+    made = {key: _inputs(planes)}
+    found = []
+    for n in planned:
+        if n.partner not in made:
+            made[n.partner] = _inputs(sample_planes(groups[n.partner], task))
+        lq = made[n.partner][n.partner_level]
+        pixels = lq
+        if n.permille < 1000:
+            pixels = mixed_image(lq, gt[: lq.shape[0], : lq.shape[1]], n.permille)
+        parameters = json.dumps({"permille": n.permille, "of": n.partner})
+        columns = {"level": n.level, "parameters": parameters}
+        found.append(Plane(f"negative-{n.level}-{n.k}", "negative", pixels, columns))
+    return found
+
+
+def _inputs(planes: list[Plane]) -> dict[int, np.ndarray]:
+    """The degraded images of a sample, by level."""
+    return {plane.columns["level"]: plane.pixels for plane in planes if plane.role == "lq"}
 
 
 def _ingested(file: File) -> np.ndarray:
-    """The pixels of an image that is still what was ingested; of a whole file its bytes are compared, which is quicker."""
+    """The pixels of an image that is still what was ingested; of a whole file its bytes are compared, which is quicker.
+
+    Raises UnusableImageError.
+    """
     try:
         if file.part is not None:
-            image, sha256 = source_image(Path(file.path), file.part)
+            image, sha256 = source_image(fetched_file(file.path), file.part)
         else:
-            data = Path(file.path).read_bytes()
-            sha256 = hashlib.sha256(data).hexdigest()
-            image = decode_image(data) if sha256 == file.sha256 else np.empty(0)
-    except UnusableImageError as error:
-        raise UserError(f"{file.path}: {error}") from None
+            image, sha256 = None, ""
+            if is_remote(file.path) and local_file(file.path).is_file():  # a copy, perhaps of an older object
+                data = local_file(file.path).read_bytes()
+                sha256 = hashlib.sha256(data).hexdigest()
+            if sha256 != file.sha256:
+                data = read_source(file.path)
+                sha256 = hashlib.sha256(data).hexdigest()
+            image = decode_image(data) if sha256 == file.sha256 else None
+    except UserError as error:  # of the bucket
+        raise UnusableImageError(f"cannot be read: {error}") from None
     except OSError as error:
-        raise UserError(f"{file.path}: {error.strerror}; run `memoir ingest` again") from None
-    if sha256 != file.sha256:
-        raise UserError(f"{file.path}: changed since it was ingested; run `memoir ingest` again")
+        raise UnusableImageError(f"{error.strerror}; run `memoir ingest` again") from None
+    if sha256 != file.sha256 or image is None:
+        raise UnusableImageError("changed since it was ingested; run `memoir ingest` again")
     return image
 
 
-def _degraded(planes: np.ndarray, task: Task) -> list[Member]:
+def _degraded(planes: np.ndarray, task: Task, key: str) -> list[Plane]:
+    """The inputs that the task makes of a gt, uint8 (H, W, C)."""
     degradation = task.degradation
-    if not isinstance(degradation, Jpeg | Scale):
-        return []  # published, or drawn by the loader
-    members = []
-    for level in degradation.levels:
+    found = []
+    for level in made_levels(task):
+        parameters: dict[str, Any]
         if isinstance(degradation, Jpeg):
-            name, parameters, lq = f"lq-q{level}.npy", {"jpeg": level}, jpeg(planes, level)
+            name, parameters = f"lq-q{level}", {"jpeg": level}
+            if planes.shape[2] == 3:
+                parameters["subsampling"] = degradation.subsampling
+            lq = jpeg(planes, level, degradation.subsampling)
+        elif isinstance(degradation, Noise):
+            name, parameters = f"lq-s{level}", {"awgn": level}
+            lq = noisy_8bit(planes, level, (degradation.seed, "noise", key, level))
         else:
             # The papers keep this input in float; 8 bits cost it 0.3 grey levels rms.
             lowres = bicubic_lowres(modcrop(planes, level) / 255.0, level)
             lowres *= 255
             lq = np.rint(lowres, out=lowres).clip(0, 255, out=lowres).astype(np.uint8)
-            name, parameters = f"lq-x{level}.npy", {"bicubic": level}
-        members.append(npy_member(name, lq, role="lq", level=level, parameters=json.dumps(parameters)))
-    return members
+            name, parameters = f"lq-x{level}", {"bicubic": level}
+        found.append(Plane(name, "lq", lq, {"level": level, "parameters": json.dumps(parameters)}))
+    return found
 
 
-def _assemble(task_name: str, task: Task, built: list[tuple[ShardPlan, dict[str, Any]]], out: Path) -> dict[str, Any]:
+def _assemble(
+    task_name: str, task: Task, manifest: pa.Table, built: list[tuple[ShardPlan, str]], out: Path
+) -> dict[str, Any]:
     """Link the shards into `out` with their index; the whole folder appears at once."""
     partial, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
     with (STORE / ".assemble").open("a") as lock:
@@ -237,7 +412,7 @@ def _assemble(task_name: str, task: Task, built: list[tuple[ShardPlan, dict[str,
             fcntl.flock(lock, fcntl.LOCK_EX)  # another build of this task uses the same two names
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            listing = _fill(partial, task_name, task, built)
+            listing = _fill(partial, task_name, task, manifest, built)
             shutil.rmtree(old, ignore_errors=True)
             if out.exists():
                 out.rename(old)
@@ -248,44 +423,104 @@ def _assemble(task_name: str, task: Task, built: list[tuple[ShardPlan, dict[str,
     return listing
 
 
-def _fill(folder: Path, task_name: str, task: Task, built: list[tuple[ShardPlan, dict[str, Any]]]) -> dict[str, Any]:
-    """Shards, index.parquet and shards.json in `folder`; returns what the last holds."""
-    rows: list[dict[str, Any]] = []
+def _fill(
+    folder: Path, task_name: str, task: Task, manifest: pa.Table, built: list[tuple[ShardPlan, str]]
+) -> dict[str, Any]:
+    """Shards, tables and shards.json in `folder`; returns what the last holds. built: shards, and their recipes."""
     shards: list[dict[str, Any]] = []
-    for shard, entry in built:
-        split = shard.split
-        target = folder / split / entry["name"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(STORE / entry["name"], target)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(STORE / entry["name"], target)
-        rows += [{"split": split, **row} for row in entry["rows"]]
-        listed = {"split": split, **{name: entry[name] for name in ("name", "bytes", "sha256", "groups")}}
-        shards.append(listed | {"members": len(entry["rows"])})
-    write_table(folder / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
-    if isinstance(task.degradation, TimeLapse):
-        pairs = [
-            {"split": shard.split, "key": group.key, "v": v, "w": w}
-            for shard, _ in built
-            for group in shard.groups
-            for v, w in _scene_pairs(group, task.degradation)
-        ]
-        write_table(folder / "pairs.parquet", pa.Table.from_pylist(pairs, PAIRS_SCHEMA))
+    folder.mkdir(parents=True)
+    with ExitStack() as stack:
+        index = stack.enter_context(Rows(folder / "index.parquet", INDEX_SCHEMA))
+        beside = None
+        if isinstance(task.degradation, TimeLapse):
+            beside = stack.enter_context(Rows(folder / "pairs.parquet", PAIRS_SCHEMA))
+        elif task.negatives is not None:
+            beside = stack.enter_context(Rows(folder / "negatives.parquet", NEGATIVES_SCHEMA))
+        for shard, recipe in built:
+            entry = _entry(recipe)
+            target = folder / shard.split / entry["name"]
+            target.parent.mkdir(exist_ok=True)
+            try:
+                os.link(STORE / entry["name"], target)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(STORE / entry["name"], target)
+            index.write([{"split": shard.split, **row} for row in entry["rows"]])
+            if beside is not None:
+                beside.write([{"split": shard.split, **row} for row in _beside(shard.groups, task)])
+            listed = {"split": shard.split, **{name: entry[name] for name in ("name", "bytes", "sha256", "groups")}}
+            shards.append(listed | {"members": len(entry["rows"])})
+    images, rejects = _accounted(manifest, task, [shard for shard, _ in built])
+    write_table(folder / "rejects.parquet", rejects)
+    tables = {path.stem: path for path in (folder / "pairs.parquet", folder / "negatives.parquet") if path.exists()}
     listing = {
         "task": Path(task_name).stem,
         "format": FORMAT,
         "versions": versions(),
         "colour": task.colour,
         "degradation": task.degradation.model_dump(mode="json"),
+        "negatives": task.negatives.model_dump(mode="json") if task.negatives else None,
         "splits": {split: list(sources) for split, sources in task.splits.items()},
+        "images": images,
         "digest": dataset_digest(shards),
         "index_sha256": file_sha256(folder / "index.parquet"),
-        "pairs_sha256": file_sha256(folder / "pairs.parquet") if (folder / "pairs.parquet").exists() else None,
+        "pairs_sha256": file_sha256(tables["pairs"]) if "pairs" in tables else None,
+        "negatives_sha256": file_sha256(tables["negatives"]) if "negatives" in tables else None,
         "shards": shards,
     }
     write_bytes(folder / "shards.json", (json.dumps(listing, indent=1) + "\n").encode())
     return listing
+
+
+def _beside(groups: list[Group], task: Task) -> Iterator[dict[str, Any]]:
+    """The rows of pairs.parquet or negatives.parquet that one shard has."""
+    if isinstance(task.degradation, TimeLapse):
+        for group in groups:
+            for v, w in _scene_pairs(group, task.degradation):
+                yield {"key": group.key, "v": v, "w": w}
+    else:
+        yield from (negative._asdict() for negative in shard_negatives(groups, task))
+
+
+def _accounted(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[dict[str, int], pa.Table]:
+    """The images of the task's sources: how many there are, are used and are not, and a table of the last."""
+    used = np.zeros(len(manifest), bool)
+    for shard in shards:
+        used[shard.rows] = True
+    sources = pa.array([source for named in task.splits.values() for source in named])
+    wanted = pc.is_in(pc.binary_join_element_wise(manifest["dataset"], manifest["split"], "/"), sources).to_numpy()
+    left = manifest.select(["path", "part", "role"]).take(pa.array(np.flatnonzero(wanted & ~used)))
+    takes = " and ".join(ROLES.get(task.degradation.kind, ("gt",)))
+    why = f"a task of kind {task.degradation.kind} takes {takes}"
+    reasons = pc.binary_join_element_wise(left["role"], pa.scalar(why), ": ")
+    rejects = left.drop_columns(["role"]).append_column("reason", reasons).cast(REJECTS_SCHEMA)
+    return {"found": int(wanted.sum()), "used": int((wanted & used).sum()), "rejected": len(rejects)}, rejects
+
+
+class Rows:
+    """A Parquet file that is written row by row; equal rows give equal bytes under one version of pyarrow."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Append rows; they reach the file in groups of ROW_GROUP, however they came."""
+        self.rows += rows
+        while len(self.rows) >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.writer.write_table(pa.Table.from_pylist(self.rows[:ROW_GROUP], self.schema))
+        del self.rows[:ROW_GROUP]
+
+    def __enter__(self) -> "Rows":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self.rows:
+            self._flush()
+        self.writer.close()
 
 
 def _scene_pairs(scene: Group, sampling: TimeLapse) -> Iterator[tuple[int, int]]:

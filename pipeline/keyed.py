@@ -18,6 +18,19 @@ def philox(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
+def mixed(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64, uint64 to uint64: a bijection in which each input bit reaches each output bit."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def hashed(key: int, index: np.ndarray) -> np.ndarray:
+    """64 random bits for each number, uint64. key: 64 bits, e.g. of `digest64`. index: whole numbers, at least 0."""
+    return mixed(mixed(index.astype(np.uint64) ^ np.uint64(key)) ^ np.uint64(key >> 1))
+
+
 def digest64(*key: int | str) -> int:
     """64 bits of hash for this key, as an integer in [0, 2^64)."""
     text = json.dumps([part if isinstance(part, str) else operator.index(part) for part in key])

@@ -18,6 +18,7 @@ from pipeline.images import UnusableImageError, source_image, write_bytes
 from pipeline.layouts import layout
 from pipeline.layouts.base import Count, Row
 from pipeline.leaks import leaks, perceptual_hash
+from pipeline.sources import is_remote, local_folder
 
 MIN_SIDE = 16  # pixels; smaller images hold no patch and no SSIM window
 
@@ -48,7 +49,7 @@ class Source(Frozen):
     """One raw dataset, as `params.yaml` names it under `datasets`."""
 
     layout: str
-    root: str = Field(description="its folder; relative to where memoir runs")
+    root: str = Field(description="its folder, relative to where memoir runs, or s3://bucket/prefix")
     variant: str | None = None
     allow_counts: bool = Field(False, description="take it though it holds more or fewer images than were published")
 
@@ -88,8 +89,12 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
     counts: list[Counts] = []
     with ThreadPoolExecutor() as pool:
         for name, source in sources.items():
-            raw = layout(source.layout, name, Path(source.root), source.variant)
+            root = local_folder(source.root)
+            raw = layout(source.layout, name, root, source.variant)
             records = list(pool.map(_read, raw.rows()))
+            if is_remote(source.root):
+                for record in records:  # other machines read the bucket, not this one's copy of it
+                    record["path"] = source.root.rstrip("/") + record["path"].removeprefix(root.as_posix())
             _reject_partners(records)
             good = [r for r in records if not r["reject_reason"]]
             bad = [r for r in records if r["reject_reason"]]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
 from pipeline.layouts.base import LONGEST_KEY, Split, natural, safe_key
-from pipeline.task import Jpeg, Scale, Task
+from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse
 
 FORMAT = 2  # of shards and index: raise it when equal inputs would give other bytes
 
@@ -160,11 +160,20 @@ def _hashes(manifest: pa.Table, rows: np.ndarray, by: str) -> list[int]:
 
 
 def _nbytes(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
-    """Of the pixels that each image puts into its shard."""
+    """Of the pixels that each image puts into its shard; without negatives, which are the same planned and stored."""
     taken = manifest.select(["width", "height", "channels"]).take(pa.array(rows))
     width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)
-    levels = len(task.degradation.levels) if isinstance(task.degradation, Jpeg | Scale) else 0
-    return width * height * np.where((channels == 3) & (task.colour == "rgb"), 3, 1) * (1 + levels)
+    if isinstance(task.degradation, TimeLapse) and task.degradation.size:
+        width, height = (np.full_like(each, task.degradation.size) for each in (width, height))
+    return width * height * np.where((channels == 3) & (task.colour == "rgb"), 3, 1) * (1 + len(made_levels(task)))
+
+
+def made_levels(task: Task) -> tuple[int, ...]:
+    """The levels that a build makes of each gt and stores; none where inputs are published or drawn by the loader."""
+    degradation = task.degradation
+    if isinstance(degradation, Jpeg | Scale) or (isinstance(degradation, Noise) and degradation.drawn == "stored"):
+        return degradation.levels
+    return ()
 
 
 def _names(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, kind: str) -> list[str] | None:
@@ -258,8 +267,19 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
     recipe = {
         "format": FORMAT,
         "colour": task.colour,
-        "degradation": None if task.degradation.kind == "timelapse" else task.degradation.model_dump(mode="json"),
+        "degradation": _stored(task),
         "groups": shard.files.select(["group", "name", "sha256", "part"]).to_pydict(),
         "versions": versions,
     }
+    if task.negatives is not None and task.negatives.kept == "stored":
+        recipe["negatives"] = task.negatives.model_dump(mode="json")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def _stored(task: Task) -> dict[str, object] | None:
+    """Of a task's degradation, what the bytes of a shard depend on."""
+    if isinstance(task.degradation, TimeLapse):
+        return {"size": task.degradation.size} if task.degradation.size else None
+    if isinstance(task.degradation, Noise) and task.degradation.drawn == "online":
+        return {"kind": "noise"}  # the shards hold the clean images
+    return task.degradation.model_dump(mode="json")

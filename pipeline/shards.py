@@ -31,7 +31,7 @@ INDEX_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("group", pa.string()),
         ("member", pa.string()),  # name of the member without the key: gt.npy, lq-q10.npy, json
-        ("role", pa.string()),  # gt | lq | mask | frame | json
+        ("role", pa.string()),  # gt | lq | mask | frame | negative | json
         (
             "level",
             pa.int32(),
@@ -48,6 +48,19 @@ INDEX_SCHEMA = pa.schema(
 
 # Of a task of time-lapse scenes: the pairs of frames that are samples, by their frames' numbers.
 PAIRS_SCHEMA = pa.schema([("split", pa.string()), ("key", pa.string()), ("v", pa.int32()), ("w", pa.int32())])
+
+# Of a task with negatives: see pipeline.sampling.negatives.
+NEGATIVES_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("key", pa.string()),
+        ("level", pa.int32()),
+        ("k", pa.int32()),
+        ("permille", pa.int32()),
+        ("partner", pa.string()),
+        ("partner_level", pa.int32()),
+    ]
+)
 
 Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
 
@@ -88,7 +101,12 @@ class Listing(Frozen):
     splits: dict[str, tuple[str, ...]] = Field(description="split of the shards: its sources, as <dataset>/<split>")
     digest: str = Field(description="`dataset_digest` of the shards")
     index_sha256: str
+    negatives: dict[str, Any] | None = None
+    images: dict[Literal["found", "used", "rejected"], int] = Field(
+        description="of the sources; found = used + rejected"
+    )
     pairs_sha256: str | None = Field(None, description="of pairs.parquet, which only time-lapse tasks have")
+    negatives_sha256: str | None = Field(None, description="of negatives.parquet, which tasks with negatives have")
     shards: tuple[Shard, ...] = Field(min_length=1)
 
 
@@ -183,12 +201,12 @@ def verify(folder: Path) -> Iterator[str]:
         by_shard = {}
         for row in pq.read_table(index, schema=INDEX_SCHEMA).to_pylist():
             by_shard.setdefault((row["split"], row["shard"]), []).append(row)
-    if listing["pairs_sha256"]:
-        pairs = folder / "pairs.parquet"
-        if not pairs.exists():
-            yield f"{pairs}: missing; build again, or `dvc pull`"
-        elif file_sha256(pairs) != listing["pairs_sha256"]:
-            yield f"{pairs}: damaged, or of another build than shards.json; build again"
+    for name in ("pairs", "negatives"):
+        table = folder / f"{name}.parquet"
+        if listing[f"{name}_sha256"] and not table.exists():
+            yield f"{table}: missing; build again, or `dvc pull`"
+        elif listing[f"{name}_sha256"] and file_sha256(table) != listing[f"{name}_sha256"]:
+            yield f"{table}: damaged, or of another build than shards.json; build again"
     expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
     for split, name in sorted((by_shard or {}).keys() - expected):
         yield f"{index}: lists {split}/{name}, which shards.json lacks; build again"

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
@@ -38,8 +38,8 @@ class Storage(ABC):
         """All names that begin with `prefix`, sorted; hidden files of a folder left out."""
 
     @abstractmethod
-    def write(self, name: str, data: bytes) -> None:
-        """Write or replace."""
+    def write(self, name: str, data: bytes | Path) -> None:
+        """Write or replace, with bytes or the contents of a local file."""
 
     @abstractmethod
     def write_new(self, name: str, data: bytes | Path) -> None:
@@ -86,8 +86,8 @@ class Folder(Storage):
             found += [Path(folder, name).relative_to(self.root).as_posix() for name in files if name[0] != "."]
         return sorted(name for name in found if name.startswith(prefix))
 
-    def write(self, name: str, data: bytes) -> None:
-        with _written(self.root / name, [data]) as temporary:
+    def write(self, name: str, data: bytes | Path) -> None:
+        with _written(self.root / name, _blocks(data) if isinstance(data, Path) else [data]) as temporary:
             temporary.replace(self.root / name)
 
     def write_new(self, name: str, data: bytes | Path) -> None:
@@ -107,6 +107,13 @@ class Folder(Storage):
 
 class Bucket(Storage):
     """A bucket, or a part of one. Endpoint, credentials and region are those of boto3, from the environment."""
+
+    class Entry(NamedTuple):
+        """One object: its name, bytes, and when it was written, in seconds since 1970."""
+
+        name: str
+        size: int
+        modified: int
 
     def __init__(self, bucket: str, prefix: str) -> None:
         """Nothing is sent yet. Raises UserError for settings that boto3 refuses."""
@@ -131,17 +138,23 @@ class Bucket(Storage):
                 yield from body.iter_chunks(BLOCK)
 
     def names(self, prefix: str = "") -> list[str]:
+        return [entry.name for entry in self.entries(prefix)]
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Everything whose name begins with `prefix`, sorted by name."""
         with self._explained(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix
             )
             return sorted(
-                entry["Key"].removeprefix(self.prefix) for page in pages for entry in page.get("Contents", ())
+                self.Entry(each["Key"].removeprefix(self.prefix), each["Size"], int(each["LastModified"].timestamp()))
+                for page in pages
+                for each in page.get("Contents", ())
             )
 
-    def write(self, name: str, data: bytes) -> None:
-        with self._explained(name):
-            self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=data)
+    def write(self, name: str, data: bytes | Path) -> None:
+        with self._explained(name), _opened(data) as body:
+            self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=body)
 
     def write_new(self, name: str, data: bytes | Path) -> None:
         from botocore.exceptions import ClientError
@@ -149,11 +162,8 @@ class Bucket(Storage):
         with self._explained(name):
             for seconds in (0.1, 0.4, 1.6, None):
                 try:
-                    if isinstance(data, bytes):
-                        self._put_new(name, data)
-                    else:
-                        with data.open("rb") as file:
-                            self._put_new(name, file)
+                    with _opened(data) as body:
+                        self._put_new(name, body)
                     return
                 except ClientError as error:
                     # Somebody is writing or deleting the same name; how it ended, only another try tells.
@@ -231,7 +241,7 @@ def _client(variables: frozenset[tuple[str, str]]) -> "S3Client":
     from botocore.config import Config
 
     given = {name for name, value in variables if value}
-    settings: dict[str, Any] = {"connect_timeout": 10, "retries": {"mode": "standard"}}
+    settings: dict[str, Any] = {"connect_timeout": 10, "retries": {"mode": "standard"}, "max_pool_connections": 32}
     # S3-compatible stores older than 2025 refuse the checksums that boto3 appends to the body of an upload.
     if given & {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} and "AWS_REQUEST_CHECKSUM_CALCULATION" not in given:
         settings["request_checksum_calculation"] = "when_required"
@@ -240,6 +250,16 @@ def _client(variables: frozenset[tuple[str, str]]) -> "S3Client":
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+@contextmanager
+def _opened(data: bytes | Path) -> Iterator[Any]:
+    """The body of a request."""
+    if isinstance(data, bytes):
+        yield data
+    else:
+        with data.open("rb") as file:
+            yield file
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Frozen, read_yaml
 from pipeline.errors import UserError, nearest
@@ -27,6 +27,7 @@ class Jpeg(Frozen):
     quality: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Distinct] = Field(
         (10, 20), min_length=1, description="IJG scale"
     )
+    subsampling: Literal["4:2:0", "4:4:4"] = Field("4:2:0", description="of the chroma; grey planes have none")
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -45,16 +46,27 @@ class Scale(Frozen):
 
 
 class Noise(Frozen):
-    """Additive white Gaussian noise, drawn anew in each epoch by the loader; the shards hold the clean images only."""
+    """Additive white Gaussian noise: drawn anew in each epoch by the loader, from shards of clean images, or once and stored."""
 
     kind: Literal["noise"]
     sigma: Annotated[tuple[Annotated[int, Field(gt=0, le=255)], ...], Distinct] = Field(
         (30, 50, 70), min_length=1, description="of 0..255"
     )
+    drawn: Literal["online", "stored"] = "online"
+    quantised: bool = Field(
+        False, description="rounded and clipped to 8 bits, as a noisy file is; stored noise always is"
+    )
+    seed: int = Field(0, description="of stored noise")
 
     @property
     def levels(self) -> tuple[int, ...]:
         return self.sigma
+
+    @model_validator(mode="after")
+    def _files_hold_8_bits(self) -> "Noise":
+        if self.drawn == "stored" and not self.quantised:
+            raise ValueError("stored noise is in 8 bits: add quantised: true, or draw it online")
+        return self
 
 
 class Paired(Frozen):
@@ -71,6 +83,32 @@ class TimeLapse(Frozen):
         "all", description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`"
     )
     seed: int = 0
+    size: Annotated[int, Field(ge=16)] | None = Field(
+        None, description="side in pixels of the squares that frames are resized to, bilinear; null: as they are"
+    )
+
+
+class Negatives(Frozen):
+    """Of each degraded image, worse ones than the restored should be, for contrastive regularisation (DRCNet, section 3.3).
+
+    intra: N_k = lambda_k I + (1 - lambda_k) J of its own input I and target J; extra: other inputs of its shard.
+    """
+
+    kind: Literal["intra", "extra"] = "intra"
+    number: int = Field(3, ge=1, description="for each degraded image")
+    lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=1, multiple_of=0.001)], ...], Field(min_length=1)] = Field(
+        (1.0, 0.95, 0.90), description="of I; so many as `number` are taken, drawn by `seed` if there are more"
+    )
+    kept: Literal["planned", "stored"] = Field(
+        "planned", description="as rows of negatives.parquet, from which the loader mixes, or mixed, in the shards"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Negatives":
+        if self.kind == "intra" and self.number > len(self.lambdas):
+            raise ValueError(f"{self.number} negatives need so many lambdas, and there are {len(self.lambdas)}")
+        return self
 
 
 class Task(Frozen):
@@ -80,10 +118,13 @@ class Task(Frozen):
         description="planes that are stored: y = MATLAB rgb2ycbcr's Y, gray = MATLAB rgb2gray; grey images as they are"
     )
     degradation: Annotated[Jpeg | Scale | Noise | Paired | TimeLapse, Field(discriminator="kind")]
+    negatives: Negatives | None = None
     splits: dict[Literal["train", "val", "test"], Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         description="split of the shards: the manifest's <dataset>/<split> that go into it"
     )
-    shard_bytes: int = Field(256 * 2**20, ge=2**16, description="size that shards have on average, in bytes")
+    shard_bytes: int = Field(
+        256 * 2**20, ge=2**16, description="size that shards have on average, in bytes; without stored negatives"
+    )
 
     @field_validator("splits")
     @classmethod
@@ -98,6 +139,16 @@ class Task(Frozen):
                 raise ValueError(f"{source!r} is named twice, in {named[source]} and in {split}")
             named[source] = split
         return splits
+
+    @model_validator(mode="after")
+    def _negatives_of_inputs(self) -> "Task":
+        if self.negatives is not None:
+            if self.degradation.kind == "timelapse":
+                raise ValueError("negatives are mixed of inputs and targets, and time-lapse scenes have no targets")
+            online = isinstance(self.degradation, Noise) and self.degradation.drawn == "online"
+            if online and (self.negatives.kind, self.negatives.kept) != ("intra", "planned"):
+                raise ValueError("with noise drawn online, negatives are intra and planned; or draw it stored")
+        return self
 
 
 def read_task(name: str) -> Task:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,12 @@ import memoir
 from pipeline import build as stage
 from pipeline.images import write_image
 from pipeline.manifest import Counts, Source, ingest
+from pipeline.storage import Bucket, storage
 
 settings.register_profile("memoir", deadline=None)  # the time of one example says more of the machine than of the code
 settings.load_profile("memoir")
 
+SECRET = "averysecretvalue"  # AWS_SECRET_ACCESS_KEY of the tests' server
 JPEG = {"colour": "y", "degradation": {"kind": "jpeg", "quality": [10, 20]}, "shard_bytes": 65536}
 
 
@@ -60,13 +64,13 @@ class Workplace:
             write_image(path, contents)
         return path
 
-    def ingest(self, layout: str = "folder") -> tuple[Counts, pa.Table]:
+    def ingest(self, layout: str = "folder", root: str = "photos") -> tuple[Counts, pa.Table]:
         """Relative to the working directory, as the stage runs: the counts, and the table of rejects.
 
         layout: its name, or name:variant.
         """
         name, _, variant = layout.partition(":")
-        source = Source(layout=name, root="photos", variant=variant or None, allow_counts=True)
+        source = Source(layout=name, root=root, variant=variant or None, allow_counts=True)
         done = ingest({"photos": source}, Path("data/manifest"))
         counts, rejects = done.counts, done.rejects
         return counts[0], rejects
@@ -77,9 +81,10 @@ class Workplace:
         (self.root / "tiny.yaml").write_text(yaml.safe_dump(JPEG | {"splits": splits} | changes))
         return "tiny.yaml"
 
-    def build(self, cpus: int | None = None, **changes: Any) -> dict[str, Any]:
+    def build(self, cpus: int | None = None, store: str | None = None, **changes: Any) -> dict[str, Any]:
         """Build the task into data/tiny."""
-        return stage.build(self.task(**changes), Path("data/manifest/manifest.parquet"), Path("data/tiny"), cpus=cpus)
+        manifest, out = Path("data/manifest/manifest.parquet"), Path("data/tiny")
+        return stage.build(self.task(**changes), manifest, out, cpus=cpus, store=store)
 
 
 def tree(root: Path, *files: str) -> Path:
@@ -98,9 +103,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return Workplace(tmp_path)
 
 
-def run_here(todo: dict, task: Any, cpus: int | None) -> Iterator[dict[str, Any]]:
+def run_here(todo: dict, task: Any, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
     """What `pipeline.build` has Ray do, in this process: `_run` of the same arguments."""
-    for order in stage._orders(todo, task):
+    for order in stage._orders(todo, task, store):
         yield json.loads(stage._build_shard({"item": order})["result"])
 
 
@@ -212,3 +217,22 @@ def server() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture
+def s3(server, monkeypatch) -> str:
+    """The URI of an empty bucket."""
+    for variable in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    name = f"bucket-{uuid.uuid4().hex}"
+    bucket = storage(f"s3://{name}")
+    assert isinstance(bucket, Bucket)
+    bucket.client.create_bucket(Bucket=name)
+    return bucket.uri

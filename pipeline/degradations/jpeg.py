@@ -1,28 +1,41 @@
 """JPEG artefacts: encode and decode in memory."""
 
+from typing import Literal
+
 import cv2
 import numpy as np
 
 from pipeline.images import UnusableImageError
 
+_SAMPLING = {
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+}
 
-def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+
+def jpeg(image: np.ndarray, quality: int, subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = "4:2:0") -> np.ndarray:
     """Compress to baseline JPEG and back, as the deblocking papers do.
 
-    image: uint8, (H, W, 1) coded as an 8-bit grey JPEG, or (H, W, 3) RGB coded 4:2:0. quality: 1..100 (IJG scale).
-    Returns the same shape and dtype. Raises ValueError for another shape, dtype or quality, UnusableImageError for a side
-    that JPEG cannot hold. Source: MemNet, section 5.1; on grey images it reproduces the JPEG rows of its Table 5.
+    image: uint8, (H, W, 1) coded as an 8-bit grey JPEG, or (H, W, 3) RGB. quality: 1..100 (IJG scale). subsampling: how
+    the chroma planes of RGB are stored: 4:2:0 at half the height and width, 4:2:2 at half the width, 4:4:4 whole. A grey
+    image has no chroma, so that all of them give the same.
+    Returns the same shape and dtype. Raises ValueError for another shape, dtype, quality or subsampling,
+    UnusableImageError for a side that JPEG cannot hold. Source: MemNet, section 5.1; on grey images it reproduces the JPEG
+    rows of its Table 5.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"expected uint8 (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}")
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality is 1..100, got {quality}")
+    if subsampling not in _SAMPLING:
+        raise ValueError(f"JPEG subsampling is one of {', '.join(_SAMPLING)}, got {subsampling!r}")
     if max(image.shape) > 65_500:  # libjpeg's own limit, which cv2 only logs
         raise UnusableImageError(f"{image.shape[1]}x{image.shape[0]} pixels, a JPEG side holds 65500")
     grey = image.shape[2] == 1
     settings = [
         *(cv2.IMWRITE_JPEG_QUALITY, quality),
-        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420),
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SAMPLING[subsampling]),
     ]
     ok, data = cv2.imencode(".jpg", image if grey else cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     assert ok

@@ -18,3 +18,20 @@ def awgn(image: np.ndarray, sigma: float, key: tuple[int | str, ...]) -> np.ndar
     if sigma < 0:
         raise ValueError(f"sigma is at least 0, got {sigma}")
     return image + np.float32(sigma / 255) * philox(*key).standard_normal(image.shape, np.float32)
+
+
+def noisy_8bit(image: np.ndarray, sigma: float, key: tuple[int | str, ...]) -> np.ndarray:
+    """Add the noise of `awgn` on the 0..255 scale and store it as a file does: rounded half to even, clipped to 0..255.
+
+    image: uint8 of any shape. sigma: the noise's standard deviation on the 0..255 scale, before rounding and clipping.
+    key: as in `awgn`, with the same draw. Returns the same shape and dtype. Raises ValueError for another dtype or a
+    negative sigma.
+    """
+    if image.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 image, got {image.dtype}")
+    if sigma < 0:
+        raise ValueError(f"sigma is at least 0, got {sigma}")
+    noisy = philox(*key).standard_normal(image.shape, np.float32)
+    noisy *= np.float32(sigma)
+    noisy += image
+    return np.rint(noisy, out=noisy).clip(0, 255, out=noisy).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.keyed import digest64
+from pipeline.keyed import digest64, mixed
 
 ROUNDS = 6
 
@@ -25,19 +25,11 @@ def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
         value = result[walking]
         left, right = value >> shift, value & mask
         for k in keys:
-            left, right = right, left ^ (_mix(right ^ k) & mask)
+            left, right = right, left ^ (mixed(right ^ k) & mask)
         value = (left << shift) | right
         result[walking] = value
         walking = walking[value >= np.uint64(n)]
     return result.astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: each input bit reaches each output bit."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
 
 
 class Order:

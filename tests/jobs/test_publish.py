@@ -144,7 +144,7 @@ def test_a_version_says_all_that_a_reader_needs(tmp_path, runs):
     model = load_model("tiny", runs).model
     for part in (
         f"{sum(p.numel() for p in model.parameters()):,} parameters",
-        "JPEG compression (quality 10, 20)",
+        "JPEG compression (quality 10, 20; subsampling 4:2:0)",
         "photos/train",
         "| Classic5/jpeg-q10 | degraded input | 27.82 | 0.7595 |",
         "| Classic5/jpeg-q10 | **tiny** | 28.12 | 0.7812 |",

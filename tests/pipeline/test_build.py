@@ -15,16 +15,19 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import Workplace, photograph, run_here
+from conftest import SECRET, Workplace, encode, photograph, run_here
 
 from pipeline import build as stage
-from pipeline.build import STORE, sample_members, versions
+from pipeline import sources
+from pipeline.build import STORE, UnusableImagesError, samples, versions
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
-from pipeline.images import source_image
+from pipeline.images import read_image, source_image
+from pipeline.loader import ShardSet
 from pipeline.plan import File, Group
 from pipeline.shards import read_shards_json, verify
+from pipeline.storage import storage
 from pipeline.task import Jpeg, Noise, Paired, Scale, Task
 
 OUT = Path("data/tiny")
@@ -64,7 +67,9 @@ def test_a_sample_has_the_clean_planes_each_level_and_its_origin(workplace, colo
     common = {"colour": colour, "splits": {"train": ("photos/train",)}}
 
     def members(degradation: Jpeg | Scale | Noise) -> dict[str, object]:
-        found = sample_members(Group("a", (File("gt", str(path), sha256),)), Task(degradation=degradation, **common))
+        group = Group("a", (File("gt", str(path), sha256),))
+        ((key, found),) = samples([group], Task(degradation=degradation, **common))
+        assert key == "a"
         for name, data, columns in found[:-1]:
             array = np.frombuffer(data[columns["header"] :], np.uint8).reshape(columns["shape"])
             yield name, columns["role"], columns.get("level"), array
@@ -131,7 +136,7 @@ def test_one_clean_image_is_stored_once_for_all_its_inputs(workplace, without_ra
         ),
     )
     task = Task(degradation=Paired(kind="paired"), colour="rgb", splits={"train": ("photos/train",)})
-    members = sample_members(group, task)
+    ((_, members),) = samples([group], task)
     assert [name for name, _, _ in members] == ["gt.npy", "lq-0.npy", "lq-1.npy", "lq-2.npy", "json"]
     assert [columns.get("level") for _, _, columns in members] == [None, 0, 1, 2, None]
 
@@ -142,11 +147,11 @@ def test_half_of_a_side_by_side_image_is_built_and_a_changed_one_is_named(workpl
     assert (pixels == photograph(3, 20, 40)[:, 20:]).all()
     task = Task(degradation=Paired(kind="paired"), colour="rgb", splits={"train": ("photos/train",)})
     file = File("gt", str(path), sha256, "right")
-    ((_, data, columns), _) = sample_members(Group("a", (file,)), task)
+    ((_, ((_, data, columns), _)),) = samples([Group("a", (file,))], task)
     assert data[columns["header"] :] == pixels.tobytes()
     workplace.add("1.png", photograph(4, 20, 40))
-    with pytest.raises(UserError, match=r"1\.png: changed since it was ingested; run `memoir ingest` again$"):
-        sample_members(Group("a", (file,)), task)
+    with pytest.raises(UnusableImagesError, match=r"1\.png: changed since it was ingested; run `memoir ingest` again$"):
+        list(samples([Group("a", (file,))], task))
 
 
 def test_time_lapse_scenes_are_stored_once_and_their_pairs_are_rows(workplace, without_ray):
@@ -178,14 +183,15 @@ def test_time_lapse_scenes_are_stored_once_and_their_pairs_are_rows(workplace, w
 def test_the_bytes_do_not_depend_on_the_number_of_cpus_or_on_ray(workplace, monkeypatch):
     fill(workplace)
     built = []
-    for cpus in (1, 2):
+    for cpus, ahead in ((1, 1024), (2, 3), (4, 1)):  # shards at a time, and in one dataset of Ray Data
+        monkeypatch.setattr(stage, "AHEAD", ahead)
         listing = workplace.build(cpus)
         assert listing["encoded"] == len(listing["shards"]) > 4
         built.append(digests(OUT))
         STORE.parent.rename(f"cache-{cpus}")
     monkeypatch.setattr(stage, "_run", run_here)
     workplace.build()
-    assert built[0] == built[1] == digests(OUT)
+    assert built == [digests(OUT)] * 3
     assert list(verify(OUT)) == []
 
 
@@ -244,7 +250,8 @@ def test_a_change_of_the_task_is_another_build(filled):
     other = filled.build(degradation={"kind": "jpeg", "quality": [10]})
     assert other["encoded"] == len(other["shards"])
     assert other["digest"] != first["digest"]
-    assert other["degradation"] == {"kind": "jpeg", "quality": [10]} == read_shards_json(OUT)["degradation"]
+    degradation = {"kind": "jpeg", "quality": [10], "subsampling": "4:2:0"}
+    assert other["degradation"] == degradation == read_shards_json(OUT)["degradation"]
     assert list(verify(OUT)) == []
 
 
@@ -361,15 +368,18 @@ def test_a_failing_build_leaves_the_last_one_alone(filled):
 def test_many_failures_are_counted_and_the_first_are_named(filled, monkeypatch):
     shards = len(filled.build()["shards"])
     shutil.rmtree(STORE)
-    for i in range(10):
-        filled.add(f"train/{i}.png", b"changed")
+    changed = [filled.add(f"train/{i}.png", b"changed") for i in range(10)]
     monkeypatch.setattr(stage, "SHOWN", 2)
     with pytest.raises(UserError) as error:
         filled.build()
     text = str(error.value)
     assert text.startswith(f"build tiny.yaml: {shards - 1} of {shards} shards failed: ")
     assert text.count("changed since it was ingested") == 2
-    assert text.endswith(f"again; and {shards - 3} more")
+    listed = ".cache/logs/tiny-rejects.parquet"
+    assert text.endswith(f"again; and 8 more, in {listed}")
+    rejects = pq.read_table(listed).to_pylist()
+    assert [row["path"] for row in rejects] == [str(path) for path in sorted(changed)]
+    assert {row["reason"] for row in rejects} == {"changed since it was ingested; run `memoir ingest` again"}
 
 
 def test_an_image_that_the_degradation_does_not_take_is_named(workplace, without_ray):
@@ -459,3 +469,187 @@ def test_the_commands_errors_are_one_line_each(workplace, cli, without_ray):
     assert said("build", "tiny.yaml").startswith("memoir: the manifest has no images in 'photo/train'; did you mean")
     workplace.task(splits={"train": ["photos/train"], "vla": []})
     assert said("build", "tiny.yaml").startswith("memoir: tiny.yaml:")
+
+
+# degradations by name
+
+
+def test_the_chroma_of_a_colour_jpeg_is_coded_as_the_task_says(workplace, without_ray):
+    path = workplace.add("train/1.png", photograph(1, 40, 48))
+    workplace.ingest()
+    for subsampling in ("4:2:0", "4:4:4"):
+        degradation = {"kind": "jpeg", "quality": [30], "subsampling": subsampling}
+        workplace.build(colour="rgb", degradation=degradation)
+        (version,) = ShardSet(OUT, "train").versions()
+        assert (version.planes["lq"] == jpeg(read_image(path)[0], 30, subsampling)).all()
+        rows = pq.read_table(OUT / "index.parquet").to_pylist()
+        assert {"jpeg": 30, "subsampling": subsampling} in [json.loads(r["parameters"] or "null") for r in rows]
+
+
+def test_stored_noise_belongs_to_the_image_not_to_its_neighbours(filled):
+    stored = {"kind": "noise", "sigma": [25], "drawn": "stored", "quantised": True}
+
+    def noise(**changes: object) -> dict[str, np.ndarray]:
+        filled.build(degradation=stored | changes)
+        versions = ShardSet(OUT, "train").versions()
+        return {v.key: v.planes["lq"].astype(int) - v.planes["gt"] for v in versions}
+
+    first, again, other = noise(), noise(), noise(seed=1)
+    (filled.root / "photos/train/3.png").unlink()
+    filled.ingest()
+    without = noise()
+    assert len(without) == len(first) - 1
+    assert all((without[key] == first[key]).all() and (again[key] == first[key]).all() for key in without)
+    assert not any((other[key] == first[key]).all() for key in first)
+    assert np.concatenate([each.ravel() for each in first.values()]).std() == pytest.approx(25, rel=0.05)
+
+
+def test_frames_are_resized_to_the_task_s_square(workplace, without_ray):
+    for frame in range(3):
+        workplace.add(f"train/s/{frame}.png", photograph(frame, 50, 64))
+    workplace.ingest("scenes")
+    scenes = {"splits": {"train": ["photos/train"]}, "colour": "rgb"}
+    workplace.build(degradation={"kind": "timelapse", "size": 32}, **scenes)
+    for version in ShardSet(OUT, "train").versions():
+        for name, frame in (("v", version.planes["v"]), ("w", version.planes["w"])):
+            assert frame.shape == (32, 32, 3), name
+    mean = photograph(0, 50, 64).mean((0, 1))
+    assert np.abs(ShardSet(OUT, "train").versions()[0].planes["v"].mean((0, 1)) - mean).max() < 3
+    whole = workplace.build(degradation={"kind": "timelapse"}, **scenes)
+    assert whole["encoded"] == len(whole["shards"])
+
+
+# every image is accounted for
+
+
+def test_images_that_a_task_does_not_take_are_listed_with_the_reason(workplace, without_ray):
+    for i in range(3):
+        for seed, letter in enumerate("ABC"):
+            workplace.add(f"train/train_{letter}/{i}.png", photograph(10 * i + seed, 20, 20, 1 if letter == "B" else 3))
+    workplace.ingest("istd:istd")
+    listing = workplace.build(splits={"train": ["photos/train"]})
+    assert listing["images"] == {"found": 9, "used": 3, "rejected": 6}
+    rejects = pq.read_table(OUT / "rejects.parquet").to_pylist()
+    assert len(rejects) == 6
+    assert {row["reason"] for row in rejects} == {f"{role}: a task of kind jpeg takes gt" for role in ("lq", "mask")}
+    assert {Path(row["path"]).parent.name for row in rejects} == {"train_A", "train_B"}
+    listing = workplace.build(splits={"train": ["photos/train"]}, degradation={"kind": "paired"})
+    assert listing["images"] == {"found": 9, "used": 9, "rejected": 0}
+    assert pq.read_table(OUT / "rejects.parquet").num_rows == 0
+
+
+# built shards and sources in a bucket
+
+
+def elsewhere(monkeypatch, folder: Path, workplace: Workplace) -> Workplace:
+    """Another machine: other folders, the same raw images in their place."""
+    shutil.copytree(workplace.root / "photos", folder / "photos")
+    monkeypatch.chdir(folder)
+    return Workplace(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_what_one_machine_built_another_takes_from_the_shared_store(filled, kind, request, tmp_path, monkeypatch):
+    store = request.getfixturevalue("s3") + "/built" if kind == "bucket" else f"file://{tmp_path}/shared"
+    first = filled.build(store=store)
+    before = digests(OUT)
+    assert first["encoded"] == len(first["shards"])
+    other = elsewhere(monkeypatch, tmp_path / "other", filled)
+    other.ingest()
+    assert other.build(store=store)["encoded"] == 0
+    assert digests(OUT) == before
+    assert list(verify(OUT)) == []
+    # a damaged copy in the store is not believed
+    name = first["shards"][0]["name"]
+    storage(store).write(name, b"damaged")
+    shutil.rmtree(STORE)
+    assert other.build(store=store)["encoded"] == 1
+    assert digests(OUT) == before
+    assert len(storage(store).read(name)) == first["shards"][0]["bytes"]
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in sorted(folder.rglob("*.png")):
+        storage(uri).write(path.relative_to(folder).as_posix(), path)
+
+
+def test_photographs_in_a_bucket_give_the_shards_of_a_folder(filled, s3, monkeypatch, tmp_path):
+    filled.build()
+    before = [shard["sha256"] for shard in read_shards_json(OUT)["shards"]]
+    upload(filled.root / "photos", f"{s3}/raw")
+    for path in (filled.root / "photos").rglob("*.png"):
+        path.unlink()
+    shutil.rmtree(STORE)
+    filled.ingest(root=f"{s3}/raw")
+    manifest = pq.read_table("data/manifest/manifest.parquet")
+    assert all(path.startswith(f"{s3}/raw/") for path in manifest["path"].to_pylist())
+    assert filled.build()["encoded"] > 0
+    assert [shard["sha256"] for shard in read_shards_json(OUT)["shards"]] == before
+    # a node that has no copy reads the bucket
+    shutil.rmtree(sources.MIRROR)
+    shutil.rmtree(STORE)
+    filled.build()
+    assert [shard["sha256"] for shard in read_shards_json(OUT)["shards"]] == before
+    # an object that changed is found by its content
+    path = manifest["path"][0].as_py()
+    storage(f"{s3}/raw").write(path.removeprefix(f"{s3}/raw/"), b"changed")
+    shutil.rmtree(STORE)
+    with pytest.raises(UserError, match=f"{path}: changed since it was ingested; run `memoir ingest` again$"):
+        filled.build()
+
+
+def test_halves_of_images_in_a_bucket_are_built_on_a_node_without_a_copy(workplace, s3, without_ray):
+    workplace.add("0.png", photograph(0, 24, 48))
+    upload(workplace.root / "photos", s3)
+    path = f"{s3}/0.png"
+    group = [
+        File(name, path, source_image(sources.fetched_file(path), part)[1], part)
+        for name, part in (("gt", "right"), ("lq-0", "left"))
+    ]
+    shutil.rmtree(sources.MIRROR)
+    task = Task(degradation=Paired(kind="paired"), colour="rgb", splits={"train": ("photos/train",)})
+    ((_, members),) = samples([Group("a", tuple(group))], task)
+    half = photograph(0, 24, 48)[:, 24:]
+    assert members[0][1].endswith(half.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"AWS_ACCESS_KEY_ID": None}, r"no credentials; set AWS_ACCESS_KEY_ID$"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, r"no whole answer from http://127.0.0.1:9 .* the network"),
+        ({"bucket": "s3://no-such-bucket-of-ours/raw"}, r"no bucket 'no-such-bucket-of-ours'"),
+        ({"bucket": "empty"}, r"nothing there; check the name, or upload the data set$"),
+    ],
+)
+def test_a_bucket_of_photographs_that_cannot_be_read_says_what_is_missing(workplace, s3, monkeypatch, setting, problem):
+    uri = setting.pop("bucket", s3)
+    if uri != "empty" and uri == s3:
+        storage(s3).write("train/1.png", encode(photograph(0, 20, 20), "PNG"))
+    for name, value in setting.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=problem) as error:
+        workplace.ingest(root=s3 if uri == "empty" else uri)
+    assert SECRET not in str(error.value)
+    assert not Path("data/manifest/manifest.parquet").exists()
+
+
+def test_a_copy_of_a_bucket_follows_it(workplace, s3):
+    bucket = storage(s3)
+    for name, data in (("a/1.png", b"one"), ("a/2.png", b"two"), ("a/", b"")):
+        bucket.write(name, data)
+    folder = sources.local_folder(s3)
+    assert sorted(path.name for path in (folder / "a").iterdir()) == ["1.png", "2.png"]
+    (folder / "a/2.png").write_bytes(b"")  # cut short
+    bucket.client.delete_object(Bucket=bucket.bucket, Key="a/1.png")
+    bucket.write("b.png", b"three")
+    unchanged = (folder / "a").stat().st_ino
+    assert sources.local_folder(s3) == folder
+    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")} == {
+        "a/2.png": b"two",
+        "b.png": b"three",
+    }
+    assert (folder / "a").stat().st_ino == unchanged
+    bucket.write("a/../c.png", b"four")
+    with pytest.raises(UserError, match=r"a/\.\./c\.png: its key is no relative path; rename the object$"):
+        sources.local_folder(s3)

@@ -23,7 +23,7 @@ from pipeline.shards import INDEX_SCHEMA, dataset_digest, file_sha256, json_memb
 DEGRADATIONS = {
     "jpeg": {"kind": "jpeg", "quality": [10, 20]},
     "scale": {"kind": "scale", "factor": [2, 3]},
-    "noise": {"kind": "noise", "sigma": [30, 50]},
+    "noise": {"kind": "noise", "sigma": [30, 50], "drawn": "online"},
 }
 
 
@@ -55,6 +55,7 @@ def write_dataset(folder: Path, kind: str, channels: int, splits: dict[str, list
         "colour": "rgb" if channels == 3 else "y",
         "degradation": DEGRADATIONS[kind],
         "splits": {},
+        "images": {"found": 0, "used": 0, "rejected": 0},
         "digest": dataset_digest(shards),
         "index_sha256": file_sha256(folder / "index.parquet"),
         "shards": shards,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import loader as module
 from pipeline.errors import UserError
 from pipeline.loader import Loader, Position, ShardSet, dihedral, validation_pair
+from pipeline.sampling.patches import Grid, RandomCrops
 
 PATCH, STRIDE, BATCH = 24, 16, 12
 FILES = {
@@ -38,7 +39,7 @@ def small_windows(monkeypatch):
 
 
 def load(folder: Path, **changes) -> Loader:
-    return Loader(folder, **{"batch": BATCH, "patch": PATCH, "stride": STRIDE, "seed": 5} | changes)
+    return Loader(folder, **{"batch": BATCH, "sampling": Grid(PATCH, STRIDE), "seed": 5} | changes)
 
 
 def enumeration(folder: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
@@ -126,7 +127,14 @@ def test_the_digest_names_all_that_the_batches_depend_on(jpeg, noise):
         return load(folder, **changes).digest
 
     assert digest(rank=1, world_size=2, threads=3) == digest()
-    changes = [{"batch": 24}, {"patch": 16}, {"stride": 8}, {"seed": 6}, {"dihedral": False}, {"folder": noise}]
+    samplings = [
+        Grid(16, STRIDE),
+        Grid(PATCH, 8),
+        Grid(PATCH, STRIDE, False),
+        RandomCrops(PATCH),
+        RandomCrops(PATCH, 2),
+    ]
+    changes = [{"batch": 24}, {"seed": 6}, {"folder": noise}, *({"sampling": sampling} for sampling in samplings)]
     assert len({digest(), *(digest(**change) for change in changes)}) == 1 + len(changes)
 
 
@@ -152,7 +160,7 @@ def test_patches_are_the_slices_of_the_images(jpeg):
 
 def test_without_the_views_every_patch_comes_once_and_upright(jpeg):
     expected = [each for i, each in enumerate(enumeration(jpeg)) if i % 8 == 0]
-    loader = load(jpeg, dihedral=False)
+    loader = load(jpeg, sampling=Grid(PATCH, STRIDE, dihedral=False))
     assert loader.samples == len(expected)
     batch = loader.cut(Position(0, 3))
     for sample, gt in zip(batch["sample"], batch["gt"], strict=True):
@@ -274,7 +282,7 @@ def test_a_split_without_images_and_one_without_a_patch_are_refused(jpeg):
     with pytest.raises(UserError, match="no split 'test'"):
         load(jpeg, split="test")
     with pytest.raises(UserError, match=r"no image of split 'train' holds a patch of 200x200$"):
-        load(jpeg, patch=200)
+        load(jpeg, sampling=Grid(200, STRIDE))
 
 
 # published pairs, masks and time-lapse scenes
@@ -352,3 +360,147 @@ def test_so_many_pairs_of_each_scene_are_drawn_and_belong_to_the_digest(builder)
     assert len({loader.digest for loader in loaders}) == 3
     listings = [loader.shard_set.listing for loader in loaders]
     assert len({listing["digest"] for listing in listings}) == 1, "the frames' shards are the same"
+
+
+# random crops
+
+
+def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_epoch(jpeg):
+    loader = load(jpeg, sampling=RandomCrops(PATCH, 3), batch=9)
+    versions = ShardSet(jpeg, "train").versions()
+    assert loader.samples == 3 * 7 * 2  # images that hold a patch, levels
+    assert loader.unused == ["photos-train-low"]
+    seen: dict[int, set[bytes]] = {}
+    for epoch in range(2):
+        for i in range(len(loader)):
+            batch = loader.cut(Position(epoch, i))
+            for sample, *patches in zip(batch["sample"], batch["gt"], batch["lq"], strict=True):
+                version = [v for v in versions if min(v.size) >= PATCH][int(sample) // 3]
+                height, width = version.size
+                gt, lq = (patch.permute(1, 2, 0).numpy().tobytes() for patch in patches)
+                found = [
+                    (y, x, view)
+                    for y in range(height - PATCH + 1)
+                    for x in range(width - PATCH + 1)
+                    for view in range(8)
+                    if dihedral(version.planes["gt"][y : y + PATCH, x : x + PATCH], view).tobytes() == gt
+                ]
+                assert len(found) == 1
+                ((y, x, view),) = found
+                assert dihedral(version.planes["lq"][y : y + PATCH, x : x + PATCH], view).tobytes() == lq
+                seen.setdefault(int(sample), set()).add(gt)
+    assert set(seen) == set(range(loader.samples))
+    assert sum(len(each) for each in seen.values()) == 2 * loader.samples
+
+
+# negatives
+
+
+def negatives_of(folder: Path, **changes) -> dict[int, tuple[list[float], torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """sample -> (lambdas, negatives, lq, gt), on the device, of one epoch."""
+    loader = load(folder, **changes)
+    found = {}
+    for i in range(len(loader)):
+        batch = loader.to_device(loader.cut(Position(0, i)), torch.device("cpu"))
+        assert batch["negatives"].shape == (BATCH, *batch["lambdas"].shape[1:], 1, PATCH, PATCH)
+        columns = (batch[name] for name in ("sample", "lambdas", "negatives", "lq", "gt"))
+        for sample, lambdas, *rest in zip(*columns, strict=True):
+            found[int(sample)] = (lambdas.tolist(), *rest)
+    return found
+
+
+@pytest.mark.parametrize("degradation", [{"kind": "jpeg"}, {"kind": "scale", "factor": [3]}])
+def test_planned_and_stored_negatives_are_the_same_mixtures(builder, degradation):
+    found = [
+        negatives_of(
+            builder(
+                f"negatives-{degradation['kind']}-{kept}",
+                FILES,
+                degradation=degradation,
+                negatives={"kept": kept, "lambdas": [1, 0.95, 0.5]},
+            )
+        )
+        for kept in ("planned", "stored")
+    ]
+    assert found[0].keys() == found[1].keys() != set()
+    for sample, (lambdas, negatives, lq, gt) in found[0].items():
+        assert lambdas == found[1][sample][0] == pytest.approx([1, 0.95, 0.5])
+        assert torch.equal(negatives, found[1][sample][1])
+        assert torch.equal(negatives[0], lq)
+        for weight, negative in zip(lambdas, negatives, strict=True):
+            assert (negative - (weight * lq + (1 - weight) * gt)).abs().max() <= 0.5001 / 255
+
+
+def test_planned_and_stored_extra_negatives_are_the_same_patches_of_other_inputs(builder):
+    sampling = {"kind": "extra", "number": 2}
+    folders = [
+        builder(f"extra-{kept}", FILES, shard_bytes=2**18, negatives=sampling | {"kept": kept})
+        for kept in ("planned", "stored")
+    ]
+    with pytest.raises(UserError, match=r"a negative of photos-train-\d is smaller than a patch of 24x24"):
+        load(folders[0])
+    files = {name: pixels for name, pixels in FILES.items() if name != "train/low.png"}
+    folders = [
+        builder(f"extra-whole-{kept}", files, shard_bytes=2**18, negatives=sampling | {"kept": kept})
+        for kept in ("planned", "stored")
+    ]
+    planned, stored = (negatives_of(folder) for folder in folders)
+    inputs = [version.planes["lq"] for version in ShardSet(folders[0], "train").versions()]
+    whole = [np.lib.stride_tricks.sliding_window_view(lq[..., 0], (PATCH, PATCH)) for lq in inputs]
+    assert planned.keys() == stored.keys() != set()
+    for sample in list(planned)[::97]:
+        lambdas, negatives, lq, _ = planned[sample]
+        assert lambdas == [1, 1] == stored[sample][0]
+        assert torch.equal(negatives, stored[sample][1])
+        for negative in negatives:
+            patch = (negative[0] * 255).round().byte().numpy()
+            views = [dihedral(patch, view) for view in range(8)]
+            assert any((windows == view).all((2, 3)).any() for windows in whole for view in views)
+            assert not torch.equal(negative, lq)
+
+
+def test_negatives_of_online_noise_are_mixed_of_the_noisy_image(builder):
+    folder = builder("negatives-noise", FILES, degradation=NOISE, negatives={"number": 2, "lambdas": [1, 0.5]})
+    for lambdas, negatives, lq, gt in itertools.islice(negatives_of(folder).values(), 20):
+        assert lambdas == [1, 0.5]
+        assert torch.allclose(negatives[0], lq, atol=1e-6)
+        assert torch.allclose(negatives[1], (lq + gt) / 2, atol=1e-6)
+
+
+def test_the_negatives_belong_to_the_digest_and_a_table_of_another_build_is_refused(builder, tmp_path):
+    folders = [builder(f"negatives-{n}", FILES, negatives={"number": n}) for n in (1, 2)]
+    digests = [load(folder).digest for folder in folders]
+    assert digests[0] != digests[1]
+    assert ShardSet(folders[0], "train").listing["digest"] == ShardSet(folders[1], "train").listing["digest"]
+    copy = tmp_path / "tiny"
+    shutil.copytree(folders[0], copy)
+    shutil.copyfile(folders[1] / "negatives.parquet", copy / "negatives.parquet")
+    with pytest.raises(UserError, match=r"negatives\.parquet: missing, or of another build than shards\.json"):
+        load(copy)
+
+
+# noise in files
+
+
+def test_quantised_noise_is_in_8_bits_online_and_stored(builder):
+    sigma = {"kind": "noise", "sigma": [40], "quantised": True}
+    online = load(builder("noise-quantised", FILES, degradation=sigma), batch=100)
+    stored = load(builder("noise-stored", FILES, degradation=sigma | {"drawn": "stored"}), batch=100)
+    for loader in (online, stored):
+        batch = loader.to_device(loader.cut(Position()), torch.device("cpu"))
+        levels = batch["lq"] * 255
+        assert torch.allclose(levels, levels.round(), atol=1e-4)
+        assert (levels.min(), levels.max()) == (0, 255)
+        inside = (batch["gt"] > 0.45) & (batch["gt"] < 0.55)
+        assert (levels - batch["gt"] * 255)[inside].std() == pytest.approx(40, rel=0.03)
+    fixed = [stored.to_device(stored.cut(Position(epoch, 0)), torch.device("cpu")) for epoch in (0, 0)]
+    assert torch.equal(fixed[0]["lq"], fixed[1]["lq"])
+    lq, gt = validation_pair(online.versions[0])
+    assert np.allclose(lq * 255, np.rint(lq * 255), atol=1e-4)
+    assert not np.allclose(lq, gt)
+
+
+def test_the_levels_of_online_noise_belong_to_the_digest_though_the_shards_are_the_same(builder, noise):
+    other = builder("loader-noise-other", FILES, degradation={"kind": "noise", "sigma": [30, 51]})
+    assert ShardSet(other, "train").listing["digest"] == ShardSet(noise, "train").listing["digest"]
+    assert load(other).digest != load(noise).digest

@@ -10,33 +10,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import SECRET
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage as module
 from pipeline.errors import UserError
-from pipeline.storage import BLOCK, Bucket, Storage, storage
-
-SECRET = "averysecretvalue"
-
-
-@pytest.fixture
-def s3(server, monkeypatch) -> str:
-    """The URI of an empty bucket."""
-    for variable in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    name = f"bucket-{uuid.uuid4().hex}"
-    bucket = storage(f"s3://{name}")
-    assert isinstance(bucket, Bucket)
-    bucket.client.create_bucket(Bucket=name)
-    return bucket.uri
+from pipeline.storage import BLOCK, Storage, storage
 
 
 @pytest.fixture(params=["folder", "file", "bucket", "prefix"])

@@ -1,0 +1,73 @@
+"""Mixup negatives: which worse images each degraded one is set against (DRCNet, section 3.3)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.keyed import digest64
+from pipeline.task import Negatives
+
+
+class Negative(NamedTuple):
+    """One row of negatives.parquet: N = (permille I + (1000 - permille) J) / 1000.
+
+    key, level: of the degraded image that it belongs to, whose target is J. k: from 0 on, its number there.
+    partner, partner_level: of I, which is the degraded image itself where negatives are intra.
+    """
+
+    key: str
+    level: int
+    k: int
+    permille: int
+    partner: str
+    partner_level: int
+
+
+def negatives(samples: Sequence[tuple[str, int]], sampling: Negatives) -> Iterator[Negative]:
+    """The negatives of the degraded images of one shard, `sampling.number` for each, in their order.
+
+    samples: (key, level) of each. Weights and partners are drawn by the samples' own names, so that one that comes or
+    goes changes no weight of another, and the partners of at most `number` others at each level.
+    Raises UserError for extra negatives in a shard that has too few groups.
+    """
+    if sampling.kind == "intra":
+        for key, level in samples:
+            for k, permille in enumerate(_weights(key, level, sampling)):
+                yield Negative(key, level, k, permille, key, level)
+        return
+    rank = {sample: digest64("negative", sampling.seed, *sample) for sample in samples}
+    ring = sorted(samples, key=lambda sample: (rank[sample], sample))
+    place = {sample: i for i, sample in enumerate(ring)}
+    for key, level in samples:
+        after = (ring[(place[key, level] + i) % len(ring)] for i in range(1, len(ring)))
+        others = [other for other in after if other[0] != key][: sampling.number]
+        if len(others) < sampling.number:
+            raise UserError(
+                f"{key}: its shard has {len(others)} other degraded images, and {sampling.number} extra negatives are "
+                "asked for: raise shard_bytes, or lower negatives.number"
+            )
+        for k, (partner, partner_level) in enumerate(others):
+            yield Negative(key, level, k, 1000, partner, partner_level)
+
+
+def _weights(key: str, level: int, sampling: Negatives) -> list[int]:
+    """In thousandths; which of more than are needed is drawn, and their order is the task's."""
+    permille = [round(1000 * weight) for weight in sampling.lambdas]
+    rank = [digest64("lambda", sampling.seed, key, level, i) for i in range(len(permille))]
+    chosen = sorted(range(len(permille)), key=rank.__getitem__)[: sampling.number]
+    return [permille[i] for i in sorted(chosen)]
+
+
+def mix(I: Any, J: Any, permille: Any) -> Any:  # noqa: E741 the paper's symbols
+    """Thousandths of I and the rest of J, rounded half up. I, J: whole numbers 0..255, of at least 32 bits.
+
+    NumPy arrays or torch tensors alike, in integers: the same numbers on every device, planned or stored.
+    """
+    return (permille * I + (1000 - permille) * J + 500) // 1000
+
+
+def mixed_image(lq: np.ndarray, gt: np.ndarray, permille: int) -> np.ndarray:
+    """`mix` of two images. lq, gt: uint8 of one shape; returns the same."""
+    return mix(lq.astype(np.int32), gt.astype(np.int32), permille).astype(np.uint8)
