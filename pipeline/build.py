@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import scipy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -63,7 +64,7 @@ SHOWN = 5  # failures that the error names
 
 def versions() -> dict[str, str]:
     """Of the libraries that decide the bytes of a shard."""
-    return {"opencv": cv2.__version__, "numpy": np.__version__}
+    return {"opencv": cv2.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
 
 
 def build(
@@ -72,7 +73,7 @@ def build(
     """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json.
 
     Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task
-    and the versions of opencv, numpy and the format; not on cpus, block counts or kills. cpus: shards made at a time;
+    and the versions of opencv, numpy, scipy and the format; not on cpus, block counts or kills. cpus: shards made at a time;
     None: as many as there are CPUs. store: a URI where built shards are kept for other machines too, which a cluster
     without a common file system needs. Returns what shards.json holds, and as "encoded" how many shards were not in the
     store. Raises UserError if an image cannot be used; then nothing new is under `out`'s name, and all such images are

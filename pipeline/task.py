@@ -27,7 +27,7 @@ class Jpeg(Frozen):
     quality: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Distinct] = Field(
         (10, 20), min_length=1, description="IJG scale"
     )
-    subsampling: Literal["4:2:0", "4:4:4"] = Field("4:2:0", description="of the chroma; grey planes have none")
+    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = Field("4:2:0", description="of the chroma; grey planes have none")
 
     @property
     def levels(self) -> tuple[int, ...]:

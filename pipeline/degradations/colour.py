@@ -1,6 +1,9 @@
 """One plane of an RGB image, by MATLAB's formulas: most tables are measured on these planes."""
 
+import cv2
 import numpy as np
+
+_PIXELS = 2**15  # converted at a time, so that their floats stay in the cache
 
 
 def rgb2ycbcr_y(image: np.ndarray) -> np.ndarray:
@@ -10,7 +13,6 @@ def rgb2ycbcr_y(image: np.ndarray) -> np.ndarray:
     Returns uint8, (H, W, 1), rounded half up. Raises ValueError for another shape or dtype.
     Source: ITU-R BT.601, studio swing; weights as in MATLAB, divided by 255 for uint8.
     """
-    # whole numbers, so that the rounding does not depend on the order of a float sum
     return _plane(image, weights=(65_481, 128_553, 24_966), divisor=255_000, offset=16)
 
 
@@ -25,11 +27,17 @@ def rgb2gray(image: np.ndarray) -> np.ndarray:
 
 
 def _plane(image: np.ndarray, weights: tuple[int, int, int], divisor: int, offset: int) -> np.ndarray:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
         raise ValueError(f"expected uint8 (H, W, 1) or (H, W, 3), got {image.dtype} {image.shape}")
     if image.shape[2] == 1:
         return image
-    total = np.full(image.shape[:2], divisor // 2, np.int32)  # at most 5.1e8
-    for channel, weight in enumerate(weights):
-        total += image[..., channel] * np.int32(weight)
-    return (total // divisor + offset).astype(np.uint8)[..., None]  # (H, W, 1)
+    # The plane is floor((w . RGB + divisor // 2) / divisor) + offset of whole numbers. Half a unit more in the numerator
+    # changes no floor, but keeps the quotient 2.5e-7 or more from a whole number: 64-bit floats, right to 1e-12 whatever
+    # the order of their sums, then have the same floor.
+    row = np.array([[*weights, divisor // 2 + 0.5 + offset * divisor]]) / divisor
+    plane = np.empty((*image.shape[:2], 1), np.uint8)
+    rows = max(1, _PIXELS // image.shape[1])
+    for start in range(0, image.shape[0], rows):
+        part = image[start : start + rows]
+        plane[start : start + rows, :, 0] = cv2.transform(part.astype(np.float64), row)
+    return plane

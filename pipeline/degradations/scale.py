@@ -1,17 +1,22 @@
 """MATLAB's bicubic imresize, from which the inputs of the super-resolution papers are made.
 
-Only elementwise products and sums in a fixed order: no matrix product, whose summation order depends on the processor.
-So the result is the same to the last bit on every machine.
+A pass is a sparse matrix applied to rows: SciPy adds the taps of a row one by one, in the order in which they are stored,
+where the matrix product of a BLAS or a filter of OpenCV would choose an order by the processor. So the result is the same
+to the last bit on every x86-64 machine. SciPy's wheels for ARM fuse products with sums: there the last bit may differ,
+and a pixel of uint8 by 1 where its sum falls on a half.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
+import cv2
 import numpy as np
+from scipy.sparse import csr_array
 
 from pipeline.images import UnusableImageError
 
-_STRIP = 64  # output rows made at a time, so that what lies between the two passes stays in the cache
+_STRIP = 48  # output rows made at a time, so that what lies between the two passes stays in the cache
 
 
 def imresize(image: np.ndarray, scale: float | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -34,16 +39,13 @@ def imresize(image: np.ndarray, scale: float | None = None, size: tuple[int, int
     else:
         raise ValueError(f"give either a scale > 0 or a size (height, width) of pixels, got {scale=} and {size=}")
     first, second = (0, 1) if scales[0] <= scales[1] else (1, 0)  # MATLAB begins where it shrinks more
-    rows = image.swapaxes(0, first).astype(np.float64, order="C")
-    indices, weights = _taps(image.shape[first], size[first], scales[first])
-    across = _taps(image.shape[second], size[second], scales[second])
+    rows = image.swapaxes(0, first)
+    across = _whole(image.shape[second], size[second], scales[second])
     whole = image.dtype == np.uint8
     resized = np.empty((size[first], size[second], *image.shape[2:]), np.uint8 if whole else np.float64)
-    for start in range(0, size[first], _STRIP):
-        span = slice(start, start + _STRIP)
-        strip = _combine(rows, indices[:, span], weights[:, span], whole)
-        strip = _combine(strip.swapaxes(0, 1).copy(), *across, whole)
-        resized[span] = strip.swapaxes(0, 1)
+    for strip in _strips(image.shape[first], size[first], scales[first]):
+        part = _transposed(_sums(strip, rows, whole))
+        resized[strip.made] = _transposed(_sums(across, part, whole))
     return np.ascontiguousarray(resized.swapaxes(0, first))
 
 
@@ -63,25 +65,71 @@ def bicubic_lowres(image: np.ndarray, factor: int) -> np.ndarray:
 
     image: floating, (H, W) or (H, W, C), in [0, 1], already cut by `modcrop`.
     Returns float64 of the same shape; overshoots [0, 1] a little at edges, not rounded in between.
-    Raises ValueError for another dtype. Source: MemNet, section 5.1, after MATLAB's imresize on im2double images.
+    Raises ValueError for another dtype or shape. Source: MemNet, section 5.1, after MATLAB's imresize on im2double images.
     """
-    if image.dtype.kind != "f":
-        raise ValueError(f"expected a floating image in [0, 1], got {image.dtype}")
-    return imresize(imresize(image, scale=1 / factor), size=(image.shape[0], image.shape[1]))
+    if image.dtype.kind != "f" or image.ndim not in (2, 3) or not image.size:
+        raise ValueError(f"expected a floating image in [0, 1], (H, W) or (H, W, C), got {image.dtype} {image.shape}")
+    height, width = image.shape[:2]
+    h, w = math.ceil(height / factor), math.ceil(width / factor)
+    narrow, widen = _whole(width, w, 1 / factor), _whole(w, width, width / w)
+    low = np.empty((h, *image.shape[1:]))
+    # Rows down, columns down and up, rows up: passes along different axes may change places, and in this order only the
+    # low image is transposed. Two calls of imresize give the same but for the last bit.
+    for strip in _strips(height, h, 1 / factor):
+        part = _transposed(_sums(strip, image))  # (W, n, C)
+        low[strip.made] = _transposed(_sums(widen, _sums(narrow, part)))
+    return _sums(_whole(h, height, height / h), low)
 
 
-def _combine(rows: np.ndarray, indices: np.ndarray, weights: np.ndarray, whole: bool) -> np.ndarray:
-    """Weighted sums of rows: (n, ...) from rows (m, ...), indices and weights (taps, n); `whole`: as 8-bit values."""
-    weights = weights.reshape(*weights.shape, *[1] * (rows.ndim - 1))
-    total = rows[indices[0]] * weights[0]
-    for index, weight in zip(indices[1:], weights[1:], strict=True):
-        tap = rows[index]
-        tap *= weight
-        total += tap
-    return np.floor(total.clip(0, 255) + 0.5) if whole else total
+class _Strip(NamedTuple):
+    """Some rows of a pass."""
+
+    made: slice  # of the output rows
+    needed: slice  # of the input rows
+    weights: csr_array  # (rows made, rows needed)
 
 
-@functools.lru_cache(maxsize=256)
+def _sums(strip: _Strip, rows: np.ndarray, whole: bool = False) -> np.ndarray:
+    """The rows that a strip makes of all the rows (m, ...): float64, (n, ...); `whole`: rounded and clipped to 8 bits."""
+    needed = rows[strip.needed].astype(np.float64, copy=False)
+    sums = strip.weights @ needed.reshape(len(needed), -1)
+    if whole:
+        sums.clip(0, 255, out=sums)
+        sums += 0.5
+        np.floor(sums, out=sums)
+    return sums.reshape(-1, *rows.shape[1:])
+
+
+def _transposed(pixels: np.ndarray) -> np.ndarray:
+    """float64 (n, m[, C]) as (m, n[, C]), contiguous."""
+    turned = pixels.swapaxes(0, 1)
+    if pixels.ndim == 3 and pixels.shape[2] > 4:  # more than cv2 transposes
+        return np.ascontiguousarray(turned)
+    return cv2.transpose(pixels).reshape(turned.shape)  # cv2 drops an axis of length 1
+
+
+def _whole(source: int, length: int, scale: float) -> _Strip:
+    """A pass that makes all rows at once."""
+    return _strips(source, length, scale, length)[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _strips(source: int, length: int, scale: float, rows: int = _STRIP) -> tuple[_Strip, ...]:
+    """The pass from `source` rows to `length` rows, so many at a time."""
+    indices, weights = _taps(source, length, scale)
+    strips = []
+    for start in range(0, length, rows):
+        made = slice(start, min(start + rows, length))
+        index, weight = indices[:, made].T, weights[:, made].T  # (rows, taps)
+        needed = slice(int(index.min()), int(index.max()) + 1)
+        ends = np.arange(0, index.size + 1, index.shape[1])
+        shape = (len(index), needed.stop - needed.start)
+        matrix = csr_array((weight.ravel(), index.ravel() - needed.start, ends), shape)
+        matrix.eliminate_zeros()  # the kernel is 0 at whole pixels: a quarter of the taps when growing x3
+        strips.append(_Strip(made, needed, matrix))
+    return tuple(strips)
+
+
 def _taps(source: int, length: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """The input pixels of each of `length` output pixels, and their weights: two arrays of (taps, length)."""
     stretch = min(scale, 1.0)  # antialiasing: a wider kernel when shrinking

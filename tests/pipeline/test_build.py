@@ -258,29 +258,36 @@ def test_a_change_of_the_task_is_another_build(filled):
 # killed builds
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_build_continues_to_the_same_bytes(workplace, monkeypatch):
-    fill(workplace, number=40, side=150)
-    command = [sys.executable, "-m", "memoir", "build", workplace.task(), "--cpus", "1"]
-    with Path("log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        while process.poll() is None and not any(STORE.glob("*.tar")):
-            time.sleep(0.002)
-    finally:
-        workers = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, Path("log").read_text()
-    assert not psutil.wait_procs(workers, timeout=60)[1]
-    assert not OUT.exists()
-    listing = workplace.build(2)
+@pytest.mark.slow
+def test_a_build_killed_three_times_at_random_moments_ends_in_the_same_bytes(workplace, monkeypatch):
+    fill(workplace, number=60, side=150)
+    command = [sys.executable, "-m", "memoir", "build", workplace.task(), "--cpus", "2"]
+    moments = np.random.default_rng()  # a seed would try the same moments each time
+    finished: list[int] = []
+    for _ in range(3):
+        before, wanted = len(list(STORE.glob("*.tar"))), moments.integers(1, 8)
+        with Path("log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            while process.poll() is None and len(list(STORE.glob("*.tar"))) < before + wanted:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.02))
+        finally:
+            workers = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, Path("log").read_text()
+        assert not psutil.wait_procs(workers, timeout=60)[1]
+        assert not OUT.exists()
+        finished.append(len(list(STORE.glob("*.tar"))))
+    assert 0 < finished[0] < finished[1] < finished[2]
+    monkeypatch.setattr(stage, "_run", run_here)
+    listing = workplace.build()
     assert 0 < listing["encoded"] < len(listing["shards"])
     assert not list(STORE.rglob("*.tmp"))
-    after_kill = digests(OUT)
+    after_kills = digests(OUT)
     STORE.parent.rename("cache-of-the-killed")
-    monkeypatch.setattr(stage, "_run", run_here)
     assert workplace.build()["encoded"] == len(listing["shards"])
-    assert digests(OUT) == after_kill
+    assert digests(OUT) == after_kills
 
 
 LEFTOVERS = (STORE / ".123-abc.tmp", STORE / "recipes" / ".124-abd.tmp")

@@ -1,16 +1,20 @@
+import hashlib
 import io
 import math
+import platform
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
+from pipeline.degradations import noise
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
-from pipeline.degradations.noise import awgn
+from pipeline.degradations.noise import awgn, noisy_8bit
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
 from pipeline.images import UnusableImageError
 from pipeline.keyed import philox
@@ -63,6 +67,32 @@ def test_luma_and_grey_are_rounded_exactly(colour):
     assert abs(rgb2gray(image).item() - grey) <= 0.5 + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("convert", "weights", "divisor", "offset"),
+    [
+        (rgb2ycbcr_y, (65_481, 128_553, 24_966), 255_000, 16),
+        (rgb2gray, (589_399, 1_157_447, 224_810), 1_971_656, 0),
+    ],
+)
+@pytest.mark.parametrize("error", [0, 1e-9, -1e-9])
+def test_each_of_the_16_million_colours_is_rounded_as_whole_numbers_are(
+    monkeypatch, convert, weights, divisor, offset, error
+):
+    transform = cv2.transform  # its sums may be rounded in another way on another machine
+    monkeypatch.setattr(cv2, "transform", lambda image, row: transform(image, row) + error)
+    green, blue = np.mgrid[:256, :256].astype(np.uint8)
+    rest = green * np.int64(weights[1]) + blue * np.int64(weights[2]) + divisor // 2
+    for red in range(256):
+        plane = convert(np.stack([np.full_like(green, red), green, blue], axis=-1))  # (256, 256, 1)
+        np.testing.assert_array_equal(plane[..., 0], (rest + red * weights[0]) // divisor + offset)
+
+
+@pytest.mark.parametrize("convert", [rgb2ycbcr_y, rgb2gray])
+def test_a_plane_does_not_depend_on_the_layout_of_the_image(convert):
+    image = photograph(300, 250, 3)  # more than is converted at a time
+    np.testing.assert_array_equal(convert(image[::-1, 7:]), convert(image)[::-1, 7:])
+
+
 @pytest.mark.parametrize("convert", [rgb2ycbcr_y, rgb2gray])
 def test_grey_images_pass_the_colour_conversions_unchanged(convert):
     image = photograph(4, 5, 1)
@@ -70,7 +100,10 @@ def test_grey_images_pass_the_colour_conversions_unchanged(convert):
 
 
 @pytest.mark.parametrize("convert", [rgb2ycbcr_y, rgb2gray])
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 0, 3), np.uint8)],
+)
 def test_other_arrays_are_refused_by_the_colour_conversions(convert, image):
     with pytest.raises(ValueError, match="expected uint8"):
         convert(image)
@@ -79,16 +112,71 @@ def test_other_arrays_are_refused_by_the_colour_conversions(convert, image):
 # JPEG
 
 
+SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
+
+
+def coded(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[np.ndarray, bytes]:
+    """What `jpeg` returns, and the file that it decodes on the way."""
+    files = []
+    decode = cv2.imdecode
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "imdecode", lambda data, flags: files.append(data.tobytes()) or decode(data, flags))
+        pixels = jpeg(*arguments)
+    (file,) = files
+    return pixels, file
+
+
+def sampling_factors(file: bytes) -> list[tuple[int, int]]:
+    """(horizontal, vertical) of each component, from the header of a baseline frame."""
+    position = 2  # after the start of the image
+    while file[position : position + 2] != b"\xff\xc0":
+        assert file[position] == 0xFF
+        position += 2 + int.from_bytes(file[position + 2 : position + 4])
+    components = file[position + 9]
+    return [divmod(file[position + 11 + 3 * n], 16) for n in range(components)]
+
+
 @pytest.mark.parametrize("quality", [1, 10, 20, 75, 100])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_jpeg_is_what_another_ijg_encoder_makes(channels, quality):
+@pytest.mark.parametrize(("channels", "chroma"), [(1, {}), *((3, {"subsampling": each}) for each in SUBSAMPLINGS)])
+def test_jpeg_is_what_another_ijg_encoder_makes(monkeypatch, channels, chroma, quality):
     image = photograph(51, 67, channels)
     file = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    Image.fromarray(image.squeeze()).save(file, "JPEG", quality=quality, **chroma)
     reference = np.asarray(Image.open(file)).reshape(image.shape)
-    coded = jpeg(image, quality)
-    assert coded.dtype == np.uint8
-    assert np.abs(coded.astype(int) - reference).max() <= 1
+    pixels, data = coded(monkeypatch, image, quality, *chroma.values())
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(int) - reference).max() <= 1
+    if features.check("libjpeg_turbo"):  # the same library: the same file
+        assert data == file.getvalue()
+        np.testing.assert_array_equal(pixels, reference)
+
+
+def test_a_jpeg_is_stored_with_the_chroma_subsampling_asked_for(monkeypatch):
+    image = photograph(20, 30, 3)
+    chroma = [(1, 1), (1, 1)]
+    found = {each: sampling_factors(coded(monkeypatch, image, 50, each)[1]) for each in SUBSAMPLINGS}
+    assert found == {"4:2:0": [(2, 2), *chroma], "4:2:2": [(2, 1), *chroma], "4:4:4": [(1, 1), *chroma]}
+    assert sampling_factors(coded(monkeypatch, image, 50)[1]) == found["4:2:0"]
+    grey = photograph(20, 30, 1)
+    (_, only), *others = (coded(monkeypatch, grey, 50, each) for each in SUBSAMPLINGS)
+    assert len(sampling_factors(only)) == 1
+    assert [file for _, file in others] == [only, only]
+
+
+def test_chroma_detail_survives_where_it_is_stored_whole():
+    luma = 128
+    stripes = np.where(np.arange(32) % 2, 40, -40)  # of one pixel, in Cr only: the luma stays
+    colour = np.stack([luma + 1.402 * stripes, luma - 0.714 * stripes, np.full(32, luma)], axis=-1)
+    across = np.broadcast_to(np.rint(colour).astype(np.uint8), (32, 32, 3))
+
+    def contrast(image: np.ndarray, subsampling: str) -> float:
+        """Of red to its mean, beside that of the image."""
+        return jpeg(image, 95, subsampling)[..., 0].std() / image[..., 0].std()
+
+    for image, kept in ((across, ("4:4:4",)), (across.swapaxes(0, 1), ("4:4:4", "4:2:2"))):
+        for subsampling in SUBSAMPLINGS:
+            left = contrast(np.ascontiguousarray(image), subsampling)
+            assert left > 0.9 if subsampling in kept else left < 0.1, subsampling
 
 
 def test_jpeg_keeps_the_order_of_the_channels():
@@ -106,6 +194,9 @@ def test_jpeg_refuses_what_it_cannot_code():
     for quality in (0, 101):
         with pytest.raises(ValueError, match=r"1\.\.100"):
             jpeg(image, quality)
+    for each in (image, image[..., :1]):
+        with pytest.raises(ValueError, match=r"one of 4:2:0, 4:2:2, 4:4:4, got '4:1:1'"):
+            jpeg(each, 10, "4:1:1")
     for wrong in (image / 255, image[..., 0], image[..., :2]):
         with pytest.raises(ValueError, match="expected uint8"):
             jpeg(wrong, 10)
@@ -203,6 +294,53 @@ def test_imresize_of_a_large_colour_image_is_that_of_its_planes():
         np.testing.assert_allclose(resized[..., channel], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("channels", [1, 4, 5])
+@pytest.mark.parametrize("size", [(30, 70), (130, 21)])
+def test_imresize_takes_any_number_of_channels_and_any_layout(channels, size):
+    image = np.random.default_rng(0).random((60, 42, channels))
+    resized = imresize(image, size=size)
+    assert resized.shape == (*size, channels)
+    for channel in range(channels):
+        np.testing.assert_array_equal(resized[..., channel], imresize(image[..., channel], size=size))
+    turned = imresize(image.swapaxes(0, 1), size=size[::-1])
+    np.testing.assert_allclose(turned.swapaxes(0, 1), resized, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_imresize_computes_in_64_bits_and_leaves_its_input_alone(dtype):
+    image = np.random.default_rng(0).random((30, 20)).astype(dtype)
+    before = image.copy()
+    resized = imresize(image, scale=2.5)
+    assert resized.dtype == np.float64
+    np.testing.assert_array_equal(resized, imresize(image.astype(np.float64), scale=2.5))
+    np.testing.assert_array_equal(image, before)
+
+
+def whole_numbers(height: int, width: int) -> np.ndarray:
+    """uint8, (height, width), without a function of floats."""
+    y, x = np.mgrid[:height, :width]
+    return ((y * 37 + x * x * 11 + (x * y) // 7 * 29) % 256).astype(np.uint8)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ARM fuses products and sums")
+def test_the_scales_give_the_same_to_the_last_bit_on_every_machine():
+    pixels = whole_numbers(180, 120)
+    results = {
+        "down": imresize(pixels / 255, scale=1 / 3),
+        "up": imresize(pixels / 255, scale=3),
+        "size": imresize(pixels / 255, size=(77, 200)),
+        "uint8": imresize(pixels, scale=1 / 3),
+        "lowres": bicubic_lowres(pixels / 255, 3),
+    }
+    assert {name: hashlib.sha256(each.tobytes()).hexdigest()[:16] for name, each in results.items()} == {
+        "down": "2f3cfb47a0ab97dd",
+        "up": "36b1403906c4b1c1",
+        "size": "e6e8921734fa7d16",
+        "uint8": "b40255e4f34c871c",
+        "lowres": "c9ef9759db1f0a03",
+    }
+
+
 def test_imresize_refuses_wrong_arguments():
     image = np.zeros((4, 4))
     for arguments in ({}, {"scale": 2, "size": (8, 8)}, {"scale": 0}, {"scale": math.nan}, {"size": (0, 4)}):
@@ -229,8 +367,16 @@ def test_the_low_resolution_input_has_the_target_size_and_is_not_rounded(factor)
     small = reference(image[..., 0], (24 // factor, 36 // factor), (1 / factor, 1 / factor))
     expected = reference(small, (24, 36), (factor, factor))
     np.testing.assert_allclose(lowres[..., 0], expected, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="floating"):
-        bicubic_lowres(photograph(24, 36, 1), factor)
+    for wrong in (photograph(24, 36, 1), np.zeros(24), np.zeros((0, 24))):
+        with pytest.raises(ValueError, match="floating"):
+            bicubic_lowres(wrong, factor)
+
+
+@pytest.mark.parametrize("shape", [(330, 120), (330, 120, 3), (120, 330, 1), (331, 121, 3)])
+def test_the_low_resolution_input_is_two_calls_of_imresize(shape):
+    image = np.random.default_rng(0).random(shape)  # more rows than are made at a time
+    expected = imresize(imresize(image, scale=1 / 3), size=shape[:2])
+    np.testing.assert_allclose(bicubic_lowres(image, 3), expected, rtol=0, atol=1e-14)
 
 
 # noise and its keys
@@ -261,6 +407,33 @@ def test_noise_refuses_whole_numbers_and_negative_strength():
         awgn(np.zeros((2, 2, 1), np.uint8), 30, ("a",))
     with pytest.raises(ValueError, match="sigma"):
         awgn(np.zeros((2, 2, 1)), -1, ("a",))
+
+
+def test_noise_in_8_bits_is_that_of_the_floats_rounded_and_clipped():
+    image = photograph(60, 70, 3)
+    noisy = noisy_8bit(image, 40, ("a", 1))
+    assert noisy.dtype == np.uint8
+    exact = awgn(image / 255, 40, ("a", 1)) * 255
+    assert ((exact < -1) | (exact > 256)).any()  # some of it is clipped
+    assert np.abs(noisy - exact.clip(0, 255)).max() <= 0.5 + 1e-4
+    np.testing.assert_array_equal(noisy_8bit(image, 0, ("a", 1)), image)
+
+
+def test_noise_in_8_bits_is_rounded_half_to_even(monkeypatch):
+    class Halves:
+        def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            return np.full(shape, 0.25, dtype)
+
+    monkeypatch.setattr(noise, "philox", lambda *key: Halves())
+    image = np.array([[0, 1, 2, 3, 254, 255]], np.uint8)
+    assert noisy_8bit(image, 2, ("a",)).tolist() == [[0, 2, 2, 4, 254, 255]]
+
+
+def test_noise_in_8_bits_refuses_floats_and_negative_strength():
+    with pytest.raises(ValueError, match="uint8"):
+        noisy_8bit(np.zeros((2, 2, 1)), 30, ("a",))
+    with pytest.raises(ValueError, match="sigma"):
+        noisy_8bit(np.zeros((2, 2, 1), np.uint8), -1, ("a",))
 
 
 def test_a_key_gives_the_same_stream_on_every_machine():
