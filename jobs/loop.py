@@ -1,6 +1,7 @@
 """The training loop, in plain torch: one process, or one rank of a process group that the caller has set up."""
 
 import io
+import itertools
 import json
 import math
 import time
@@ -19,7 +20,8 @@ from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.keyed import digest64
-from pipeline.loader import Loader, Position, ShardSet, validation_pair
+from pipeline.loader import Loader, Position
+from pipeline.shard_set import ShardSet, validation_pair
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Run:
         )
         if "gt" not in self.loader.planes:
             raise UserError(f"model {recipe.model.name} needs targets (gt); task {recipe.data.task} has frames without")
-        self.validation = ShardSet(data, "val").versions()[: recipe.training.validation_images]
+        self.validation = list(itertools.islice(ShardSet(data, "val").versions(), recipe.training.validation_images))
         torch.manual_seed(recipe.training.seed)
         self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.model.in_channels != self.loader.channels:

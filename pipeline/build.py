@@ -47,6 +47,7 @@ from pipeline.shards import (
     file_sha256,
     json_member,
     npy_member,
+    png_member,
     write_shard,
 )
 from pipeline.sources import fetched_file, is_remote, local_file, read_source
@@ -273,7 +274,8 @@ def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]
         except UnusableImagesError as error:
             failures += error.images
         if not failures:  # the others are looked through only to list all that fail
-            members = [npy_member(f"{p.name}.npy", p.pixels, role=p.role, **p.columns) for p in planes]
+            suffix, member = ("png", png_member) if task.codec == "png" else ("npy", npy_member)
+            members = [member(f"{p.name}.{suffix}", p.pixels, role=p.role, **p.columns) for p in planes]
             origin = {"sources": {file.name: file.sha256 for file in group.files}, "colour": task.colour}
             yield group.key, [*members, json_member(origin)]
     if failures:
@@ -458,6 +460,7 @@ def _fill(
         "format": FORMAT,
         "versions": versions(),
         "colour": task.colour,
+        "codec": task.codec,
         "degradation": task.degradation.model_dump(mode="json"),
         "negatives": task.negatives.model_dump(mode="json") if task.negatives else None,
         "splits": {split: list(sources) for split, sources in task.splits.items()},

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import UserError
 from pipeline.images import write_image
-from pipeline.loader import ShardSet, Version, validation_pair
+from pipeline.shard_set import ShardSet, Version, validation_pair
 from pipeline.shards import read_shards_json
 
 LEVEL = {
@@ -51,7 +51,7 @@ def inspect(folder: Path, contact_sheet: Path) -> dict[str, Any]:
         shards = [shard for shard in listing["shards"] if shard["split"] == split]
         shard_set = ShardSet(folder, split)
         level = LEVEL[shard_set.kind]
-        versions = shard_set.versions()
+        versions = list(shard_set.versions())
         samples = [list(levels) for _, levels in groupby(versions, lambda version: version.key)]
         shapes = sorted((_base(sample[0]).shape for sample in samples), key=lambda shape: (shape[0] * shape[1], shape))
         sizes = {"min": shapes[0], "median": shapes[(len(shapes) - 1) // 2], "max": shapes[-1]}

@@ -267,6 +267,7 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
     recipe = {
         "format": FORMAT,
         "colour": task.colour,
+        "codec": task.codec,
         "degradation": _stored(task),
         "groups": shard.files.select(["group", "name", "sha256", "part"]).to_pydict(),
         "versions": versions,

@@ -1,7 +1,7 @@
 """Shards: tar files in the webdataset format, with an index of where every array lies.
 
 A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.mask-<n>.npy` or `<key>.frame-<n>.npy`,
-and `<key>.json`. Arrays are uint8, HWC, RGB order.
+and `<key>.json`. Arrays are uint8, HWC, RGB order; where the codec is png, the same in `.png` members.
 Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times,
 owners or host names are in them.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,6 +75,13 @@ def npy_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
     return name, data, {"header": header, "shape": list(pixels.shape), "dtype": str(pixels.dtype), **columns}
 
 
+def png_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
+    """An image as a member in PNG. pixels: uint8 (H, W, 1) or (H, W, 3) RGB."""
+    ok, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels)
+    assert ok
+    return name, data.tobytes(), {"header": 0, "shape": list(pixels.shape), "dtype": str(pixels.dtype), **columns}
+
+
 def json_member(value: dict[str, Any]) -> Member:
     """A sample's metadata as a member."""
     return "json", json.dumps(value, sort_keys=True).encode(), {"role": "json"}
@@ -97,6 +105,7 @@ class Listing(Frozen):
     format: int = Field(ge=FORMAT, le=FORMAT)
     versions: dict[str, str] = Field(description="of the libraries that decided the bytes")
     colour: str
+    codec: Literal["raw", "png"]
     degradation: dict[str, Any]
     splits: dict[str, tuple[str, ...]] = Field(description="split of the shards: its sources, as <dataset>/<split>")
     digest: str = Field(description="`dataset_digest` of the shards")
@@ -160,6 +169,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def damaged(path: Path, members: Iterable[tuple[int, int, str]]) -> Iterator[int]:
+    """Which members of a shard are not what the index says. members: offset, length and sha256 of the contents of each."""
+    with path.open("rb") as file:
+        for i, (offset, length, sha256) in enumerate(members):
+            file.seek(offset)
+            if hashlib.sha256(file.read(length)).hexdigest() != sha256:
+                yield i
+
+
 def dataset_digest(shards: list[dict[str, Any]]) -> str:
     """One digest for a set of shards and their order; it does not depend on how the index is encoded."""
     lines = [f"{shard['split']}/{shard['name']} {shard['sha256']}" for shard in shards]
@@ -173,12 +191,17 @@ def read_shards_json(folder: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: not found; `memoir build` writes it") from None
+    return read_listing(data, str(path))
+
+
+def read_listing(data: bytes, where: str) -> dict[str, Any]:
+    """The contents of a shards.json as `Listing` has it. Raises UserError, which says where, if they are damaged."""
     try:
         return Listing.model_validate_json(data).model_dump()
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
-            f"{path}: damaged, or of another version of memoir ({where or 'not JSON'}); build again"
+            f"{where}: damaged, or of another version of memoir ({place or 'not JSON'}); build again"
         ) from None
 
 
@@ -228,12 +251,10 @@ def _verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]] 
         what = "truncated" if size < shard["bytes"] else "too long"
         return f"{path}: {what}: {size:,} bytes of {shard['bytes']:,}; build again"
     if file_sha256(path) != shard["sha256"]:
-        with path.open("rb") as file:
-            for row in rows or ():
-                file.seek(row["offset"])
-                if hashlib.sha256(file.read(row["length"])).hexdigest() != row["sha256"]:
-                    where = f"in {row['key']}.{row['member']} at byte {row['offset']:,}"
-                    return f"{path}: changed since it was built, {where}; build again"
+        members = [(row["offset"], row["length"], row["sha256"]) for row in rows or ()]
+        for row in (rows[i] for i in damaged(path, members) if rows):
+            where = f"in {row['key']}.{row['member']} at byte {row['offset']:,}"
+            return f"{path}: changed since it was built, {where}; build again"
         return f"{path}: changed since it was built{', between its members' if rows else ''}; build again"
     if rows is not None:
         with tarfile.open(path) as tar:

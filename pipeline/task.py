@@ -122,6 +122,10 @@ class Task(Frozen):
     splits: dict[Literal["train", "val", "test"], Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         description="split of the shards: the manifest's <dataset>/<split> that go into it"
     )
+    codec: Literal["raw", "png"] = Field(
+        "raw",
+        description="of the images in the shards: raw pixels, which load many times faster, or PNG, which is smaller",
+    )
     shard_bytes: int = Field(
         256 * 2**20, ge=2**16, description="size that shards have on average, in bytes; without stored negatives"
     )

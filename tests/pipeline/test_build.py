@@ -24,8 +24,8 @@ from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
 from pipeline.images import read_image, source_image
-from pipeline.loader import ShardSet
 from pipeline.plan import File, Group
+from pipeline.shard_set import ShardSet
 from pipeline.shards import read_shards_json, verify
 from pipeline.storage import storage
 from pipeline.task import Jpeg, Noise, Paired, Scale, Task
@@ -498,7 +498,7 @@ def test_stored_noise_belongs_to_the_image_not_to_its_neighbours(filled):
 
     def noise(**changes: object) -> dict[str, np.ndarray]:
         filled.build(degradation=stored | changes)
-        versions = ShardSet(OUT, "train").versions()
+        versions = list(ShardSet(OUT, "train").versions())
         return {v.key: v.planes["lq"].astype(int) - v.planes["gt"] for v in versions}
 
     first, again, other = noise(), noise(), noise(seed=1)
@@ -521,7 +521,7 @@ def test_frames_are_resized_to_the_task_s_square(workplace, without_ray):
         for name, frame in (("v", version.planes["v"]), ("w", version.planes["w"])):
             assert frame.shape == (32, 32, 3), name
     mean = photograph(0, 50, 64).mean((0, 1))
-    assert np.abs(ShardSet(OUT, "train").versions()[0].planes["v"].mean((0, 1)) - mean).max() < 3
+    assert np.abs(next(ShardSet(OUT, "train").versions()).planes["v"].mean((0, 1)) - mean).max() < 3
     whole = workplace.build(degradation={"kind": "timelapse"}, **scenes)
     assert whole["encoded"] == len(whole["shards"])
 

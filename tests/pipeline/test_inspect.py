@@ -15,9 +15,9 @@ import pipeline.inspect
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.inspect import CROP, ROWS, ZOOM, _detail, inspect
-from pipeline.loader import ShardSet, validation_pair
 from pipeline.manifest import write_table
 from pipeline.plan import FORMAT
+from pipeline.shard_set import ShardSet, validation_pair
 from pipeline.shards import INDEX_SCHEMA, dataset_digest, file_sha256, json_member, npy_member, write_shard
 
 DEGRADATIONS = {
@@ -55,6 +55,7 @@ def write_dataset(folder: Path, kind: str, channels: int, splits: dict[str, list
         "colour": "rgb" if channels == 3 else "y",
         "degradation": DEGRADATIONS[kind],
         "splits": {},
+        "codec": "raw",
         "images": {"found": 0, "used": 0, "rejected": 0},
         "digest": dataset_digest(shards),
         "index_sha256": file_sha256(folder / "index.parquet"),
@@ -108,7 +109,7 @@ def test_levels_carry_the_name_of_their_degradation(data, kind, levels):
 @pytest.mark.parametrize("kind", DEGRADATIONS)
 def test_the_sheet_shows_the_clean_image_and_each_level_pixel_by_pixel(data, kind, channels):
     sheet = sheet_of(write_dataset(data, kind, channels, {"train": [(71, 91)]}))
-    versions = ShardSet(data, "train").versions()
+    versions = list(ShardSet(data, "train").versions())
     assert len(versions) == 2
     assert shows(sheet, versions[0].planes["gt"])
     for version in versions:
@@ -118,7 +119,7 @@ def test_the_sheet_shows_the_clean_image_and_each_level_pixel_by_pixel(data, kin
 
 def test_a_large_image_is_shown_where_it_has_detail(data):
     sheet = sheet_of(write_dataset(data, "jpeg", 1, {"train": [(200, 300)]}))
-    gt = ShardSet(data, "train").versions()[0].planes["gt"]
+    gt = next(ShardSet(data, "train").versions()).planes["gt"]
     top, left = _detail(gt)
     assert shows(sheet, gt[top : top + CROP, left : left + CROP])
     flat = np.full((200, 300, 1), 128, np.uint8)

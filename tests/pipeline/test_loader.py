@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import photograph
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline import loader as module
 from pipeline.errors import UserError
-from pipeline.loader import Loader, Position, ShardSet, dihedral, validation_pair
+from pipeline.loader import Loader, Position, counter_normal, dihedral, turn
 from pipeline.sampling.patches import Grid, RandomCrops
+from pipeline.shard_set import ShardSet, validation_pair
 
 PATCH, STRIDE, BATCH = 24, 16, 12
 FILES = {
@@ -55,6 +57,10 @@ def enumeration(folder: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray
                     ]
                     views = [p if p is None else np.rot90(np.fliplr(p) if mirrored else p, turns) for p in patches]
                     yield version.key, version.level, *views
+
+
+def epoch_of(loader: Loader, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
+    return [loader.cut(Position(epoch, i)) for i in range(len(loader))]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -246,7 +252,7 @@ def test_a_whole_image_is_scored_with_the_same_noise_each_time(jpeg, noise):
         assert (lq == validation_pair(version)[0]).all()
         assert (gt == version.planes["gt"].astype(np.float32) / 255).all()
         assert (lq - gt).std() * 255 == pytest.approx(version.level, rel=0.05)
-    version = ShardSet(jpeg, "val").versions()[0]
+    version = next(ShardSet(jpeg, "val").versions())
     assert (validation_pair(version)[0] == version.planes["lq"].astype(np.float32) / 255).all()
 
 
@@ -367,7 +373,7 @@ def test_so_many_pairs_of_each_scene_are_drawn_and_belong_to_the_digest(builder)
 
 def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_epoch(jpeg):
     loader = load(jpeg, sampling=RandomCrops(PATCH, 3), batch=9)
-    versions = ShardSet(jpeg, "train").versions()
+    versions = list(ShardSet(jpeg, "train").versions())
     assert loader.samples == 3 * 7 * 2  # images that hold a patch, levels
     assert loader.unused == ["photos-train-low"]
     seen: dict[int, set[bytes]] = {}
@@ -495,7 +501,7 @@ def test_quantised_noise_is_in_8_bits_online_and_stored(builder):
         assert (levels - batch["gt"] * 255)[inside].std() == pytest.approx(40, rel=0.03)
     fixed = [stored.to_device(stored.cut(Position(epoch, 0)), torch.device("cpu")) for epoch in (0, 0)]
     assert torch.equal(fixed[0]["lq"], fixed[1]["lq"])
-    lq, gt = validation_pair(online.versions[0])
+    lq, gt = validation_pair(next(online.shard_set.versions()))
     assert np.allclose(lq * 255, np.rint(lq * 255), atol=1e-4)
     assert not np.allclose(lq, gt)
 
@@ -504,3 +510,139 @@ def test_the_levels_of_online_noise_belong_to_the_digest_though_the_shards_are_t
     other = builder("loader-noise-other", FILES, degradation={"kind": "noise", "sigma": [30, 51]})
     assert ShardSet(other, "train").listing["digest"] == ShardSet(noise, "train").listing["digest"]
     assert load(other).digest != load(noise).digest
+
+
+# views
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("view", range(8))
+def test_a_turned_patch_is_its_dihedral_view(view, channels):
+    whole = photograph(1, 40, 50, channels)
+    for p in (1, 8, 31):
+        batch = np.zeros((2, p, p, channels), np.uint8)
+        turn(whole[3 : 3 + p, 5 : 5 + p], view, batch[1])
+        assert (batch[1] == dihedral(whole[3 : 3 + p, 5 : 5 + p], view)).all()
+        assert not batch[0].any()
+
+
+# normal numbers
+
+
+@given(st.integers(1, 5), st.integers(1, 70_000), st.integers(0, 2**32))
+@settings(max_examples=30)
+def test_the_numbers_of_a_key_do_not_depend_on_the_keys_beside_it_or_on_threads(n_keys, n, seed):
+    keys = torch.randint(-(2**63), 2**63 - 1, (n_keys,), generator=torch.Generator().manual_seed(seed))
+    together = counter_normal(keys, n)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        alone = torch.cat([counter_normal(key[None], n) for key in keys])
+    finally:
+        torch.set_num_threads(threads)
+    assert together.shape == (n_keys, n)
+    assert together.dtype == torch.float32
+    assert torch.equal(together, alone)
+    assert len(keys) == 1 or n < 5 or not torch.equal(together[0], together[1])
+
+
+def test_counter_based_numbers_are_standard_normal_and_independent():
+    numbers = counter_normal(torch.arange(8) * 2**40 + 1, 500_001).double()
+    assert numbers.isfinite().all()
+    moments = [(numbers**k).mean() for k in (1, 2, 3, 4)]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.01)
+    assert (numbers.abs() > 3).double().mean() == pytest.approx(0.0026998, rel=0.05)
+    assert np.abs(np.corrcoef(numbers.numpy()) - np.eye(8)).max() < 0.006
+    half = numbers[:, :250_000]
+    for lag in (1, 2, 64, 250_000):  # the last: the two numbers of one draw
+        shifted = numbers[:, lag : lag + 250_000]
+        shifted = shifted if lag < 250_000 else numbers[:, -250_000:]
+        assert abs((half * shifted).mean()) < 0.004
+
+
+# where the pixels lie
+
+
+def test_png_members_give_the_batches_of_raw_ones(builder, jpeg):
+    png = load(builder("loader-png", FILES, codec="png"), threads=2)
+    raw = load(jpeg)
+    names = {member.partition(".")[2] for member in png.shard_set._member.to_pylist() if member != "json"}
+    assert names == {"png"}
+    assert raw.samples == png.samples
+    mine, theirs = ({} for _ in range(2))
+    for loader, found in ((png, mine), (raw, theirs)):
+        for i in range(len(loader)):
+            batch = loader.cut(Position(0, i))
+            found |= {int(s): (g, q) for s, g, q in zip(batch["sample"], batch["gt"], batch["lq"], strict=True)}
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[s][0], theirs[s][0]) and torch.equal(mine[s][1], theirs[s][1]) for s in mine)
+
+
+def damage(folder: Path, tmp_path: Path) -> tuple[Path, Path, str]:
+    """A copy of a built dataset in which a pixel of one lq has changed: (folder, shard, member)."""
+    copy = tmp_path / "damaged"
+    shutil.copytree(folder, copy)
+    rows = pq.read_table(copy / "index.parquet").to_pylist()
+    row = next(row for row in rows if row["role"] == "lq" and row["split"] == "train" and row["shape"][0] > PATCH)
+    path = copy / "train" / row["shard"]
+    data = bytearray(path.read_bytes())
+    data[row["offset"] + row["length"] - 1] ^= 255
+    path.write_bytes(data)
+    return copy, path, f"{row['key']}.{row['member']} at byte {row['offset']:,}"
+
+
+def test_a_shard_that_was_edited_is_found_when_it_is_opened(jpeg, tmp_path):
+    folder, path, member = damage(jpeg, tmp_path)
+    loader = load(folder)
+    with pytest.raises(UserError) as error:
+        epoch_of(loader)
+    assert str(error.value) == (
+        f"{path}: changed since it was built, in {member}; run `memoir build` again, or `dvc checkout`"
+    )
+
+
+def test_a_shard_that_is_edited_while_it_is_used_is_found_when_it_is_opened_again(jpeg, tmp_path, monkeypatch):
+    from pipeline import shard_set
+
+    monkeypatch.setattr(shard_set, "OPEN", 1)
+    folder = tmp_path / "tiny"
+    shutil.copytree(jpeg, folder)
+    loader = load(folder)
+    epoch_of(loader)
+    path = folder / "train" / loader.shard_set.shards[0]["name"]
+    with path.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\x00\x01\x02\x03")
+    with pytest.raises(UserError, match=f"{path.name}: changed since it was built"):
+        epoch_of(loader, 1)
+
+
+def test_damaged_members_within_the_budget_have_no_weight_and_are_reported(jpeg, tmp_path):
+    folder, path, member = damage(jpeg, tmp_path)
+    loader = load(folder, quarantine=1)
+    whole = load(jpeg)
+    lost, kept = set(), set()
+    for i in range(len(loader)):
+        batch, right = loader.cut(Position(0, i)), whole.cut(Position(0, i))
+        assert torch.equal(batch["sample"], right["sample"])
+        lost |= set(batch["sample"][(batch["weight"] == 0) & (right["weight"] == 1)].tolist())
+        kept |= set(batch["sample"][batch["weight"] == 1].tolist())
+    (problem,) = loader.shard_set.quarantined.values()
+    assert problem == f"{path}: {member}"
+    assert lost == set(range(whole.samples)) - kept
+    versions = [
+        loader.shard_set.key(int(v)) for v in np.unique(np.searchsorted(loader.first, sorted(lost), "right") - 1)
+    ]
+    assert versions == [member.split(".")[0]]
+
+
+def test_few_shards_are_mapped_at_a_time(jpeg, monkeypatch):
+    from pipeline import shard_set
+
+    monkeypatch.setattr(shard_set, "OPEN", 2)
+    loader, free = load(jpeg, threads=3), load(jpeg)
+    for (at, batch), _ in zip(loader.batches(), range(2 * len(loader)), strict=False):
+        assert len(loader.shard_set._mapped) <= 2 + 3
+        monkeypatch.setattr(shard_set, "OPEN", 64)
+        assert same(batch, free.cut(at))
+        monkeypatch.setattr(shard_set, "OPEN", 2)

@@ -1,0 +1,362 @@
+"""The images of one split of a built dataset, mapped from its shards: which samples there are, and where their pixels lie.
+
+In columns from end to end: an image costs tens of bytes here, not an object.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.degradations.noise import awgn
+from pipeline.errors import UserError
+from pipeline.shards import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, damaged, file_sha256, read_listing
+from pipeline.storage import Folder, storage
+
+if TYPE_CHECKING:
+    from pipeline.cache import ShardCache
+
+CACHE = Path(".cache/remote")  # copies of remote shards, by content
+OPEN = 64  # shards that are mapped at a time
+DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
+
+
+@dataclass(frozen=True)
+class Version:
+    """One row of the enumeration: an image at a level, a published pair, or two frames of a scene.
+
+    planes: uint8 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where noise of this level is added
+    online; v and w of a time-lapse scene. level: as in the index. quantised: online noise is rounded and clipped to 8 bits.
+    """
+
+    key: str
+    level: int
+    planes: dict[str, np.ndarray]
+    quantised: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) that all planes have; an input may lack the rows that its scale does not divide."""
+        shapes = [plane.shape for plane in self.planes.values()]
+        return min(shape[0] for shape in shapes), min(shape[1] for shape in shapes)
+
+
+class ShardSet:
+    """What `memoir build` made of one split, by rows of the index and by versions, the rows of the enumeration.
+
+    Of each row of the index, int64 (rows,): shard (which of `shards`), begin and length (of its contents in bytes, without
+    the header), height, width, channels. Of each version, int64 (n,): level, and in `planes` the row of each of its planes
+    by name, -1 where it has none. With k negatives for each version: permille, int32 (n, k), and negatives, the rows of
+    their images, int64 (n, k), or None where they are to be mixed of lq and gt.
+    """
+
+    def __init__(
+        self, place: Path | str, split: str, *, cache: "ShardCache | None" = None, quarantine: int = 0
+    ) -> None:
+        """place: a folder, or the URI of one. cache: where shards of a bucket are copied to; CACHE by default.
+
+        quarantine: so many damaged members are taken note of (`quarantined`) before it is an error.
+        Raises UserError if the tables are not of the same build as shards.json, and for a split that was not built.
+        """
+        self.source = storage(str(place))
+        self.place, self.split = str(place).rstrip("/"), split
+        self.cache = cache
+        if cache is None and not isinstance(self.source, Folder):
+            from pipeline.cache import ShardCache
+
+            self.cache = ShardCache(CACHE)
+        self.listing = listing = read_listing(self._read("shards.json"), f"{self.place}/shards.json")
+        self.digest: str = listing["digest"]
+        self.colour: str = listing["colour"]
+        degradation = listing["degradation"]
+        self.kind: str = degradation["kind"]
+        self.png = listing["codec"] == "png"
+        self.online_noise = self.kind == "noise" and degradation["drawn"] == "online"
+        self.quantised = bool(degradation.get("quantised"))
+        self.shards: list[dict[str, Any]] = [shard for shard in listing["shards"] if shard["split"] == split]
+        if not self.shards:
+            raise UserError(f"{self.place}: no split {split!r}; the task names the splits that are built")
+        if isinstance(self.source, Folder):
+            for i in range(len(self.shards)):
+                self._local(i)  # it is better to know now than an hour later
+        if self.online_noise:
+            self.digest += f" {json.dumps(degradation)}"  # not in the shards, and yet it makes other batches of them
+        self.quarantine = quarantine
+        self.quarantined: dict[int, str] = {}  # row of the index: what is wrong
+        self._lock = threading.Lock()
+        self._opening: dict[int, threading.Lock] = {}
+        self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._leases: dict[int, Any] = {}
+        self._checked: dict[int, tuple[int, int, int]] = {}
+        self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._decoded_bytes = 0
+        self._rows(self._table("index", INDEX_SCHEMA))
+        self._versions()
+        if listing["negatives"]:
+            self._negatives(self._table("negatives", NEGATIVES_SCHEMA))
+            self.digest += f" {listing['negatives_sha256']}"
+        else:
+            self.permille = np.empty((len(self), 0), np.int32)
+            self.negatives: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Versions."""
+        return len(self.level)
+
+    # what there is
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return self.source.read(name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.place}/{name}: not found; `memoir build` writes it") from None
+
+    def _table(self, name: str, schema: pa.Schema) -> pa.Table:
+        """The rows of this split in a table that belongs to shards.json."""
+        path = f"{self.place}/{name}.parquet"
+        refusal = UserError(f"{path}: missing, or of another build than shards.json; run `memoir build` again")
+        try:
+            data = self.source.read(f"{name}.parquet")
+        except FileNotFoundError:
+            raise refusal from None
+        if hashlib.sha256(data).hexdigest() != self.listing[f"{name}_sha256"]:
+            raise refusal
+        table = pq.read_table(pa.BufferReader(data), schema=schema, filters=[("split", "=", self.split)])
+        return table.combine_chunks()
+
+    def _rows(self, index: pa.Table) -> None:
+        names = pa.array([shard["name"] for shard in self.shards])
+        shard = pc.index_in(index["shard"], names)
+        if shard.null_count:
+            raise UserError(
+                f"{self.place}/index.parquet: lists shards that shards.json lacks; run `memoir build` again"
+            )
+        self.shard = shard.to_numpy().astype(np.int64)
+        header = index["header"].fill_null(0).to_numpy()
+        self._offset, self._contents = index["offset"].to_numpy(), index["length"].to_numpy()
+        self.begin, self.length = self._offset + header, self._contents - header
+        pixels = pc.not_equal(index["role"], "json").to_numpy()
+        shape = np.zeros((len(index), 3), np.int64)
+        shape[pixels] = index["shape"].filter(pa.array(pixels)).combine_chunks().flatten().to_numpy().reshape(-1, 3)
+        self.height, self.width, self.channels = np.ascontiguousarray(shape.T)
+        self._member = index["member"]
+        self._sha256 = index["sha256"]
+        key = index["key"]
+        new = np.ones(len(index), bool)
+        new[1:] = pc.not_equal(key.slice(1), key.slice(0, len(key) - 1)).to_numpy() | (np.diff(self.shard) != 0)
+        self._sample = np.cumsum(new) - 1  # of each row
+        self._keys = key.filter(pa.array(new)).combine_chunks()  # of each sample
+        self._role = index["role"]
+        self._level = index["level"].fill_null(-1).to_numpy().astype(np.int64)
+        self._of: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for role in pc.unique(self._role).to_pylist():
+            rows = np.flatnonzero(pc.equal(self._role, role).to_numpy())
+            code = self._code(self._sample[rows], self._level[rows])
+            order = np.argsort(code, kind="stable")
+            self._of[role] = code[order], rows[order]
+
+    @staticmethod
+    def _code(sample: np.ndarray, level: np.ndarray) -> np.ndarray:
+        return (sample << 32) + level + 1
+
+    def _find(self, role: str, sample: np.ndarray, level: np.ndarray) -> np.ndarray:
+        """The first row of the index with this role in each sample, at each level (-1: none); -1 where there is none."""
+        codes, rows = self._of.get(role, (np.empty(0, np.int64), np.empty(0, np.int64)))
+        if not len(codes):
+            return np.full(len(sample), -1, np.int64)
+        wanted = self._code(sample, level)
+        place = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        return np.where(codes[place] == wanted, rows[place], -1)
+
+    def _versions(self) -> None:
+        none = np.full(len(self._keys), -1, np.int64)
+        if self.kind == "timelapse":
+            pairs = self._table("pairs", PAIRS_SCHEMA)
+            self.digest += f" {self.listing['pairs_sha256']}"
+            self.sample = pc.index_in(pairs["key"], self._keys).to_numpy().astype(np.int64)
+            v, w = (pairs[name].to_numpy().astype(np.int64) for name in ("v", "w"))
+            self.level = v
+            self.planes = {"v": self._find("frame", self.sample, v), "w": self._find("frame", self.sample, w)}
+        elif self.online_noise:
+            sigma = np.array(self.listing["degradation"]["sigma"], np.int64)
+            self.sample = np.repeat(np.arange(len(self._keys)), len(sigma))
+            self.level = np.tile(sigma, len(self._keys))
+            self.planes = {"gt": self._find("gt", self.sample, none[self.sample])}
+        else:
+            lq = np.sort(self._of["lq"][1])
+            self.sample, self.level = self._sample[lq], self._level[lq]
+            gt, mask = self._find("gt", self.sample, none[self.sample]), self._find("mask", self.sample, self.level)
+            self.planes = {"gt": gt, "lq": lq} | ({"mask": mask} if (mask >= 0).any() else {})
+        first = next(iter(self.planes.values()))
+        if (first < 0).any():
+            raise UserError(f"{self.place}: its tables are of two builds; run `memoir build` again")
+        self.version_shard = self.shard[first]
+
+    def _negatives(self, table: pa.Table) -> None:
+        k = self.listing["negatives"]["number"]
+        sample = pc.index_in(table["key"], self._keys).to_numpy()
+        fits = len(table) == k * len(self) and (sample == np.repeat(self.sample, k)).all()
+        if not fits or (table["level"].to_numpy() != np.repeat(self.level, k)).any():
+            raise UserError(f"{self.place}/negatives.parquet: not of these images; run `memoir build` again")
+        self.permille = table["permille"].to_numpy().reshape(-1, k)
+        self.negatives = None
+        if self.listing["negatives"]["kept"] == "stored":
+            codes, rows = self._of["negative"]  # of one image at one level in the order of k
+            starts = np.searchsorted(codes, self._code(self.sample, self.level))
+            self.negatives = rows[starts[:, None] + np.arange(k)]
+        elif self.listing["negatives"]["kind"] == "extra":
+            partner = pc.index_in(table["partner"], self._keys).to_numpy().astype(np.int64)
+            level = table["partner_level"].to_numpy().astype(np.int64)
+            self.negatives = self._find("lq", partner, level).reshape(-1, k)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Heights and widths that all planes of each version have, int64 (n, 2)."""
+        least = np.full((len(self), 2), np.iinfo(np.int64).max)
+        for rows in self.planes.values():
+            there = rows >= 0
+            size = np.stack((self.height[rows], self.width[rows]), 1)
+            least[there] = np.minimum(least[there], size[there])
+        return least
+
+    def key(self, version: int) -> str:
+        """The key of a version's sample."""
+        return str(self._keys[int(self.sample[version])].as_py())
+
+    def versions(self) -> Iterator[Version]:
+        """Every row of the enumeration, in the order of the index."""
+        for i in range(len(self)):
+            planes = {name: self.pixels(int(rows[i])) for name, rows in self.planes.items() if rows[i] >= 0}
+            yield Version(self.key(i), int(self.level[i]), planes, self.quantised)
+
+    # where it lies
+
+    def mapped(self, shard: int) -> np.ndarray:
+        """The bytes of a shard, uint8 (bytes,), fetched first if it is in a bucket.
+
+        A shard is compared with its sha256 when it is opened for the first time, and whenever the file has changed since.
+        Raises UserError for one that is missing or damaged; names the damaged members.
+        """
+        with self._lock:
+            found = self._mapped.get(shard)
+            if found is not None:
+                self._mapped.move_to_end(shard)
+                return found
+            opening = self._opening.setdefault(shard, threading.Lock())
+        with opening:
+            with self._lock:
+                if shard in self._mapped:
+                    return self._mapped[shard]
+            path, lease = self._local(shard)
+            stat = path.stat()
+            seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if self._checked.get(shard) != seen:
+                self._check(shard, path)
+                self._checked[shard] = seen
+            found = np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of the subclass cost thrice as much
+            with self._lock:
+                self._mapped[shard] = found
+                if lease is not None:
+                    self._leases[shard] = lease
+                while len(self._mapped) > OPEN:
+                    old, _ = self._mapped.popitem(last=False)
+                    if old in self._leases:
+                        self._leases.pop(old).release()
+            return found
+
+    def prefetch(self, shards: list[int]) -> None:
+        """Have remote shards copied in the background, in the order in which they will be needed."""
+        if self.cache is not None:
+            wanted = [self.shards[shard] for shard in shards]
+            self.cache.prefetch(self.source, [(self._file(each), each["bytes"], each["sha256"]) for each in wanted])
+
+    def close(self) -> None:
+        """Unmap everything, and let go of the copies of remote shards."""
+        with self._lock:
+            self._mapped.clear()
+            for lease in self._leases.values():
+                lease.release()
+            self._leases.clear()
+
+    def _file(self, shard: dict[str, Any]) -> str:
+        return f"{self.split}/{shard['name']}"
+
+    def _local(self, shard: int) -> tuple[Path, Any]:
+        """The file of a shard, and the lease that keeps it there."""
+        each = self.shards[shard]
+        if self.cache is not None:
+            lease = self.cache.get(self.source, self._file(each), each["bytes"], each["sha256"])
+            return lease.path, lease
+        assert isinstance(self.source, Folder)
+        path = self.source.root / self._file(each)
+        if not path.exists() or path.stat().st_size != each["bytes"]:
+            raise UserError(f"{path}: missing or truncated; run `memoir build` again, or `dvc pull`")
+        return path, None
+
+    def _check(self, shard: int, path: Path) -> None:
+        if file_sha256(path) == self.shards[shard]["sha256"]:
+            return
+        rows = np.flatnonzero(self.shard == shard)
+        columns = (self._offset[rows].tolist(), self._contents[rows].tolist(), self._sha256.take(rows).to_pylist())
+        bad = [int(rows[i]) for i in damaged(path, zip(*columns, strict=True))]
+        named = [
+            f"{self._keys[int(self._sample[row])]}.{self._member[row]} at byte {self._offset[row]:,}" for row in bad
+        ]
+        with self._lock:
+            if bad and len(self.quarantined) + len(bad) <= self.quarantine:
+                self.quarantined |= {row: f"{path}: {name}" for row, name in zip(bad, named, strict=True)}
+                return
+        where = f", in {named[0]}" + (f" and {len(named) - 1} more members" if len(named) > 1 else "") if named else ""
+        raise UserError(f"{path}: changed since it was built{where}; run `memoir build` again, or `dvc checkout`")
+
+    # pixels
+
+    def pixels(self, row: int) -> np.ndarray:
+        """The image of a row of the index, uint8 (H, W, C): mapped, or decoded where the codec is png.
+
+        Raises UserError as `mapped` does, and for a PNG that cannot be decoded.
+        """
+        shape = (int(self.height[row]), int(self.width[row]), int(self.channels[row]))
+        begin, length = int(self.begin[row]), int(self.length[row])
+        if not self.png:
+            return np.ndarray(shape, np.uint8, self.mapped(int(self.shard[row])), begin)
+        with self._lock:
+            found = self._decoded.get(row)
+            if found is not None:
+                self._decoded.move_to_end(row)
+                return found
+        data = self.mapped(int(self.shard[row]))[begin : begin + length]
+        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if shape[2] == 1 else cv2.IMREAD_COLOR_RGB)
+        if image is None or image.size != np.prod(shape):
+            shard = self._file(self.shards[int(self.shard[row])])
+            member = f"{self._keys[int(self._sample[row])]}.{self._member[row]}"
+            raise UserError(f"{self.place}/{shard}: {member} at byte {begin:,} is no PNG of {shape}; build again")
+        image = image.reshape(shape)
+        with self._lock:
+            self._decoded_bytes += image.nbytes if row not in self._decoded else 0
+            self._decoded[row] = image
+            while self._decoded_bytes > DECODED:
+                self._decoded_bytes -= self._decoded.popitem(last=False)[1].nbytes
+        return image
+
+
+def validation_pair(version: Version, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1]; online noise keyed by image and level."""
+    height, width = version.size
+    gt = version.planes["gt"][:height, :width].astype(np.float32) / 255
+    if "lq" in version.planes:
+        return version.planes["lq"].astype(np.float32) / 255, gt
+    lq = awgn(gt, version.level, (seed, "validation", version.key, version.level))
+    if version.quantised:
+        lq = np.rint(lq * 255).clip(0, 255) / np.float32(255)
+    return lq, gt
