@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -161,17 +161,26 @@ def evaluate(
     benchmark: Annotated[
         str | None, typer.Option(help="e.g. jpeg-q10, sr-x3, noise-50; a recipe's own by default")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="folder of clean images")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="folder of clean images; of pairs-y and pairs-rgb, of a published data set")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="of a published data set: a layout's NAME or NAME:VARIANT")] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="of a published data set: only this test set, e.g. Rain100L")
+    ] = None,
+    split: Annotated[str, typer.Option(help="of a published data set: test, or val")] = "test",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Score a model beside the degraded input and the paper's row."""
     from jobs.evaluate import evaluate, evaluate_recipe
+    from jobs.recipe import BenchmarkRun
 
     if (benchmark is None) != (data is None):
         raise UserError("--benchmark and --data go together; without both, the benchmarks of the recipe are run")
     if benchmark is not None and data is not None:
-        row = evaluate(model, benchmark, data, runs)
+        published: dict[str, Any] = {"layout": layout, "subset": subset, "split": split}
+        row = evaluate(model, BenchmarkRun(benchmark=benchmark, data=str(data), **published), runs)
         scores = {f"{row['dataset']}/{benchmark}": row}
     else:
         row = scores = evaluate_recipe(model, runs)
@@ -263,6 +272,44 @@ def doctor(params: ParamsFile = Path("params.yaml")) -> None:
         healthy &= finding.ok
     if not healthy:
         raise typer.Exit(1)
+
+
+bench = typer.Typer(help="Measure memoir on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@bench.command()
+def load(
+    shards: Annotated[Path, typer.Argument(help="folder of a built dataset")],
+    split: Annotated[str, typer.Option(help="train, val or test")] = "train",
+    patch: Annotated[int, typer.Option(min=1, help="side of the patches in pixels")] = 256,
+    stride: Annotated[int | None, typer.Option(min=1, help="take the patches at every so many pixels")] = None,
+    crops: Annotated[int | None, typer.Option(min=1, help="or so many at random places of each image; 1")] = None,
+    dihedral: Annotated[bool, typer.Option("--dihedral/--no-dihedral", help="flips and rotations too")] = True,
+    batch: Annotated[int, typer.Option(min=1, help="samples in a batch")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="that cut batches ahead")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="for each of the two runs")] = 5,
+    step_ms: Annotated[float, typer.Option(min=0, help="what a device takes for a batch, for the stall")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Samples and bytes per second of the loader, beside memcpy, and how long a device would wait for it."""
+    from pipeline.bench import bench_load
+    from pipeline.sampling.patches import Grid, RandomCrops
+
+    if stride is not None and crops is not None:
+        raise UserError("--stride and --crops: give one; patches are at every so many pixels, or at random places")
+    sampling = Grid(patch, stride, dihedral) if stride is not None else RandomCrops(patch, crops or 1, dihedral)
+    done = bench_load(shards, split, sampling=sampling, batch=batch, threads=threads, seconds=seconds, step_ms=step_ms)
+    if as_json:
+        print(json.dumps(done, indent=1))
+        return
+    mb, limit = done["bytes_per_second"] / 1e6, done["memcpy_bytes_per_second"] / 1e6
+    print(
+        f"{shards}: {done['samples_per_second']:,.0f} samples/s, {mb:,.1f} MB/s; {done['samples']:,} samples in "
+        f"{done['seconds']:.2f} s, {done['cpu_seconds']:.2f} s of CPU"
+    )
+    print(f"{shards}: {done['share_of_memcpy']:.1%} of memcpy, which does {limit:,.1f} MB/s in one thread")
+    print(f"{shards}: a device that takes {step_ms:g} ms for a batch of {batch} waits {done['stall']:.1%} of the time")
 
 
 def main() -> None:

@@ -13,11 +13,12 @@ from rich.progress import track
 
 from jobs.checkpoint import load_model
 from jobs.protocols import PAPER, Benchmark, Pair, Score, benchmark, mean
-from jobs.recipe import read_recipe
+from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restore import restore_plane
 from pipeline.errors import UserError
-from pipeline.images import SUFFIXES, UnusableImageError, read_image, write_bytes, write_image
-from pipeline.layouts.base import safe_key
+from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
+from pipeline.layouts import layout
+from pipeline.layouts.base import Row, natural, safe_key
 from pipeline.manifest import write_table
 
 Restorer = Callable[[np.ndarray], np.ndarray]  # float32 (H, W, C) in [0, 1] -> the same
@@ -45,28 +46,62 @@ def restorer(model: Any) -> Restorer:
     return partial(restore_plane, model)
 
 
-def score_folder(restore: Restorer, which: Benchmark, folder: Path) -> list[Scored]:
+def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun) -> list[Scored]:
     """Restore and score every image of a folder, in the order of their names.
 
     Raises UserError for a folder without images, and for an image that cannot be used: a mean over fewer images than the
     published set would not be comparable.
     """
+    folder = Path(run.data)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder of images")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not paths:
-        raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
+    items = published_pairs(which, run) if which.kind == "pairs" else clean_images(which, folder)
     scored = []
-    for path in track(paths, f"{dataset_name(folder)} {which.name}", transient=True):
+    for path, key, prepare in track(items, f"{dataset_name(folder)} {which.name}", transient=True):
         try:
-            pairs = which.prepare(read_image(path)[0])
+            pairs = prepare()
             outputs = [restore(pair.lq) for pair in pairs]
             scores = [which.score(output, pair.gt) for output, pair in zip(outputs, pairs, strict=True)]
             baseline = [which.score(pair.lq, pair.gt) for pair in pairs]
         except (UnusableImageError, UserError) as error:
             raise UserError(f"{path}: {error}") from None
-        scored.append(Scored(safe_key(path.stem), mean(scores), mean(baseline), pairs[0], outputs[0]))
+        scored.append(Scored(key, mean(scores), mean(baseline), pairs[0], outputs[0]))
     return scored
+
+
+Item = tuple[Path, str, Callable[[], list[Pair]]]  # for errors, for tables, and what is restored and scored
+
+
+def clean_images(which: Benchmark, folder: Path) -> list[Item]:
+    """The images of a folder, which the benchmark degrades itself. Raises UserError if there are none."""
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
+    return [(path, safe_key(path.stem), lambda path=path: which.prepare(read_image(path)[0])) for path in paths]  # type: ignore[misc]
+
+
+def published_pairs(which: Benchmark, run: BenchmarkRun) -> list[Item]:
+    """The test images, or those of another split, of a data set in its published layout. Raises UserError if there are none, or one is amiss."""
+    if run.layout is None:
+        raise UserError(f"{which.name}: pairs are found by their layout: --layout NAME, or layout: NAME in the recipe")
+    name, _, variant = run.layout.partition(":")
+    rows = [row for row in layout(name, "pairs", Path(run.data), variant or None).rows() if row.split == run.split]
+    rows = [row for row in rows if run.subset in (None, row.scene)]
+    amiss = next((row for row in rows if row.reject_reason), None)
+    if amiss is not None:
+        raise UserError(f"{amiss.path}: {amiss.reject_reason}")
+    targets = {row.group: row for row in rows if row.role == "gt"}
+    inputs = sorted((row for row in rows if row.role == "lq"), key=lambda row: natural(row.key))
+    if not inputs:
+        raise UserError(
+            f"{run.data}: no {run.split} pairs{f' of {run.subset}' if run.subset else ''} in layout {run.layout}"
+        )
+
+    def prepare(lq: Row) -> list[Pair]:
+        gt = targets[lq.group]
+        return [which.pair(*(source_image(row.path, row.part)[0] for row in (lq, gt)))]
+
+    return [(row.path, row.key, partial(prepare, row)) for row in inputs]
 
 
 def dataset_name(folder: Path) -> str:
@@ -89,13 +124,13 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
     }
 
 
-def evaluate(model: str, which: str, folder: Path, runs: Path) -> dict[str, Any]:
+def evaluate(model: str, run: BenchmarkRun, runs: Path) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model."""
-    chosen = benchmark(which)
+    chosen = benchmark(run.benchmark)
     restore = identity if model == "identity" else restorer(load_model(model, runs).model)
-    dataset = dataset_name(folder)
-    row = summary(chosen, dataset, score_folder(restore, chosen, folder))
-    return {"model": model, "benchmark": which, "dataset": dataset, **row}
+    dataset = run.subset or dataset_name(Path(run.data))
+    row = summary(chosen, dataset, score_folder(restore, chosen, run))
+    return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
 
 
 def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
@@ -112,9 +147,9 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     pictures = runs / name / "pictures"
     for run in recipe.evaluation.benchmarks:
-        chosen, folder = benchmark(run.benchmark), Path(run.data)
-        dataset = dataset_name(folder)
-        scored = score_folder(restore, chosen, folder)
+        chosen = benchmark(run.benchmark)
+        dataset = run.subset or dataset_name(Path(run.data))
+        scored = score_folder(restore, chosen, run)
         scores[f"{dataset}/{chosen.name}"] = {**summary(chosen, dataset, scored), "weights": trained.sha256}
         for image in scored:
             rows.append(

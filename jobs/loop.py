@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.keyed import digest64
 from pipeline.loader import Loader, Position
-from pipeline.shard_set import ShardSet, validation_pair
+from pipeline.shard_set import ShardSet, Version, validation_pair
 
 
 @dataclass
@@ -65,11 +65,18 @@ class Run:
             world_size=self.world_size,
             threads=recipe.training.loader_threads,
         )
-        if "gt" not in self.loader.planes:
-            raise UserError(f"model {recipe.model.name} needs targets (gt); task {recipe.data.task} has frames without")
-        self.validation = list(itertools.islice(ShardSet(data, "val").versions(), recipe.training.validation_images))
+        # Of scenes without targets there is nothing to validate on: the benchmarks of the recipe tell.
+        self.validation: list[Version] = []
+        if "gt" in self.loader.planes:
+            versions = ShardSet(data, "val").versions()
+            self.validation = list(itertools.islice(versions, recipe.training.validation_images))
         torch.manual_seed(recipe.training.seed)
         self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lacking = sorted(set(self.model.inputs) - self.loader.delivers)
+        if lacking:
+            raise UserError(
+                f"model {recipe.model.name} needs {', '.join(lacking)}, which task {recipe.data.task} has not"
+            )
         if self.model.in_channels != self.loader.channels:
             raise UserError(
                 f"model.in_channels is {self.model.in_channels} and the images of task {recipe.data.task} have {self.loader.channels}"
@@ -114,7 +121,7 @@ class Run:
                         )
                     self._log(log, {"epoch": position.epoch, "lr": lr, **record})
                 aside = time.perf_counter()
-                if last or self.state.step % every.validate_every == 0:
+                if self.validation and (last or self.state.step % every.validate_every == 0):
                     self._log(log, {"epoch": position.epoch, "val_psnr": self.validate()})
                 if last or self.state.step % every.checkpoint_every == 0:
                     if not norm.isfinite():
@@ -134,6 +141,7 @@ class Run:
         """One optimiser step on this rank's part of a global batch; returns (loss, logs, gradient norm before clipping)."""
         o = self.recipe.optimisation
         self.model.train()
+        batch = batch | {"progress": torch.tensor(self.state.step / self.total, device=self.device)}
         # Whatever a model draws is a function of the step, so that a resumed run draws the same.
         torch.manual_seed(digest64("step", self.recipe.training.seed, self.state.step, self.rank) >> 1)
         lr = self.lr()
@@ -251,21 +259,27 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def build_optimiser(model: nn.Module, o: Optimisation) -> torch.optim.Optimizer:
-    """SGD or Adam; convolution biases in a group of their own when their rate differs."""
+    """SGD or Adam, in groups: convolution biases, when their rate differs, and what the model's `no_decay` names."""
     biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in biases], "relative_lr": 1.0},
-        {"params": [p for p in model.parameters() if id(p) in biases], "relative_lr": o.bias_lr},
-    ]
-    groups = [group for group in groups if group["params"]]
+    spared: set[str] = getattr(model, "no_decay", set)()
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        bias, decay = id(parameter) in biases, name not in spared
+        rates = {"relative_lr": o.bias_lr if bias else 1.0, "weight_decay": o.weight_decay if decay else 0.0}
+        groups.setdefault((bias, not decay), {"params": [], **rates})["params"].append(parameter)
+    ordered = [group for _, group in sorted(groups.items(), key=lambda item: item[0])]
     if o.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
-    return torch.optim.Adam(groups, lr=o.lr, betas=(o.momentum, 0.999), weight_decay=o.weight_decay)
+        return torch.optim.SGD(ordered, lr=o.lr, momentum=o.momentum)
+    return torch.optim.Adam(ordered, lr=o.lr, betas=(o.momentum, 0.999))
 
 
 def learning_rate(o: Optimisation, step: int, total: int, steps_per_epoch: int) -> float:
     """The learning rate of optimiser step `step` (from 0): a pure function, so a resumed schedule cannot drift."""
+    warm = o.warmup.in_steps(steps_per_epoch) if o.warmup is not None else 0
+    if step < warm:
+        return o.lr * (step + 1) / (warm + 1)
     if o.schedule == "cosine":
-        return o.lr * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+        done = min(step - warm, total - warm) / max(total - warm, 1)
+        return o.lr_end + (o.lr - o.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
     assert o.lr_step is not None
     return o.lr * o.gamma ** (step // o.lr_step.in_steps(steps_per_epoch))

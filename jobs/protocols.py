@@ -34,7 +34,7 @@ class Score(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A degraded image and its target: float32, (H, W, 1), on the scale [0, 1]; lq may leave it, gt does not."""
+    """A degraded image and its target: float32, (H, W, C), on the scale [0, 1]; lq may leave it, gt does not."""
 
     lq: np.ndarray
     gt: np.ndarray
@@ -46,7 +46,9 @@ class Protocol:
 
     name: str
     version: int
-    colour: Literal["Y", "grey"]  # Y: MATLAB's rgb2ycbcr; grey: the one plane that the benchmark prepares
+    # Y: MATLAB's rgb2ycbcr, before the model; Y of RGB: after it, of the rounded image; grey: the one plane that the
+    # benchmark prepares; RGB: the error over all channels, and the mean of their SSIM
+    colour: Literal["Y", "grey", "RGB", "Y of RGB"]
     border: Literal["none", "scale"]  # pixels cut on each side
     rounding: Literal["none", "uint8"]  # uint8: rounded half up and clipped to 0..255
     ssim: Literal["wang2004"]  # 11x11 Gaussian, sigma 1.5, valid region, no down-sampling
@@ -59,6 +61,8 @@ class Protocol:
 
 
 Y_MATLAB = Protocol("y-matlab", 1, colour="Y", border="scale", rounding="uint8", ssim="wang2004")
+Y_RGB = Protocol("y-rgb", 1, colour="Y of RGB", border="none", rounding="uint8", ssim="wang2004")
+RGB = Protocol("rgb", 1, colour="RGB", border="none", rounding="uint8", ssim="wang2004")
 GRAY_FLOAT = Protocol("gray-float", 1, colour="grey", border="none", rounding="none", ssim="wang2004")
 
 
@@ -106,12 +110,13 @@ def _windowed(plane: np.ndarray) -> np.ndarray:
 def score(protocol: Protocol, output: np.ndarray, target: np.ndarray, scale: int = 1) -> Score:
     """PSNR and SSIM of a restored image under a protocol.
 
-    output, target: floating, (H, W, 1), on the scale [0, 1]. scale: the factor of super-resolution, for the border.
-    Raises ValueError for other shapes, UserError for an output that is not finite, UnusableImageError if less than 11x11
-    pixels are left.
+    output, target: floating, (H, W, 1), of protocols in RGB (H, W, 3), on the scale [0, 1]. scale: the factor of
+    super-resolution, for the border. Raises ValueError for other shapes, UserError for an output that is not finite,
+    UnusableImageError if less than 11x11 pixels are left.
     """
-    if output.shape != target.shape or output.ndim != 3 or output.shape[2] != 1:
-        raise ValueError(f"expected two arrays (H, W, 1) of one size, got {output.shape} and {target.shape}")
+    channels = 3 if protocol.colour.endswith("RGB") else 1
+    if output.shape != target.shape or output.ndim != 3 or output.shape[2] != channels:
+        raise ValueError(f"expected two arrays (H, W, {channels}) of one size, got {output.shape} and {target.shape}")
     if not np.isfinite(output).all():
         raise UserError(
             "restored image: holds NaN or infinity, the model has diverged (evaluate an earlier checkpoint)"
@@ -121,7 +126,10 @@ def score(protocol: Protocol, output: np.ndarray, target: np.ndarray, scale: int
         a, b = (np.floor(plane.clip(0, 255) + 0.5) for plane in (a, b))
     if protocol.border == "scale":
         a, b = (plane[scale:-scale, scale:-scale] for plane in (a, b))
-    similarity = ssim(a, b)  # first: it names what is too small
+    if protocol.colour == "Y of RGB":
+        a, b = (rgb2ycbcr_y(plane.astype(np.uint8)).astype(np.float64) for plane in (a, b))
+    # first: it names what is too small
+    similarity = math.fsum(ssim(a[..., c], b[..., c]) for c in range(a.shape[2])) / a.shape[2]
     return Score(psnr(a, b), similarity)
 
 
@@ -134,14 +142,14 @@ def mean(scores: Sequence[Score]) -> Score:
 class Benchmark:
     """One column of the published tables: a degradation at one level, and the protocol that measures it.
 
-    level: the quality of JPEG, the factor of super-resolution, the sigma of noise (0..255 scale).
+    level: the quality of JPEG, the factor of super-resolution, the sigma of noise (0..255 scale); of published pairs none.
     """
 
     name: str
-    kind: Literal["jpeg", "sr", "noise"]
+    kind: Literal["jpeg", "sr", "noise", "pairs"]
     level: float
     protocol: Protocol
-    plane: Literal["rgb2ycbcr", "rgb2gray"]  # what is taken of an RGB image; a grey image is used as it is
+    plane: Literal["rgb2ycbcr", "rgb2gray", "rgb"]  # what is taken of an RGB image; a grey image is used as it is
     half: bool = False  # clean image first shrunk to half by MATLAB's bicubic, as RED and MemNet do with BSD200
 
     def prepare(self, image: np.ndarray) -> list[Pair]:
@@ -163,8 +171,18 @@ class Benchmark:
         pixels = hashlib.blake2b(plane.tobytes(), digest_size=16).hexdigest()
         return [Pair(awgn(_unit(plane), self.level, ("benchmark", seed, pixels)), _unit(plane)) for seed in range(3)]
 
+    def pair(self, lq: np.ndarray, gt: np.ndarray) -> Pair:
+        """A published input and its target as what is restored and scored. uint8, (H, W, 1) or (H, W, 3) RGB.
+
+        Raises UnusableImageError for two sizes.
+        """
+        if lq.shape[:2] != gt.shape[:2]:
+            sizes = (f"{image.shape[1]}x{image.shape[0]}" for image in (lq, gt))
+            raise UnusableImageError(f"{' and '.join(sizes)} pixels, an input and its target are of one size")
+        return Pair(*(_unit(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image) for image in (lq, gt)))
+
     def score(self, output: np.ndarray, target: np.ndarray) -> Score:
-        """`output`, restored from the `lq` of a pair, against its `gt`: floating, (H, W, 1). Raises as `score` does."""
+        """`output`, restored from the `lq` of a pair, against its `gt`: floating, of its shape. Raises as `score` does."""
         return score(self.protocol, output, target, int(self.level) if self.kind == "sr" else 1)
 
 
@@ -175,7 +193,7 @@ def _unit(plane: np.ndarray) -> np.ndarray:
 
 def benchmark(name: str) -> Benchmark:
     """The benchmark of this name: `jpeg-q1` to `jpeg-q100`, `sr-x2`, `sr-x3`, `sr-x4`, `noise-SIGMA` with SIGMA > 0 and
-    `noise-SIGMA-half`, on the images at half size.
+    `noise-SIGMA-half`, on the images at half size; `pairs-y` and `pairs-rgb`, of published pairs.
 
     Raises UserError for another name.
     """
@@ -186,13 +204,27 @@ def benchmark(name: str) -> Benchmark:
     # one name for one level: no leading zeros, no trailing ones
     if (match := re.fullmatch(r"noise-((?!0$)(?:0|[1-9]\d*)(?:\.\d*[1-9])?)(-half)?", name, re.ASCII)) is not None:
         return Benchmark(name, "noise", float(match[1]), GRAY_FLOAT, "rgb2gray", half=match[2] is not None)
-    known = ["jpeg-q10", "jpeg-q20", "sr-x2", "sr-x3", "sr-x4", "noise-30", "noise-50", "noise-70"]
+    if name in ("pairs-y", "pairs-rgb"):
+        return Benchmark(name, "pairs", 0, Y_RGB if name == "pairs-y" else RGB, "rgb")
+    known = [
+        "pairs-y",
+        "pairs-rgb",
+        "jpeg-q10",
+        "jpeg-q20",
+        "sr-x2",
+        "sr-x3",
+        "sr-x4",
+        "noise-30",
+        "noise-50",
+        "noise-70",
+    ]
     raise UserError(
         f"no benchmark {name!r}: {nearest(name, known)} (and any jpeg-q1 to jpeg-q100, any noise-SIGMA or noise-SIGMA-half)"
     )
 
 
 # Tai et al., MemNet, ICCV 2017: table 3 (denoising), table 4 (super-resolution), table 5 (JPEG)
+# and of other papers as they are named below
 # (data set, benchmark) -> method -> (PSNR, SSIM); rows named JPEG and Bicubic are the degraded input itself
 PAPER: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
     ("Classic5", "jpeg-q10"): {"JPEG": (27.82, 0.7595), "MemNet": (29.69, 0.8107)},
@@ -211,4 +243,15 @@ PAPER: dict[tuple[str, str], dict[str, tuple[float, float]]] = {
     ("BSD100", "sr-x2"): {"Bicubic": (29.56, 0.8431), "MemNet": (32.08, 0.8978)},
     ("BSD100", "sr-x3"): {"Bicubic": (27.21, 0.7385), "MemNet": (28.96, 0.8001)},
     ("BSD100", "sr-x4"): {"Bicubic": (25.96, 0.6675), "MemNet": (27.40, 0.7281)},
+    # Li et al., DRCNet, ECCV 2022: tables 1 to 3
+    ("Test100", "pairs-y"): {"MPRNet": (30.27, 0.897), "HINet": (30.29, 0.906), "DRCNet": (32.18, 0.917)},
+    ("Rain100H", "pairs-y"): {"MPRNet": (30.41, 0.890), "HINet": (30.65, 0.894), "DRCNet": (30.96, 0.895)},
+    ("Rain100L", "pairs-y"): {"MPRNet": (36.40, 0.965), "HINet": (37.28, 0.970), "DRCNet": (38.23, 0.976)},
+    ("Test2800", "pairs-y"): {"MPRNet": (33.64, 0.938), "HINet": (33.91, 0.941), "DRCNet": (33.89, 0.946)},
+    ("Test1200", "pairs-y"): {"MPRNet": (32.91, 0.916), "HINet": (33.05, 0.919), "DRCNet": (33.40, 0.940)},
+    ("GoPro", "pairs-rgb"): {"MPRNet": (32.66, 0.959), "HINet": (32.71, 0.959), "DRCNet": (32.82, 0.961)},
+    ("HIDE", "pairs-rgb"): {"MPRNet": (30.96, 0.939), "HINet": (30.32, 0.932), "DRCNet": (31.08, 0.940)},
+    # Cho et al., TIP 2022, table 2; Zhang et al., MemoryNet, table 1 (its SSIM is MATLAB's of three dimensions)
+    ("SPA", "pairs-y"): {"SPANet": (40.24, 0.981), "Cho et al. 2022": (41.56, 0.989)},
+    ("ISTD", "pairs-rgb"): {"DHAN": (27.88, 0.921), "MemoryNet": (28.03, 0.952)},
 }

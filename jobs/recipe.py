@@ -14,7 +14,8 @@ from pipeline.errors import UserError, nearest
 from pipeline.sampling.patches import Grid, RandomCrops
 
 RECIPES = Path(__file__).parent / "recipes"
-MODELS = {"memnet": "MemNet"}  # jobs/models/<name>.py: its class
+# jobs/models/<name>.py: its class
+MODELS = {"memnet": "MemNet", "memorynet": "MemoryNet", "timelapse": "TimeLapseNet", "drcnet": "DRCNet"}
 
 
 class Span(Frozen):
@@ -71,6 +72,8 @@ class Optimisation(Frozen):
     schedule: Literal["step", "cosine"]
     lr_step: Span | None = Field(None, description="schedule step: multiply by gamma after each of these spans")
     gamma: float = Field(0.1, gt=0, lt=1)
+    lr_end: float = Field(0.0, ge=0, description="schedule cosine: the learning rate at the end")
+    warmup: Span | None = Field(None, description="before the schedule begins: from 0 to lr, linearly")
     length: Span = Field(description="when training ends")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; statistics and losses stay fp32")
 
@@ -78,6 +81,8 @@ class Optimisation(Frozen):
     def _stepped(self) -> "Optimisation":
         if (self.schedule == "step") != (self.lr_step is not None):
             raise ValueError("schedule step needs lr_step, cosine has none")
+        if self.lr_end and self.schedule != "cosine":
+            raise ValueError("lr_end belongs to schedule cosine")
         if self.clip_over_lr and self.clip is None:
             raise ValueError("clip_over_lr needs clip")
         return self
@@ -102,7 +107,12 @@ class BenchmarkRun(Frozen):
     """One evaluation: a benchmark of jobs/protocols.py on the images of a folder."""
 
     benchmark: str
-    data: str = Field(description="folder of clean images")
+    data: str = Field(
+        description="folder of clean images; of pairs-y and pairs-rgb, of a data set in its published layout"
+    )
+    layout: str | None = Field(None, description="of published pairs: name, or name:variant, of pipeline/layouts")
+    split: Literal["val", "test"] = Field("test", description="of published pairs")
+    subset: str | None = Field(None, description="of published pairs: only the test images of this subset")
 
 
 class Evaluation(Frozen):

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,19 @@ from jobs.recipe import Recipe, read_recipe
 from pipeline.cluster import connect
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
-from pipeline.shards import file_sha256, read_shards_json
+from pipeline.shards import file_sha256, read_shards_json, samples_digest
 from pipeline.storage import Bucket, Folder, Storage, storage
 
 CODE = (
     "jobs/loop.py",
     "jobs/models/batchnorm.py",
-    "pipeline/loader.py",
-    "pipeline/sampling/order.py",
+    "jobs/models/vgg.py",
     "pipeline/keyed.py",
+    "pipeline/loader.py",
+    "pipeline/sampling/negatives.py",
+    "pipeline/sampling/order.py",
+    "pipeline/sampling/patches.py",
+    "pipeline/shard_set.py",
 )
 
 
@@ -41,7 +46,7 @@ def train(
     name = Path(recipe_name).stem
     folder = data / recipe.data.task
     listing = read_shards_json(folder)
-    run = f"{name}-{run_digest(recipe, listing['digest'])}"
+    run = f"{name}-{run_digest(recipe, samples_digest(listing))}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
     if "done.json" not in place.names("done.json"):
         place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, run, folder.resolve(), place)}).encode())
@@ -105,7 +110,7 @@ def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
     feed = ray.remote(num_cpus=0)(Feed).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe, "data": str(data), "live": live, "feed": feed},
+        train_loop_config={"recipe": recipe, "data": str(data), "live": live, "feed": feed, "here": str(Path.cwd())},
         torch_config=TorchConfig(backend="nccl" if training.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
@@ -231,6 +236,8 @@ def _worker(config: dict[str, Any]) -> dict[str, str] | None:
     torch.set_num_threads(recipe.training.cpus_per_worker)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     live, feed = config["live"], config["feed"]
+    with suppress(FileNotFoundError):  # on another machine
+        os.chdir(config["here"])  # a recipe's relative paths are the project's
     try:
         run = Run(recipe, Path(config["data"]), ray.train.torch.get_device())
         checkpoint = ray.train.get_checkpoint()

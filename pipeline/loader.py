@@ -10,18 +10,20 @@ device.
 
 import json
 import math
+import sys
+import threading
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.keyed import digest64, hashed
 from pipeline.sampling.negatives import mix
@@ -29,13 +31,15 @@ from pipeline.sampling.order import Order
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shard_set import ShardSet
 
-if TYPE_CHECKING:
-    from pipeline.cache import ShardCache
-
 WINDOW = 16  # shards whose samples are mixed
-BLOCK = (
-    4096  # positions whose places are computed at a time: for a batch of 16 that alone would cost as much as cutting
-)
+SMALL = 64  # side of grey patches up to which rows are gathered: a call for each patch costs more than its pixels
+# A view is the patch upside down or not; then as it is (0), mirrored (1), transposed (2), or mirrored and transposed (3).
+UPSIDE_DOWN = np.array([False, False, True, True, False, False, True, True])
+TURNED = np.array([0, 3, 1, 2, 1, 2, 0, 3])
+TOGETHER = 2**20  # bytes of small batches that are cut in one go
+UNUSED = 3  # references to an array that only the pool has: its list, the loop's variable, the question itself
+# Positions whose places are computed at a time: for a batch of 16 alone that would cost as much as cutting it.
+BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 1,
-        cache: "ShardCache | None" = None,
+        cache: ShardCache | None = None,
         quarantine: int = 0,
     ) -> None:
         if batch % world_size:
@@ -94,6 +98,8 @@ class Loader:
         self.batch, self.seed, self.threads = batch, seed, threads
         self.rank, self.world_size = rank, world_size
         self.share = batch // world_size
+        self._pool: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self._lock = threading.Lock()
         s = self.shard_set
         self.sizes = s.sizes
         counts = sampling.counts(self.sizes)
@@ -120,6 +126,13 @@ class Loader:
         return -(-self.samples // self.batch)
 
     @property
+    def delivers(self) -> set[str]:
+        """The images of a batch on the device: gt, lq, mask, negatives; or frames."""
+        online = {"lq"} if self.shard_set.online_noise else set()
+        mixed = {"negatives"} if self.shard_set.permille.shape[1] else set()
+        return {"frames"} if "v" in self.planes else set(self.planes) | online | mixed
+
+    @property
     def unused(self) -> list[str]:
         """The keys of images that are smaller than a patch, and so in no sample."""
         return sorted({self.shard_set.key(int(i)) for i in np.flatnonzero(np.diff(self.first) == 0)})
@@ -132,21 +145,22 @@ class Loader:
 
     def batches(self, start: Position = Position()) -> Generator[tuple[Position, dict[str, Tensor]], None, None]:
         """Batches from `start` on, without end: (position of the batch, batch), as `cut` makes them."""
-        ahead: deque[Future[tuple[Position, dict[str, Tensor]]]] = deque()
+        ahead: deque[Future[list[tuple[Position, dict[str, Tensor]]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             try:
                 work = self._work(start)
                 while True:
                     while len(ahead) < 2 * self.threads:
                         ahead.append(pool.submit(self._cut, *next(work)))
-                    yield ahead.popleft().result()
+                    yield from ahead.popleft().result()
             finally:
                 for future in ahead:
                     future.cancel()
 
     def _work(self, start: Position) -> Generator[tuple[Position, Places], None, None]:
-        """The batches from `start` on, without end, and where their samples lie."""
+        """What is cut together, without end: where it begins, and where the samples of one batch or several lie."""
         epoch, batch = start.epoch, start.batch
+        together = max(1, TOGETHER // (self.share * sum(self.planes.values()) * self.sampling.patch**2))
         while True:
             if batch >= len(self):
                 epoch, batch = epoch + 1, 0
@@ -155,8 +169,9 @@ class Loader:
                 many = min(max(1, BLOCK // self.share), len(self) - batch)
                 self._prefetch(order, batch)
                 places = self._places(order, batch, many)
-                for i in range(many):
-                    yield Position(epoch, batch + i), places[i * self.share : (i + 1) * self.share]
+                for i in range(0, many, together):
+                    part = places[i * self.share : min(i + together, many) * self.share]
+                    yield Position(epoch, batch + i), part
                 batch += many
 
     def _prefetch(self, order: Order, batch: int) -> None:
@@ -178,7 +193,7 @@ class Loader:
         count: float32 (), true samples in the global batch / W. Of tasks with n negatives, permille: int32 (B/W, n),
         thousandths of the lq in each; and negatives: uint8 (B/W, n, C, H, W), unless they are to be mixed of lq and gt.
         """
-        return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[1]
+        return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[0][1]
 
     def _order(self, epoch: int) -> Order:
         return Order(self.per_shard, window=WINDOW, seed=self.seed, epoch=epoch)
@@ -193,69 +208,99 @@ class Loader:
         place = self.sampling.place(number, self.sizes[version], sample, self.seed, order.epoch)
         return Places(sample, version, *place, (positions < self.samples).astype(np.float32))
 
-    def _cut(self, position: Position, places: Places) -> tuple[Position, dict[str, Tensor]]:
-        s, p = self.shard_set, self.sampling.patch
-        n = len(places.sample)
+    def _cut(self, first: Position, places: Places) -> list[tuple[Position, dict[str, Tensor]]]:
+        """The batches from `first` on that these samples make."""
+        s, p, n = self.shard_set, self.sampling.patch, len(places.sample)
         rows = {name: s.planes[name][places.version] for name in self.planes}
-        batch: dict[str, Tensor] = {}
-        if "v" in rows:
-            frames = self._empty(n, 2, p, p, self.channels)
-            for i, name in enumerate(("v", "w")):
-                self._cut_plane(rows[name], places, places.top, places.left, frames[:, i])
-            batch["frames"] = torch.from_numpy(frames).permute(0, 1, 4, 2, 3)
-        else:
-            for name, channels in self.planes.items():
-                patches = self._empty(n, p, p, channels)
-                self._cut_plane(rows[name], places, places.top, places.left, patches)
-                batch[name] = torch.from_numpy(patches).permute(0, 3, 1, 2)
+        columns: dict[str, Tensor] = {}
+        for channels in sorted(set(self.planes.values())):
+            names = [name for name in self.planes if self.planes[name] == channels]
+            patches = self._empty(len(names), n, p, p, channels)
+            self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches)
+            tensor = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
+            columns |= {"frames": tensor.transpose(0, 1)} if "v" in names else dict(zip(names, tensor, strict=True))
         if s.permille.shape[1]:
-            batch["permille"] = torch.from_numpy(s.permille[places.version])
+            columns["permille"] = torch.from_numpy(s.permille[places.version])
         if s.negatives is not None:
-            negatives = self._empty(n, s.negatives.shape[1], p, p, self.channels)
-            for k in range(s.negatives.shape[1]):
-                rows[f"negative {k}"] = row = s.negatives[places.version, k]
-                # of another size than the planes where it is another's
-                top, left = places.top % (s.height[row] - p + 1), places.left % (s.width[row] - p + 1)
-                self._cut_plane(row, places, top, left, negatives[:, k])
-            batch["negatives"] = torch.from_numpy(negatives).permute(0, 1, 4, 2, 3)
+            row = s.negatives[places.version].T  # (k, n)
+            rows |= {f"negative {k}": each for k, each in enumerate(row)}
+            patches = self._empty(*row.shape, p, p, self.channels)
+            # of another size than the planes where they are another's
+            top, left = places.top % (s.height[row] - p + 1), places.left % (s.width[row] - p + 1)
+            self._cut_planes(row, places, top, left, patches)
+            columns["negatives"] = torch.from_numpy(patches).permute(1, 0, 4, 2, 3)
         weight = places.weight
         if s.quarantined:
             bad = np.array(list(s.quarantined))
             weight = weight * ~np.logical_or.reduce([np.isin(row, bad) for row in rows.values()])
-        true = min(self.batch, self.samples - position.batch * self.batch)
-        batch |= {
+        columns |= {
             "level": torch.from_numpy(s.level[places.version]),
             "weight": torch.from_numpy(weight),
             "sample": torch.from_numpy(places.sample),
-            "epoch": torch.tensor(position.epoch),
-            "count": torch.tensor(true / self.world_size, dtype=torch.float32),
         }
-        return position, batch
+        epoch = torch.tensor(first.epoch)
+        batches = []
+        for i in range(n // self.share):
+            position = Position(first.epoch, first.batch + i)
+            true = min(self.batch, self.samples - position.batch * self.batch)
+            batch = {name: column[i * self.share : (i + 1) * self.share] for name, column in columns.items()}
+            batch |= {"epoch": epoch, "count": torch.tensor(true / self.world_size, dtype=torch.float32)}
+            batches.append((position, batch))
+        return batches
 
     def _empty(self, *shape: int) -> np.ndarray:
-        """uint8; in memory that a GPU copies from by itself, where there is one."""
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
+        """uint8, for a batch: in memory that a GPU copies from by itself, where there is one; else in that of a batch
+        which nobody holds any more. New memory costs twice what is written into it, for the system clears its pages.
+        """
+        if torch.cuda.is_available():
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        with self._lock:
+            pool = self._pool.setdefault(shape, [])
+            for array in pool:
+                if sys.getrefcount(array) == UNUSED:
+                    return array
+            pool.append(np.empty(shape, np.uint8))
+            return pool[-1]
 
-    def _cut_plane(self, rows: np.ndarray, places: Places, top: np.ndarray, left: np.ndarray, out: np.ndarray) -> None:
-        """Cut a patch of each row of the index into `out`, (k, p, p, C)."""
+    def _cut_planes(self, rows: np.ndarray, places: Places, top: np.ndarray, left: np.ndarray, out: np.ndarray) -> None:
+        """Cut a patch of each row of the index, (k, n), into `out`, (k, n, p, p, C). top, left: (n,) or (k, n)."""
         s, p = self.shard_set, self.sampling.patch
-        channels = out.shape[3]
-        views = places.view.tolist()
+        channels = out.shape[-1]
         if s.png:
-            for i, (row, y, x) in enumerate(zip(rows.tolist(), top.tolist(), left.tolist(), strict=True)):
-                turn(s.pixels(row)[y : y + p, x : x + p], views[i], out[i])
+            sides = (np.broadcast_to(side, rows.shape) for side in (top, left, places.view))
+            where = zip(*(x.ravel().tolist() for x in (rows, *sides)), out.reshape(-1, *out.shape[2:]), strict=True)
+            for row, y, x, turned, patch in where:
+                source = s.pixels(row)[y : y + p, x : x + p]
+                patch[...] = dihedral(source, turned)
             return
         shards = s.shard[rows]
-        mapped = {int(shard): s.mapped(int(shard)) for shard in np.unique(shards)}
-        c, line = s.channels[rows], s.channels[rows] * s.width[rows]
+        mapped = {shard: s.mapped(shard) for shard in set(shards[0].tolist())}
+        c = s.channels[rows]
+        line = c * s.width[rows]
         begin = s.begin[rows] + top * line + left * c
-        where = zip(shards.tolist(), begin.tolist(), line.tolist(), c.tolist(), views, out, strict=True)
-        for shard, offset, stride, depth, view, patch in where:
-            source = np.ndarray((p, p, depth), np.uint8, mapped[shard], offset, (stride, depth, 1))
-            if depth == channels:
-                turn(source, view, patch)
-            else:  # grey among colour
-                patch[...] = dihedral(source, view)
+        view = np.broadcast_to(places.view, rows.shape)
+        patches = out.reshape(-1, *out.shape[2:])
+        if channels == 1 and p <= SMALL:
+            gather(mapped, shards.ravel(), begin.ravel(), line.ravel(), view.ravel(), patches[..., 0])
+            return
+        # A row of a patch is one item, which is copied whole; and cv2 turns a patch twice as fast whose rows are not a power
+        # of two apart.
+        item = f"V{p * channels}"
+        targets = np.ndarray(patches.shape[:2], item, patches, strides=patches.strides[:2])
+        scratch = np.empty((p, p + 5, channels), np.uint8)
+        upright = np.ndarray((p,), item, scratch, strides=scratch.strides[:1])
+        columns = (x.ravel().tolist() for x in (shards, begin, line, c, view))
+        for i, (shard, offset, stride, depth, turned) in enumerate(zip(*columns, strict=True)):
+            if depth < channels:  # grey among colour
+                grey = np.ndarray((p, p, depth), np.uint8, mapped[shard], offset, (stride, depth, 1))
+                patches[i] = dihedral(grey, turned)
+                continue
+            rows = np.ndarray((p,), item, mapped[shard], offset, (stride,))
+            if turned == 0:
+                targets[i] = rows
+            else:
+                upright[...] = rows
+                turn(scratch[:, :p], turned, patches[i])
 
     def to_device(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """The batch as a model takes it: images float32 in [0, 1], online noise added (not clipped unless the task says so).
@@ -305,6 +350,41 @@ def turn(patch: np.ndarray, view: int, out: np.ndarray) -> None:
         cv2.flip(patch, 0, out)
     else:
         cv2.flip(cv2.transpose(patch), -1, out)
+
+
+def gather(
+    mapped: dict[int, np.ndarray],
+    shards: np.ndarray,
+    begin: np.ndarray,
+    line: np.ndarray,
+    view: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """`turn` of many small grey patches at once, without a call for each.
+
+    mapped: the bytes of the shards. Of each patch, (k,): its shard, where its first pixel lies there, bytes from one of its
+    rows to the next, and its view. out: uint8 (k, p, p).
+    """
+    p = out.shape[1]
+    row = np.arange(p)
+    order = np.where(UPSIDE_DOWN[view][:, None], row[::-1], row)
+    starts = begin[:, None] + order * line[:, None]
+    # A row of p pixels is one item of an array that begins anew at every byte.
+    target = np.ndarray(out.shape[:2], f"V{p}", out, strides=out.strides[:2])
+    for shard, source in mapped.items():
+        rows = np.ndarray((len(source) - p + 1,), f"V{p}", source, strides=(1,))
+        if len(mapped) == 1:
+            target[...] = rows[starts]
+        else:
+            here = np.flatnonzero(shards == shard)
+            target[here] = rows[starts[here]]
+    rest = TURNED[view]
+    here = np.flatnonzero(rest == 1)
+    out[here] = out[here][:, :, ::-1]
+    here = np.flatnonzero(rest == 2)
+    out[here] = out[here].swapaxes(1, 2)
+    here = np.flatnonzero(rest == 3)
+    out[here] = out[here][:, :, ::-1].swapaxes(1, 2)
 
 
 def counter_normal(keys: Tensor, n: int) -> Tensor:

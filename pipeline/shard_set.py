@@ -4,13 +4,12 @@ In columns from end to end: an image costs tens of bytes here, not an object.
 """
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,13 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.cache import Lease, ShardCache
 from pipeline.degradations.noise import awgn
 from pipeline.errors import UserError
-from pipeline.shards import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, damaged, file_sha256, read_listing
+from pipeline.shards import (
+    INDEX_SCHEMA,
+    NEGATIVES_SCHEMA,
+    PAIRS_SCHEMA,
+    damaged,
+    file_sha256,
+    read_listing,
+    samples_digest,
+)
 from pipeline.storage import Folder, storage
-
-if TYPE_CHECKING:
-    from pipeline.cache import ShardCache
 
 CACHE = Path(".cache/remote")  # copies of remote shards, by content
 OPEN = 64  # shards that are mapped at a time
@@ -60,9 +65,7 @@ class ShardSet:
     their images, int64 (n, k), or None where they are to be mixed of lq and gt.
     """
 
-    def __init__(
-        self, place: Path | str, split: str, *, cache: "ShardCache | None" = None, quarantine: int = 0
-    ) -> None:
+    def __init__(self, place: Path | str, split: str, *, cache: ShardCache | None = None, quarantine: int = 0) -> None:
         """place: a folder, or the URI of one. cache: where shards of a bucket are copied to; CACHE by default.
 
         quarantine: so many damaged members are taken note of (`quarantined`) before it is an error.
@@ -72,11 +75,9 @@ class ShardSet:
         self.place, self.split = str(place).rstrip("/"), split
         self.cache = cache
         if cache is None and not isinstance(self.source, Folder):
-            from pipeline.cache import ShardCache
-
             self.cache = ShardCache(CACHE)
         self.listing = listing = read_listing(self._read("shards.json"), f"{self.place}/shards.json")
-        self.digest: str = listing["digest"]
+        self.digest = samples_digest(listing)
         self.colour: str = listing["colour"]
         degradation = listing["degradation"]
         self.kind: str = degradation["kind"]
@@ -89,14 +90,12 @@ class ShardSet:
         if isinstance(self.source, Folder):
             for i in range(len(self.shards)):
                 self._local(i)  # it is better to know now than an hour later
-        if self.online_noise:
-            self.digest += f" {json.dumps(degradation)}"  # not in the shards, and yet it makes other batches of them
         self.quarantine = quarantine
         self.quarantined: dict[int, str] = {}  # row of the index: what is wrong
         self._lock = threading.Lock()
         self._opening: dict[int, threading.Lock] = {}
         self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._leases: dict[int, Any] = {}
+        self._leases: dict[int, Lease] = {}
         self._checked: dict[int, tuple[int, int, int]] = {}
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
         self._decoded_bytes = 0
@@ -104,7 +103,6 @@ class ShardSet:
         self._versions()
         if listing["negatives"]:
             self._negatives(self._table("negatives", NEGATIVES_SCHEMA))
-            self.digest += f" {listing['negatives_sha256']}"
         else:
             self.permille = np.empty((len(self), 0), np.int32)
             self.negatives: np.ndarray | None = None
@@ -182,7 +180,6 @@ class ShardSet:
         none = np.full(len(self._keys), -1, np.int64)
         if self.kind == "timelapse":
             pairs = self._table("pairs", PAIRS_SCHEMA)
-            self.digest += f" {self.listing['pairs_sha256']}"
             self.sample = pc.index_in(pairs["key"], self._keys).to_numpy().astype(np.int64)
             v, w = (pairs[name].to_numpy().astype(np.int64) for name in ("v", "w"))
             self.level = v
@@ -291,7 +288,7 @@ class ShardSet:
     def _file(self, shard: dict[str, Any]) -> str:
         return f"{self.split}/{shard['name']}"
 
-    def _local(self, shard: int) -> tuple[Path, Any]:
+    def _local(self, shard: int) -> tuple[Path, Lease | None]:
         """The file of a shard, and the lease that keeps it there."""
         each = self.shards[shard]
         if self.cache is not None:

@@ -169,6 +169,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def samples_digest(listing: dict[str, Any]) -> str:
+    """What the samples of a built dataset depend on: its shards, and what makes other samples of the same shards."""
+    degradation = listing["degradation"]
+    online = degradation if degradation["kind"] == "noise" and degradation["drawn"] == "online" else None
+    return json.dumps([listing["digest"], online, listing["pairs_sha256"], listing["negatives_sha256"]])
+
+
 def damaged(path: Path, members: Iterable[tuple[int, int, str]]) -> Iterator[int]:
     """Which members of a shard are not what the index says. members: offset, length and sha256 of the contents of each."""
     with path.open("rb") as file:

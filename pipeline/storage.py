@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 2**20  # bytes that are in memory at a time when a file passes through
+BUSY = ("SlowDown", "RequestTimeout", "Throttling", "429")  # answers below 500 that another try mends
+
+
+class UnavailableError(UserError):
+    """The store did not answer, or not to the end: another try may succeed."""
 
 
 class Storage(ABC):
@@ -30,8 +35,12 @@ class Storage(ABC):
     uri: str  # without a slash at its end
 
     @abstractmethod
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """The contents, block by block. Raises FileNotFoundError."""
+    def chunks(self, name: str, start: int = 0, *, once: bool = False) -> Iterator[bytes]:
+        """The contents from byte `start` on, block by block. start: less than the length.
+
+        once: without boto3's own retries, and with less patience for a silent server, for a caller that tries again by
+        itself. Raises FileNotFoundError, and UnavailableError where another try may succeed.
+        """
 
     @abstractmethod
     def names(self, prefix: str = "") -> list[str]:
@@ -72,8 +81,8 @@ class Folder(Storage):
     def __init__(self, uri: str, root: Path) -> None:
         self.uri, self.root = uri, root
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        return _blocks(self.root / name)
+    def chunks(self, name: str, start: int = 0, *, once: bool = False) -> Iterator[bytes]:
+        return _blocks(self.root / name, start)
 
     def names(self, prefix: str = "") -> list[str]:
         def refuse(error: OSError) -> None:
@@ -125,15 +134,18 @@ class Bucket(Storage):
                 raise UserError(f"{self.uri}: {variable} begins or ends with a blank or a line break; remove it")
         variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         self.endpoint = next((os.environ[variable] for variable in variables if os.environ.get(variable)), "AWS")
+        self.variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
         with self._explained(""):
             try:
-                self.client = _client(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+                self.client = _client(self.variables)
             except ValueError as error:  # an endpoint that is no URL, a region that is no name
                 raise UserError(f"{self.uri}: {_line(error)}; check the variables AWS_*") from None
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def chunks(self, name: str, start: int = 0, *, once: bool = False) -> Iterator[bytes]:
+        part: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
         with self._explained(name):
-            response = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+            client = _client(self.variables, once=True) if once else self.client
+            response = client.get_object(Bucket=self.bucket, Key=self.prefix + name, **part)
             with closing(response["Body"]) as body:
                 yield from body.iter_chunks(BLOCK)
 
@@ -189,12 +201,20 @@ class Bucket(Storage):
                 raise FileNotFoundError(errno.ENOENT, "not in the store", where) from None
             if code == "PreconditionFailed":
                 raise FileExistsError(errno.EEXIST, "exists already", where) from None
-            raise UserError(f"{where}: {self._refusal(code) or f'{_line(error)} at {self.endpoint}'}") from None
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            refusal = self._refusal(code)
+            kind = UnavailableError if not refusal and (status >= 500 or code in BUSY) else UserError
+            raise kind(f"{where}: {refusal or f'{_line(error)} at {self.endpoint}'}") from None
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
             missing = [variable for variable in credentials if not os.environ.get(variable)]
             raise UserError(f"{where}: no credentials; set {' and '.join(missing or credentials)}") from None
-        except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
-            raise UserError(
+        except (
+            exceptions.ConnectionError,
+            exceptions.HTTPClientError,
+            exceptions.IncompleteReadError,
+            exceptions.FlexibleChecksumError,
+        ) as error:
+            raise UnavailableError(
                 f"{where}: no whole answer from {self.endpoint} ({type(error).__name__}); "
                 "check AWS_ENDPOINT_URL and the network, and try again"
             ) from None
@@ -234,9 +254,12 @@ def storage(uri: str) -> Storage:
     return Folder(uri.rstrip("/") or "/", path)
 
 
-@functools.lru_cache(maxsize=4)
-def _client(variables: frozenset[tuple[str, str]]) -> "S3Client":
-    """The client for this state of the environment. It serves all threads, and takes 60 ms to make."""
+@functools.lru_cache(maxsize=8)
+def _client(variables: frozenset[tuple[str, str]], once: bool = False) -> "S3Client":
+    """The client for this state of the environment. It serves all threads, and takes 60 ms to make.
+
+    once: it sends a request once, and waits 20 s instead of 60 for each part of the answer.
+    """
     import boto3
     from botocore.config import Config
 
@@ -245,6 +268,8 @@ def _client(variables: frozenset[tuple[str, str]]) -> "S3Client":
     # S3-compatible stores older than 2025 refuse the checksums that boto3 appends to the body of an upload.
     if given & {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} and "AWS_REQUEST_CHECKSUM_CALCULATION" not in given:
         settings["request_checksum_calculation"] = "when_required"
+    if once:
+        settings |= {"retries": {"mode": "standard", "total_max_attempts": 1}, "read_timeout": 20}
     return boto3.session.Session().client("s3", config=Config(**settings))
 
 
@@ -262,8 +287,9 @@ def _opened(data: bytes | Path) -> Iterator[Any]:
             yield file
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
+def _blocks(path: Path, start: int = 0) -> Iterator[bytes]:
     with path.open("rb") as file:
+        file.seek(start)
         while block := file.read(BLOCK):
             yield block
 

@@ -115,6 +115,7 @@ class MemNet(nn.Module):
     bn_momentum: share of the new batch in the running statistics; 0.001 as released, 0.01 to 0.1 for short runs.
     """
 
+    inputs = ("lq", "gt")
     size_multiple = 1
 
     def __init__(

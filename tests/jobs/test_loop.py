@@ -436,7 +436,7 @@ def test_a_task_of_scenes_is_told_to_lack_the_targets_that_the_model_needs(build
         for i in range(2)
     }
     folder = builder("loop-scenes", frames, layout="scenes", degradation={"kind": "timelapse"})
-    with pytest.raises(UserError, match=r"^model memnet needs targets \(gt\); task \S+ has frames without$"):
+    with pytest.raises(UserError, match=r"^model memnet needs gt, lq, which task \S+ has not$"):
         Run(recipe(folder=tmp_path), folder, torch.device("cpu"))
 
 

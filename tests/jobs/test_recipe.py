@@ -9,8 +9,11 @@ from torch import nn
 
 from jobs.loop import learning_rate
 from jobs.models.memnet import MemNet
+from jobs.protocols import benchmark
 from jobs.recipe import RECIPES, Optimisation, Span, build_model, read_recipe
 from pipeline.errors import UserError
+from pipeline.layouts import layout
+from pipeline.sampling.patches import RandomCrops
 from pipeline.task import read_task
 
 TEXT = """\
@@ -301,3 +304,55 @@ def test_a_recipe_is_closed_and_frozen(file):
         recipe.optimisation.lr = 1.0
     with pytest.raises(ValueError, match="Extra inputs"):
         Optimisation(optimiser="sgd", lr=1, schedule="cosine", length=Span(steps=1), nesterov=True)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_is_scored_on_what_there_is(name, tmp_path):
+    for run in read_recipe(name).evaluation.benchmarks:
+        assert (benchmark(run.benchmark).kind == "pairs") == (run.layout is not None)
+        if run.layout is not None:
+            layout_name, _, variant = run.layout.partition(":")
+            known = layout(layout_name, "pairs", tmp_path, variant or None)
+            assert run.subset in {None, *(count.subset for count in known.published())}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "batch", "lr", "lr_end", "clip", "decay", "steps"),
+    [
+        *((f"drcnet-{t}", 18_972_598, 32, 2e-4, 1e-7, 0.01, 0, 400_000) for t in ("derain", "denoise", "deblur")),
+        *(
+            (f"memorynet-{t}", 3_641_285, 16, 2e-4, 1e-6, None, 5e-4, 214_000)
+            for t in ("deshadow", "raindrop", "deblur")
+        ),
+        ("timelapse-derain", 817_987, 16, 2e-4, 0, None, 0, 250_000),
+    ],
+)
+def test_the_other_papers_recipes_have_their_numbers(name, parameters, batch, lr, lr_end, clip, decay, steps):
+    """DRCNet, section 4.1; MemoryNet, section IV and its release; Cho et al. 2022, section IV."""
+    recipe = read_recipe(name)
+    with torch.device("meta"):
+        model = build_model(recipe.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert (recipe.data.patch, recipe.data.batch) == (256, batch)
+    o = recipe.optimisation
+    assert (o.optimiser, o.lr, o.lr_end, o.clip, o.weight_decay) == ("adam", lr, lr_end, clip, decay)
+    assert o.length == Span(steps=steps)
+    assert learning_rate(o, steps // 2 + (2571 // 2 if decay else 0), steps, 100) == pytest.approx(
+        (lr + lr_end) / 2, rel=0.01
+    )
+    assert learning_rate(o, steps, steps, 100) == pytest.approx(lr_end)
+
+
+def test_a_warm_up_rises_to_the_learning_rate_and_the_schedule_begins_after_it():
+    o = read_recipe("memorynet-deshadow").optimisation
+    rates = [learning_rate(o, step, 214_000, 83) for step in (0, 1285, 2570, 2571, 2572)]
+    assert rates[0] == pytest.approx(2e-4 / 2572)
+    assert rates[1] == pytest.approx(1e-4)
+    assert rates[2] < rates[3] == 2e-4
+    assert rates[4] <= rates[3]
+
+
+def test_a_recipe_says_either_stride_or_crops(file):
+    both = complaint(file, overrides=["data.crops=2", "data.stride=3"])
+    assert both.endswith("data: give stride (a grid of patches) or crops (random places), one of the two")
+    assert read_recipe(str(file), ["data.crops=2", "data.stride=null"]).data.sampling == RandomCrops(31, 2)

@@ -1,4 +1,5 @@
 import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import loader as module
+from pipeline.cache import ShardCache
 from pipeline.errors import UserError
-from pipeline.loader import Loader, Position, counter_normal, dihedral, turn
+from pipeline.loader import Loader, Position, counter_normal, dihedral, gather, turn
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shard_set import ShardSet, validation_pair
+from pipeline.storage import storage
 
 PATCH, STRIDE, BATCH = 24, 16, 12
 FILES = {
@@ -371,6 +374,16 @@ def test_so_many_pairs_of_each_scene_are_drawn_and_belong_to_the_digest(builder)
 # random crops
 
 
+def places_of(patch: np.ndarray, image: np.ndarray) -> list[tuple[int, int, int]]:
+    """Where in a grey image a patch was cut, and in which view."""
+    found = []
+    for view in range(8):
+        upright = next(u for v in range(8) if (dihedral(u := dihedral(patch, v), view) == patch).all())[..., 0]
+        corners = np.argwhere(image[: image.shape[0] - PATCH + 1, : image.shape[1] - PATCH + 1, 0] == upright[0, 0])
+        found += [(y, x, view) for y, x in corners if (image[y : y + PATCH, x : x + PATCH, 0] == upright).all()]
+    return found
+
+
 def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_epoch(jpeg):
     loader = load(jpeg, sampling=RandomCrops(PATCH, 3), batch=9)
     versions = list(ShardSet(jpeg, "train").versions())
@@ -382,19 +395,12 @@ def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_ep
             batch = loader.cut(Position(epoch, i))
             for sample, *patches in zip(batch["sample"], batch["gt"], batch["lq"], strict=True):
                 version = [v for v in versions if min(v.size) >= PATCH][int(sample) // 3]
-                height, width = version.size
-                gt, lq = (patch.permute(1, 2, 0).numpy().tobytes() for patch in patches)
-                found = [
-                    (y, x, view)
-                    for y in range(height - PATCH + 1)
-                    for x in range(width - PATCH + 1)
-                    for view in range(8)
-                    if dihedral(version.planes["gt"][y : y + PATCH, x : x + PATCH], view).tobytes() == gt
-                ]
+                gt, lq = (patch.permute(1, 2, 0).numpy() for patch in patches)
+                found = places_of(gt, version.planes["gt"])
                 assert len(found) == 1
                 ((y, x, view),) = found
-                assert dihedral(version.planes["lq"][y : y + PATCH, x : x + PATCH], view).tobytes() == lq
-                seen.setdefault(int(sample), set()).add(gt)
+                assert (dihedral(version.planes["lq"][y : y + PATCH, x : x + PATCH], view) == lq).all()
+                seen.setdefault(int(sample), set()).add(gt.tobytes())
     assert set(seen) == set(range(loader.samples))
     assert sum(len(each) for each in seen.values()) == 2 * loader.samples
 
@@ -452,7 +458,6 @@ def test_planned_and_stored_extra_negatives_are_the_same_patches_of_other_inputs
     ]
     planned, stored = (negatives_of(folder) for folder in folders)
     inputs = [version.planes["lq"] for version in ShardSet(folders[0], "train").versions()]
-    whole = [np.lib.stride_tricks.sliding_window_view(lq[..., 0], (PATCH, PATCH)) for lq in inputs]
     assert planned.keys() == stored.keys() != set()
     for sample in list(planned)[::97]:
         lambdas, negatives, lq, _ = planned[sample]
@@ -460,8 +465,7 @@ def test_planned_and_stored_extra_negatives_are_the_same_patches_of_other_inputs
         assert torch.equal(negatives, stored[sample][1])
         for negative in negatives:
             patch = (negative[0] * 255).round().byte().numpy()
-            views = [dihedral(patch, view) for view in range(8)]
-            assert any((windows == view).all((2, 3)).any() for windows in whole for view in views)
+            assert any(places_of(patch[..., None], lq) for lq in inputs)
             assert not torch.equal(negative, lq)
 
 
@@ -524,6 +528,42 @@ def test_a_turned_patch_is_its_dihedral_view(view, channels):
         turn(whole[3 : 3 + p, 5 : 5 + p], view, batch[1])
         assert (batch[1] == dihedral(whole[3 : 3 + p, 5 : 5 + p], view)).all()
         assert not batch[0].any()
+
+
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 2**32))
+@settings(max_examples=50)
+def test_gathered_patches_are_their_views_from_whichever_shards_they_come(p, k, seed):
+    rng = np.random.default_rng(seed)
+    mapped = {shard: rng.integers(0, 256, 60 * 70 + 13, np.uint8) for shard in (3, 5, 8)}
+    shards, view, line = rng.choice([3, 5, 8], k), rng.integers(0, 8, k), rng.choice([60, 70], k)
+    begin = rng.integers(0, 13, k) + rng.integers(0, 60 - p, k, endpoint=True) * (line + 0)
+    begin = np.minimum(begin, 60 * 70 + 13 - (p - 1) * line - p)
+    out = np.zeros((k + 1, p, p, 1), np.uint8)
+    gather({int(s): mapped[s] for s in np.unique(shards)}, shards, begin, line, view, out[1:, ..., 0])
+    for i in range(k):
+        patch = np.ndarray((p, p), np.uint8, mapped[shards[i]], int(begin[i]), (int(line[i]), 1))
+        assert (out[1 + i, ..., 0] == dihedral(patch[..., None], view[i])[..., 0]).all()
+    assert not out[0].any()
+
+
+def test_a_batch_that_is_held_is_not_overwritten_and_one_that_is_not_is_used_again(jpeg):
+    loader = load(jpeg, threads=2)
+    batches = loader.batches()
+    held = [next(batches)[1] for _ in range(6)]
+    copies = [{name: value.clone() for name, value in batch.items()} for batch in held]
+    kept = held[0]["gt"][:1]  # a view alone keeps its memory
+    first = kept.clone()
+    del held[0]
+    for _ in range(40):
+        next(batches)
+    assert all(same(batch, copy) for batch, copy in zip(held, copies[1:], strict=True))
+    assert torch.equal(kept, first)
+    del kept, held
+    assert sum(len(pool) for pool in loader._pool.values()) <= 2 * (6 + 2 * 2 + 2 + 1)
+    for _ in range(20):
+        next(batches)
+    assert sum(len(pool) for pool in loader._pool.values()) <= 2 * (6 + 2 * 2 + 2 + 1)
+    batches.close()
 
 
 # normal numbers
@@ -646,3 +686,63 @@ def test_few_shards_are_mapped_at_a_time(jpeg, monkeypatch):
         monkeypatch.setattr(shard_set, "OPEN", 64)
         assert same(batch, free.cut(at))
         monkeypatch.setattr(shard_set, "OPEN", 2)
+
+
+# shards in a bucket
+
+
+@pytest.fixture
+def bucket(jpeg, s3) -> str:
+    """The URI of the dataset in a bucket."""
+    for path in (path for path in jpeg.rglob("*") if path.is_file()):
+        storage(f"{s3}/data").write(path.relative_to(jpeg).as_posix(), path)
+    return f"{s3}/data"
+
+
+def downloads(caplog) -> list[str]:
+    """Names of the shards that the server was asked for so far."""
+    asked = re.findall(r"GET /\S+/(\w+\.tar) ", caplog.text)
+    caplog.clear()
+    return asked
+
+
+def test_two_ranks_load_a_bucket_s_batches_with_one_download_of_each_shard(jpeg, bucket, tmp_path, caplog):
+    caplog.set_level("INFO", logger="werkzeug")
+    cache = ShardCache(tmp_path / "cache")
+    ranks = [load(bucket, rank=rank, world_size=2, threads=2, cache=cache).batches() for rank in range(2)]
+    one = load(jpeg)
+    for epoch in range(2):
+        for i in range(len(one)):
+            parts = [next(rank) for rank in ranks]
+            assert {at for at, _ in parts} == {Position(epoch, i)}
+            assert same(joined([part for _, part in parts]), joined([one.cut(Position(epoch, i))]))
+    for rank in ranks:
+        rank.close()
+    assert sorted(downloads(caplog)) == sorted(shard["name"] for shard in one.shard_set.shards)
+    warm = load(bucket, cache=ShardCache(tmp_path / "cache"))
+    epoch_of(warm)
+    assert downloads(caplog) == []
+    assert warm.digest == one.digest
+
+
+def test_a_cache_smaller_than_the_shards_gives_the_same_batches(jpeg, bucket, tmp_path, monkeypatch):
+    from pipeline import shard_set
+
+    monkeypatch.setattr(shard_set, "OPEN", 1)
+    one = load(jpeg)
+    sizes = [shard["bytes"] for shard in one.shard_set.shards]
+    monkeypatch.setattr(module, "WINDOW", 1)
+    small = load(bucket, cache=ShardCache(tmp_path / "cache", limit_bytes=2 * max(sizes)))
+    assert sum(sizes) > 2 * max(sizes)
+    for (at, batch), _ in zip(small.batches(), range(len(small)), strict=False):
+        assert same(batch, load(jpeg).cut(at))
+        held = [path.stat().st_size for path in (tmp_path / "cache").glob("??/*") if path.suffix != ".lock"]
+        assert sum(held) <= 2 * max(sizes)
+
+
+def test_a_shard_with_other_contents_in_the_bucket_is_refused(bucket, tmp_path):
+    loader = load(bucket, cache=ShardCache(tmp_path / "cache"))
+    shard = loader.shard_set.shards[0]
+    storage(bucket).write(f"train/{shard['name']}", b"x" * shard["bytes"])
+    with pytest.raises(UserError, match=f"{bucket}/train/{shard['name']}: its sha256 is .* upload that shard again"):
+        epoch_of(loader)

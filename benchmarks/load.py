@@ -1,0 +1,494 @@
+"""Pairs per second of the loader on one core, beside five peers and memcpy.
+
+    python benchmarks/load.py PHOTOS [--peers DIR] [--sides 256 512] [--rounds 5] [--seconds 1]
+
+PHOTOS: a folder of images, e.g. BSDS500/data/images/train. Squares of the first 200, clean and as JPEG of quality 40, are
+built by `memoir ingest` and `memoir build`; every peer stores the pixels of these shards and gives batches of 32 pairs of
+RGB crops of 256x256, uint8, in an order of its own, shuffled:
+
+- memoir: raw shards, random crops, without and with the 8 flips and rotations;
+- folder: a PNG file for each image, cv2.imread, torch's DataLoader;
+- lmdb: BasicSR's way, two lmdbs of PNG (BasicSR itself does not import beside torch without torchvision);
+- webdataset: tar shards of PNG;
+- mosaic: mosaicml-streaming's MDS shards, of PNG and of raw arrays;
+- litdata: its chunks, of PNG and of raw arrays;
+- memcpy: the limit, contiguous copies of as many bytes for each batch out of 256 MiB.
+
+With squares of 256 nobody reads a pixel that he does not deliver; with 512 three in four are read by those that decode.
+PNG is decoded by cv2 for all, which is faster than Pillow, the decoder of webdataset, mosaic and litdata (640 beside 540 images of 256x256 per CPU
+second); none converts to float. All run in this process, pinned to one core, in turn, a new iterator and one batch not
+counted each time. Medians over the rounds; the ratio to memoir and the share of memcpy are medians of the rounds' own.
+Files are in the page cache.
+
+Then MemNet's patches: 31x31 grey at every 21 pixels in 8 views, of the photographs at quality 10 and 20; and the memory
+that a loader takes as the number of samples grows.
+
+lmdb, mosaicml-streaming and litdata are not memoir's dependencies; a peer that cannot be imported is left out. To have
+them: pip install lmdb, and into a folder of their own, which --peers then names:
+pip install --no-deps --target DIR mosaicml-streaming litdata lightning-utilities obstore tifffile xxhash Brotli zstd \
+    python-snappy cramjam catalogue
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import warnings
+import zlib
+from collections.abc import Callable, Generator
+from contextlib import closing
+from importlib.machinery import ModuleSpec
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import webdataset
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.bench import shard_bytes
+from pipeline.images import SUFFIXES, write_image
+from pipeline.loader import Loader
+from pipeline.sampling.patches import Grid, RandomCrops
+from pipeline.shard_set import ShardSet
+
+PATCH, BATCH, IMAGES = 256, 32, 200
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+Batches = Generator[tuple[torch.Tensor, torch.Tensor], None, None]  # without end: gt and lq, uint8 (B, H, W, C)
+Open = Callable[[], Batches]
+
+
+class Pair(NamedTuple):
+    """What the peers store. gt, lq: RGB, uint8 (side, side, 3). gt_png, lq_png: the same as files."""
+
+    key: str
+    gt: np.ndarray
+    lq: np.ndarray
+    gt_png: bytes
+    lq_png: bytes
+
+
+# memoir, and the limit
+
+
+def memoir(folder: Path, sampling: Grid | RandomCrops, batch: int) -> Open:
+    """The loader, one thread beside this one."""
+    loader = Loader(folder, batch=batch, sampling=sampling)
+
+    def run() -> Batches:
+        with closing(loader.batches()) as batches:
+            for _, each in batches:
+                true = int(each["weight"].sum())
+                yield each["gt"][:true].permute(0, 2, 3, 1), each["lq"][:true].permute(0, 2, 3, 1)
+
+    return run
+
+
+def memcpy(source: np.ndarray, batch: int, patch: int, channels: int) -> Open:
+    """A batch's bytes, copied in one piece. source: uint8 (n,), larger than a batch."""
+    size = 2 * batch * patch * patch * channels
+
+    def run() -> Batches:
+        buffer = np.empty(size, np.uint8)
+        gt, lq = torch.from_numpy(buffer.reshape(2, batch, patch, patch, channels))
+        while True:
+            for at in range(0, source.size - size + 1, size):
+                buffer[:] = source[at : at + size]
+                yield gt, lq
+
+    return run
+
+
+# The peers: (pairs, an empty folder) -> what opens their batches. Raises ImportError where one is not installed.
+
+
+def folder_of_png(pairs: list[Pair], place: Path) -> Open:
+    """Files, as most repositories have them."""
+    paths = write_png(pairs, place)
+
+    class Files(Dataset):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+            return crop(*(cv2.imread(path, cv2.IMREAD_COLOR_RGB) for path in paths[i]))
+
+    return endless(DataLoader(Files(), BATCH, shuffle=True, drop_last=True))
+
+
+def lmdb_of_png(pairs: list[Pair], place: Path) -> Open:
+    """BasicSR's PairedImageDataset with io_backend lmdb, in uint8."""
+    import lmdb
+
+    for role in ("gt", "lq"):
+        environment = lmdb.open(str(place / f"{role}.lmdb"), map_size=2**34)
+        with environment.begin(write=True) as transaction:
+            for pair in pairs:
+                transaction.put(pair.key.encode(), getattr(pair, f"{role}_png"))
+        environment.close()
+    clients = [
+        lmdb.open(str(place / f"{role}.lmdb"), readonly=True, lock=False, readahead=False) for role in ("gt", "lq")
+    ]
+    keys = [pair.key.encode() for pair in pairs]
+
+    class Lmdb(Dataset):
+        def __len__(self) -> int:
+            return len(keys)
+
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+            both = []
+            for client in clients:
+                with client.begin() as transaction:
+                    both.append(decoded(transaction.get(keys[i])))
+            return crop(*both)
+
+    return endless(DataLoader(Lmdb(), BATCH, shuffle=True, drop_last=True))
+
+
+def tars_of_png(pairs: list[Pair], place: Path) -> Open:
+    """webdataset as its documentation has it: shards in random order, then a buffer of samples."""
+    with webdataset.ShardWriter(str(place / "%06d.tar"), maxcount=50, verbose=0) as writer:
+        for pair in pairs:
+            writer.write({"__key__": pair.key, "gt.png": pair.gt_png, "lq.png": pair.lq_png})
+    data = webdataset.WebDataset(sorted(map(str, place.glob("*.tar"))), shardshuffle=4)
+    data = data.shuffle(100).to_tuple("gt.png", "lq.png").map(lambda both: crop(*map(decoded, both)))
+    return endless(webdataset.WebLoader(data, batch_size=BATCH, num_workers=0, drop_last=True))
+
+
+def mosaic_of_png(pairs: list[Pair], place: Path) -> Open:
+    """MDS with bytes columns."""
+    return mosaic([(pair.gt_png, pair.lq_png) for pair in pairs], place, "bytes", decoded)
+
+
+def mosaic_of_arrays(pairs: list[Pair], place: Path) -> Open:
+    """MDS with raw arrays."""
+    shape = ",".join(map(str, pairs[0].gt.shape))
+    return mosaic([(pair.gt, pair.lq) for pair in pairs], place, f"ndarray:uint8:{shape}", lambda pixels: pixels)
+
+
+def mosaic(samples: list[tuple], place: Path, column: str, decode: Callable) -> Open:
+    """A StreamingDataset over local MDS shards. samples: gt and lq, of this type of column."""
+    # It imports these names for classes that nothing here uses; torchvision cannot be imported beside every torch.
+    stub("torchvision.datasets", "VisionDataset")
+    stub("torchvision.transforms.functional", "to_tensor")
+    stub("transformers.models.auto.tokenization_auto", "AutoTokenizer")
+    stub("transformers.feature_extraction_utils", "BatchFeature")
+    stub("transformers.tokenization_utils_base", "BatchEncoding")
+    from streaming import MDSWriter, StreamingDataLoader, StreamingDataset  # type: ignore[import-not-found]
+    from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found]
+
+    clean_stale_shared_memory()
+    with MDSWriter(out=str(place), columns={"gt": column, "lq": column}) as writer:
+        for gt, lq in samples:
+            writer.write({"gt": gt, "lq": lq})
+
+    class Mds(StreamingDataset):
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+            sample = super().__getitem__(i)
+            return crop(decode(sample["gt"]), decode(sample["lq"]))
+
+    data = Mds(local=str(place), shuffle=True, batch_size=BATCH)
+    return endless(StreamingDataLoader(data, batch_size=BATCH, num_workers=0, drop_last=True))
+
+
+def litdata_of_png(pairs: list[Pair], place: Path) -> Open:
+    """Chunks of the PNG files' bytes."""
+    return litdata(pairs, place, file_bytes, decoded)
+
+
+def litdata_of_arrays(pairs: list[Pair], place: Path) -> Open:
+    """Chunks of raw arrays."""
+    return litdata(pairs, place, file_pixels, lambda pixels: pixels)
+
+
+def litdata(pairs: list[Pair], place: Path, read: Callable, decode: Callable) -> Open:
+    """A StreamingDataset over local chunks of 64 MB. read: paths of gt and lq -> what is stored of them."""
+    from litdata import StreamingDataLoader, StreamingDataset, optimize  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory() as files:
+        paths = write_png(pairs, Path(files))
+        optimize(read, paths, str(place), chunk_bytes="64MB", num_workers=1, verbose=False)
+
+    class Chunks(StreamingDataset):
+        def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+            return crop(*map(decode, super().__getitem__(i)))
+
+    # Its default decodes a window of samples anew for each shuffled one: 4 times slower here with raw arrays.
+    data = Chunks(str(place), shuffle=True, drop_last=True, batch_decode=False)
+    return endless(StreamingDataLoader(data, batch_size=BATCH, num_workers=0, drop_last=True))
+
+
+PEERS = {
+    "folder, PNG": folder_of_png,
+    "lmdb, PNG": lmdb_of_png,
+    "webdataset, PNG": tars_of_png,
+    "mosaic, PNG": mosaic_of_png,
+    "mosaic, raw": mosaic_of_arrays,
+    "litdata, PNG": litdata_of_png,
+    "litdata, raw": litdata_of_arrays,
+}
+
+
+def crop(gt: Any, lq: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The same random square of both."""
+    top, left = (random.randrange(side - PATCH + 1) for side in gt.shape[:2])
+    place = slice(top, top + PATCH), slice(left, left + PATCH)
+    return gt[place], lq[place]
+
+
+def endless(loader: DataLoader) -> Open:
+    """Epoch after epoch of a DataLoader's batches, collated by torch."""
+
+    def run() -> Batches:
+        while True:
+            yield from loader
+
+    return run
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """RGB as a PNG file."""
+    return cv2.imencode(".png", pixels[..., ::-1], PNG)[1].tobytes()
+
+
+def decoded(data: Any) -> np.ndarray:
+    """An image file's bytes as RGB."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert pixels is not None
+    return pixels
+
+
+def write_png(pairs: list[Pair], place: Path) -> list[tuple[str, str]]:
+    """A PNG file for each image: the paths of gt and lq."""
+    for role in ("gt", "lq"):
+        (place / role).mkdir()
+        for pair in pairs:
+            (place / role / f"{pair.key}.png").write_bytes(getattr(pair, f"{role}_png"))
+    return [(str(place / "gt" / f"{pair.key}.png"), str(place / "lq" / f"{pair.key}.png")) for pair in pairs]
+
+
+def file_bytes(paths: tuple[str, str]) -> tuple[bytes, ...]:
+    """Of module level, so that litdata's worker can import it."""
+    return tuple(Path(path).read_bytes() for path in paths)
+
+
+def file_pixels(paths: tuple[str, str]) -> tuple[np.ndarray, ...]:
+    """As file_bytes, decoded."""
+    return tuple(decoded(data) for data in file_bytes(paths))
+
+
+def stub(module: str, name: str) -> None:
+    """Let `from module import name` pass where the package is not installed."""
+    parts = module.split(".")
+    for i in range(len(parts)):
+        dotted = ".".join(parts[: i + 1])
+        if dotted not in sys.modules:
+            made = types.ModuleType(dotted)
+            made.__spec__ = ModuleSpec(dotted, None, is_package=True)
+            made.__path__ = []
+            sys.modules[dotted] = made
+    setattr(sys.modules[module], name, type(name, (), {}))
+
+
+# The measurement
+
+
+def build(photos: list[Path], sides: list[int], place: Path) -> None:
+    """data/side-<n> of squares and data/grey of the photographs, as a user builds them."""
+    datasets = ["grey: {layout: folder, root: grey}"]
+    tasks = {"grey": "colour: y\ndegradation: {kind: jpeg, quality: [10, 20]}\nsplits: {train: [grey/train]}\n"}
+    (place / "grey/train").mkdir(parents=True)
+    for path in photos:
+        (place / "grey/train" / path.name).symlink_to(path)
+    for side in sides:
+        name = f"side-{side}"
+        for path in photos:
+            rgb = decoded(path.read_bytes())
+            rows, columns = (max(0, side - n) for n in rgb.shape[:2])
+            rgb = cv2.copyMakeBorder(rgb, 0, rows, 0, columns, cv2.BORDER_REFLECT)
+            target = place / name / "train" / f"{path.stem}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_image(target, rgb[:side, :side])
+        datasets.append(f"{name}: {{layout: folder, root: {name}}}")
+        tasks[name] = f"colour: rgb\ndegradation: {{kind: jpeg, quality: [40]}}\nsplits: {{train: [{name}/train]}}\n"
+    named = "\n  ".join(datasets)
+    (place / "params.yaml").write_text(
+        f"store: store\ndatasets:\n  {named}\ntasks: [{', '.join(tasks)}]\nrecipes: {{}}\n"
+    )
+    commands = [["ingest"]]
+    for name, task in tasks.items():
+        (place / f"{name}.yaml").write_text(f"{task}shard_bytes: 33554432\n")
+        commands.append(["build", f"{name}.yaml"])
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "memoir", *command], cwd=place, check=True, stdout=subprocess.DEVNULL)
+
+
+def check(name: str, batches: Batches, pairs: list[Pair]) -> None:
+    """Raises SystemExit unless a batch consists of these pairs, uncropped."""
+    known = {zlib.crc32(pair.gt.tobytes()): zlib.crc32(pair.lq.tobytes()) for pair in pairs}
+    with closing(batches):
+        gt, lq = next(batches)
+    for a, b in zip(gt.contiguous().numpy(), lq.contiguous().numpy(), strict=True):
+        if known.get(zlib.crc32(a)) != zlib.crc32(b):
+            raise SystemExit(f"{name}: delivers other pixels than were stored")
+
+
+def measure(ways: dict[str, Open], rounds: int, seconds: float) -> dict[str, np.ndarray]:
+    """In turn, so that all suffer the same neighbours: (rounds, 3) of pairs/s, MB/s and CPU microseconds a pair each."""
+    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            gc.collect()
+            with closing(way()) as batches:
+                next(batches)
+                taken = size = 0
+                cpu, began = time.process_time(), time.perf_counter()
+                while (wall := time.perf_counter() - began) < seconds or not taken:
+                    gt, lq = next(batches)
+                    taken += len(gt)
+                    size += gt.nbytes + lq.nbytes
+                cpu = time.process_time() - cpu
+            rows[name].append((taken / wall, size / wall / 1e6, cpu / taken * 1e6))
+    return {name: np.array(row) for name, row in rows.items()}
+
+
+def show(title: str, measured: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
+    """The table. sizes: bytes on disk. The first way is memoir's."""
+    own, limit = next(iter(measured.values()))[:, 0], measured["memcpy"][:, 0]
+    print(f"\n{title}")
+    heads = ("pairs/s", "MB/s", "CPU us/pair", "MB stored", "memoir is", "of memcpy")
+    print(f"{'':>22}" + "".join(f"{head:>13}" for head in heads))
+    for name, row in measured.items():
+        pairs, mb, cpu = np.median(row, axis=0)
+        stored = f"{sizes[name] / 1e6:,.1f}" if name in sizes else ""
+        ratio, share = np.median(own / row[:, 0]), np.median(row[:, 0] / limit)
+        print(
+            f"{name:>22}{pairs:>13,.0f}{mb:>13,.1f}{cpu:>13,.1f}{stored:>13}{ratio:>12.2f}x{share:>13.1%}", flush=True
+        )
+
+
+def disk(place: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.stat().st_blocks * 512 for path in place.rglob("*") if path.is_file())
+
+
+def sources(folder: Path) -> np.ndarray:
+    """What memcpy copies: the shards' own bytes, again and again up to 256 MiB."""
+    return np.resize(shard_bytes(sorted(folder.glob("train/*.tar"))), 2**28)
+
+
+def memory(folder: Path, stride: int) -> tuple[int, float, float, float]:
+    """Samples; MiB before the loader, and at the peak of 50 batches; and MiB with everything mapped, at the peak.
+
+    The first two are of memory that no file backs: mapped shards are the page cache's, which gives them up when it is
+    short. To be called in a process of its own.
+    """
+    before = status("RssAnon")
+    loader = Loader(folder, batch=64, sampling=Grid(31, stride))
+    with closing(loader.batches()) as batches:
+        peak = before
+        for _ in range(50):
+            next(batches)
+            peak = max(peak, status("RssAnon"))
+    return loader.samples, before, peak, status("VmHWM")
+
+
+def status(field: str) -> float:
+    """MiB of this process."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--peers", type=Path, help="folder where peers are installed")
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1, help="for each way and round")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it here
+    if arguments.peers:
+        sys.path.append(str(arguments.peers.resolve()))
+    photos = sorted(p.resolve() for p in arguments.photos.iterdir() if p.suffix.lower() in SUFFIXES)[:IMAGES]
+    with tempfile.TemporaryDirectory(prefix="memoir-benchmark-") as temporary:
+        run(photos, arguments, Path(temporary))
+
+
+def run(photos: list[Path], arguments: argparse.Namespace, place: Path) -> None:
+    """All tables, of stores below `place`."""
+    build(photos, arguments.sides, place)
+    # mosaic and litdata leave files where temporary ones go, and litdata empties `data` there; Ray needs a short path.
+    (place / "temporary").mkdir()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place / "temporary")
+    spawned = multiprocessing.get_context("spawn")
+    memories = []
+    for stride in (21, 7, 2):  # samples: about 1, 9 and 107 times
+        with spawned.Pool(1) as pool:
+            memories.append(pool.apply(memory, (place / "data/grey", stride)))
+    all_ways: dict[int, dict[str, Open]] = {}
+    all_sizes: dict[int, dict[str, int]] = {}
+    for side in arguments.sides:
+        folder = place / f"data/side-{side}"
+        planes = [(v.key, v.planes["gt"], v.planes["lq"]) for v in ShardSet(folder, "train").versions()]
+        pairs = [Pair(key, gt, lq, png(gt), png(lq)) for key, gt, lq in planes]
+        ways: dict[str, Open] = {"memoir": memoir(folder, RandomCrops(PATCH, dihedral=False), BATCH)}
+        sizes = {"memoir": disk(folder)}
+        for name, peer in PEERS.items():
+            at = place / f"{side} {name}"
+            at.mkdir()
+            try:
+                ways[name] = peer(pairs, at)
+                sizes[name] = disk(at)
+            except ImportError as error:
+                print(f"{name} is left out: {error}")
+        if side == PATCH:
+            for name, way in ways.items():
+                check(name, way(), pairs)
+        ways["memoir, 8 views"] = memoir(folder, RandomCrops(PATCH), BATCH)
+        ways["memcpy"] = memcpy(sources(folder), BATCH, PATCH, 3)
+        all_ways[side], all_sizes[side] = ways, sizes
+    # One core from here on: what was built before may use all of them.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    packages = ("torch", "numpy", "opencv-python-headless", "webdataset", "lmdb", "mosaicml-streaming", "litdata")
+    print(f"\n{platform.platform()}, Python {platform.python_version()}, " + ", ".join(map(installed, packages)))
+    print(f"load average before the measurement: {os.getloadavg()[0]:.2f}; one core of {os.cpu_count()}")
+    timing = arguments.rounds, arguments.seconds
+    for side, ways in all_ways.items():
+        title = f"RGB crops of {PATCH}x{PATCH} out of {len(photos)} pairs of {side}x{side}, batch {BATCH}"
+        show(title, measure(ways, *timing), all_sizes[side])
+    grey = place / "data/grey"
+    for batch in (64, 256):
+        ways = {
+            "memoir, 8 views": memoir(grey, Grid(31, 21), batch),
+            "memoir": memoir(grey, Grid(31, 21, dihedral=False), batch),
+            "memcpy": memcpy(sources(grey), batch, 31, 1),
+        }
+        show(f"grey patches of 31x31, stride 21, batch {batch}", measure(ways, *timing), {})
+    print(f"\n{'':>10}{'samples':>13}{'MiB before':>13}{'MiB loading':>13}{'MiB mapped':>13}")
+    for samples, before, peak, rss in memories:
+        print(f"{'memoir':>10}{samples:>13,}{before:>13,.1f}{peak:>13,.1f}{rss:>13,.1f}")
+
+
+def installed(package: str) -> str:
+    """Name and version."""
+    try:
+        return f"{package} {version(package)}"
+    except ImportError:
+        return f"no {package}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,487 @@
+"""DRCNet: dynamic image restoration contrastive network (Li, Shen, Mi, Li; ECCV 2022).
+
+The network and its objective. The release settles what the paper's text leaves open, and where its formulas cannot be
+meant as printed: `DRCNet` says where. Equation 1 describes the product of two branches; no dynamic filter is ever formed.
+"""
+# ruff: noqa: E741 - I is the paper's name of the degraded image, J of the clean one, X of the restored one
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs.models.vgg import VGG19Features, distance
+
+Batch = dict[str, Tensor]
+
+SLOPE = 0.2  # of every LeakyReLU
+# Layers of VGG19 (relu1_1, relu2_1, ...) and their weights omega: the release's, and AECR-Net's own for `own`.
+CR_LAYERS: dict[str, dict[int, float]] = {
+    "intra": {1: 1 / 16, 6: 1 / 8, 11: 1 / 4},
+    "extra": {1: 1 / 16, 6: 1 / 8, 11: 1 / 4},
+    "own": {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0},
+}
+
+
+def inverse_energy(v: Tensor, delta: float) -> Tensor:
+    """1/e* of every element of v (B, C, H, W), with mean and variance of its channel over H x W (eq. 8); at least 0.5."""
+    square = (v - v.mean((2, 3), keepdim=True)).square()
+    return square / (4 * (square.mean((2, 3), keepdim=True) + delta)) + 0.5
+
+
+def energy_attention(v: Tensor, delta: float) -> Tensor:
+    """v * sigmoid(1/E(v)) (eq. 9), in v's precision; the factor, in [0.6225, 1), is computed in float32."""
+    with torch.autocast(v.device.type, enabled=False):
+        return v * torch.sigmoid(inverse_energy(_exact(v), delta)).to(v.dtype)
+
+
+def region_normalise(
+    z: Tensor, mask: Tensor, region_norm: Literal["two_region", "literal"] = "two_region", eps: float = 1e-5
+) -> Tensor:
+    """Normalise z (B, C, H, W) with the statistics of regions of its own sample. mask: (B, 1, H, W), bool.
+
+    two_region: the masked and the unmasked pixels each with the mean and deviation of their region, as in region
+        normalisation (Yu et al., AAAI 2020): fill the other region with this one's mean, InstanceNorm, times
+        sqrt(fraction of this region). With a mask of one value it is InstanceNorm.
+    literal: all pixels with the statistics of the masked ones (eqs. 5-7, with the square that eq. 6 lacks); where no pixel
+        is masked, with those of all pixels.
+    """
+    if region_norm == "literal":
+        mask = mask | ~mask.any(-1, keepdim=True).any(-2, keepdim=True)
+    m = mask.to(z.dtype)
+    pixels = z.shape[2] * z.shape[3]
+    masked = m.sum((2, 3), keepdim=True)  # (B, 1, 1, 1)
+    n, n_0 = masked.clamp_min(1), (pixels - masked).clamp_min(1)
+    z = z - z.mean((2, 3), keepdim=True)  # sums to 0, so one region's sum is minus the other's
+    total = (m * z).sum((2, 3), keepdim=True)  # (B, C, 1, 1)
+    if region_norm == "literal":
+        z = z - total / n  # eq. 5
+        return z * ((m * z.square()).sum((2, 3), keepdim=True) / n + eps).rsqrt()  # eqs. 6, 7
+    z = z - torch.where(mask, total / n, -total / n_0)
+    square = z.square()
+    inside = (m * square).sum((2, 3), keepdim=True)
+    outside = square.sum((2, 3), keepdim=True) - inside
+    # A fraction f of the filled image varies, so InstanceNorm sees f var + eps; times sqrt(f): 1/sqrt(var + eps / f).
+    rstd, rstd_0 = ((s.clamp_min(0) / k + eps * pixels / k).rsqrt() for s, k in ((inside, n), (outside, n_0)))
+    return z * torch.where(mask, rstd, rstd_0)
+
+
+class RegionNorm(nn.Module):
+    """The adaptive feature normalisation of the spatial filter branch (eqs. 2-7): (B, C, H, W) -> the same shape."""
+
+    def __init__(self, t: float, region_norm: Literal["two_region", "literal"], kernel: int) -> None:
+        super().__init__()
+        self.t, self.region_norm = t, region_norm
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
+        self.gamma = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
+        self.beta = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
+
+    def response(self, z: Tensor) -> Tensor:
+        """The spatial response map M_sr (B, 1, H, W), in (0, 1) (eqs. 2, 3; mean and maximum of the convolved features)."""
+        return torch.sigmoid(self.conv(torch.cat([z.mean(1, keepdim=True), z.amax(1, keepdim=True)], 1)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):  # the threshold and the statistics in float32
+            exact = _exact(z)
+            m = self.response(exact)
+            normal = region_normalise(exact, m > self.t, self.region_norm)
+            # eq. 7; 1 + gamma as in region normalisation. This path alone trains the response.
+            return ((1 + self.gamma(m)) * normal + self.beta(m)).to(z.dtype)
+
+
+class DFR(nn.Module):
+    """The dynamic filter restoration module: (B, c_in, H, W) -> (B, c_out, H, W), SF * EA + identity."""
+
+    def __init__(self, c_in: int, c_out: int, dfr: str, delta: float, norm: RegionNorm | None) -> None:
+        super().__init__()
+        self.has_sf, self.has_ea = dfr not in ("base", "ea"), dfr in ("ea", "sf_ea", "full")
+        self.delta, self.norm = delta, norm
+        # The branches have a 3x3 convolution each; on the same input they are one.
+        self.conv = nn.Conv2d(c_in, c_out * (2 if self.has_sf and self.has_ea else 1), 3, padding=1)
+        self.identity = nn.Conv2d(c_in, c_out, 1) if dfr in ("ea", "sf_id", "full") else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = v = self.conv(x)
+        if self.has_sf and self.has_ea:
+            u, v = v.chunk(2, 1)
+        if self.norm is not None:  # of the first half of the channels (release; the text splits at random)
+            first, second = u.chunk(2, 1)
+            u = torch.cat([self.norm(first), second], 1)
+        if self.has_ea:
+            v = F.leaky_relu(energy_attention(v, self.delta), SLOPE)
+        if self.has_sf:
+            u = F.leaky_relu(u, SLOPE)
+            out = u * v if self.has_ea else u
+        else:
+            out = v if self.has_ea else F.leaky_relu(u, SLOPE)
+        return out if self.identity is None else out + self.identity(x)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions beside a 1x1 convolution: (B, c_in, H, W) -> (B, c_out, H, W)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv_a, self.conv_b = _conv3(c_in, c_out), _conv3(c_out, c_out)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.leaky_relu(self.conv_a(x), SLOPE)
+        return F.leaky_relu(self.conv_b(inner), SLOPE) + self.shortcut(x)
+
+
+class Features(NamedTuple):
+    """What a U-Net leaves behind, level 0 first: encoder features e_i before down-sampling, decoder features d_i."""
+
+    e: list[Tensor]
+    d: list[Tensor]
+
+
+class UNet(nn.Module):
+    """One stage: an encoder of DFR blocks and a decoder of ResBlocks, widths doubling at each level.
+
+    fuse: the second stage adds the first one's features to its encoder's (CSFF: cross-stage feature fusion, MPRNet).
+    """
+
+    def __init__(self, blocks: list[DFR], width: int, *, pool: bool, fuse: bool) -> None:
+        super().__init__()
+        c = [width * 2**i for i in range(len(blocks))]
+        upper = c[:-1]  # the levels that have a smaller one below
+        self.stem = _conv3(3, width)
+        self.encoder = nn.ModuleList(blocks)
+        self.down = nn.ModuleList(nn.MaxPool2d(2) if pool else nn.Conv2d(n, n, 4, 2, 1, bias=False) for n in upper)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * n, n, 2, 2) for n in upper)
+        self.skip = nn.ModuleList(_conv3(n, n) for n in upper)
+        self.decoder = nn.ModuleList(ResBlock(2 * n, n) for n in upper)
+        self.csff_e = nn.ModuleList(_conv3(n, n) for n in upper if fuse)
+        self.csff_d = nn.ModuleList(_conv3(n, n) for n in upper if fuse)
+
+    def forward(self, x: Tensor, before: Features | None = None) -> Features:
+        """x: (B, width, H, W), the stem's features. before: those of the first stage, in the second."""
+        e: list[Tensor] = []
+        for i, down in enumerate(self.down):
+            x = self.encoder[i](x)  # (B, c_i, H / 2^i, W / 2^i)
+            if before is not None:
+                x = x + self.csff_e[i](before.e[i]) + self.csff_d[i](before.d[i])
+            e.append(x)
+            x = down(x)
+        x = self.encoder[-1](x)
+        d: list[Tensor] = []
+        for i in reversed(range(len(e))):
+            x = self.decoder[i](torch.cat([self.up[i](x), self.skip[i](e[i])], 1))
+            d.insert(0, x)
+        return Features(e, d)
+
+
+class SAM(nn.Module):
+    """The supervised attention module of MPRNet between the stages; 3x3 convolutions, as released."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features, self.image, self.attention = _conv3(width, width), _conv3(width, 3), _conv3(3, width)
+
+    def forward(self, d_0: Tensor, I: Tensor) -> tuple[Tensor, Tensor]:
+        """(d_0 (B, width, H, W), I (B, 3, H, W)) -> features for the second stage, and the first stage's image out_1."""
+        out_1 = self.image(d_0) + I
+        return d_0 + self.features(d_0) * torch.sigmoid(self.attention(out_1)), out_1
+
+
+def mixup(I: Tensor, J: Tensor, lambdas: Tensor, mix_role: Literal["degraded", "clean"]) -> Tensor:
+    """The negatives N_k of Intra-CR: I, J (B, C, H, W) and lambdas (B, n) -> (n, B, C, H, W).
+
+    degraded: lambda I + (1 - lambda) J, as released. clean: eq. 11 as printed, lambda J + (1 - lambda) I, whose negatives
+    are almost the target: minimising the ratio then drives the output away from J.
+    """
+    weight = lambdas.t()[..., None, None, None].to(I.dtype)  # (n, B, 1, 1, 1)
+    a, b = (I, J) if mix_role == "degraded" else (J, I)
+    return weight * a + (1 - weight) * b
+
+
+def other_images(images: Tensor, true: Tensor, start: int, size: int, n: int) -> tuple[Tensor, Tensor]:
+    """The negatives of Extra-CR for the `size` samples from `start` on: the true samples rolled by 1..n.
+
+    images: (P, C, H, W). true: (P,) bool; padding is nobody's negative. Returns (n, size, C, H, W), and (size,) bool:
+    whether the sample has any. None is its own negative: where there are fewer than n others, they come again.
+    """
+    count = true.sum()
+    order = (~true).int().argsort(stable=True)  # the true samples first
+    place = true.cumsum(0)[start : start + size] - 1  # of a sample among them
+    roll = 1 + torch.arange(n, device=images.device)[:, None] % (count - 1).clamp_min(1)  # (n, 1)
+    return images[order[(place + roll) % count.clamp_min(1)]], true[start : start + size] & (count > 1)
+
+
+def contrastive(
+    G_X: list[Tensor], G_J: list[Tensor], G_N: list[list[Tensor]], c: Tensor, omega: tuple[float, ...]
+) -> Tensor:
+    """The contrastive regularisation of each sample (the ratio of eq. 13, layer by layer): (B,), float32.
+
+    G_X, G_J: maps (B, C, H, W) of each layer; G_N: for each layer, those of each of n negatives. c: (n, B), the negatives'
+    weights. omega: the layers' weights. The mean over a sample's elements, not the batch's: samples do not interact.
+    """
+    total = c.new_zeros(c.shape[1])
+    for weight, X, J, negatives in zip(omega, G_X, G_J, G_N, strict=True):
+        away = torch.stack([distance(X, N) for N in negatives])  # (n, B)
+        total = total + weight * distance(X, J) / ((c * away).sum(0) + 1e-7)
+    return total
+
+
+class DRCNet(nn.Module):
+    """DRCNet; the defaults are the paper's main model with Intra-CR.
+
+    width, levels: of the two U-Nets. The paper's "four down-samplings" are four levels, three down-samplings (18.9M).
+    dfr: Table 4's rows. "full": SF * EA + identity. "sf_ea", "sf_id", "sf": without the identity, EA, both. "base" has one
+        convolution in the place of the block, and max-pooling; "ea" is base with the attention and the identity branch.
+        The paper does not describe these two; the reading is the one that has its numbers of parameters.
+    delta: of eq. 8. t: the threshold of the mask, in (0, 1). The release has 1e-4 and 0.8.
+    response_kernel: of the convolutions of the response map, gamma and beta: 3 in the paper's figure, 7 in the release.
+    region_norm: "two_region" as released, "literal" as eqs. 5-7; see `region_normalise`.
+    sf_levels: the levels whose SF branch has its normalisation; None: all of them, as for rain and noise.
+    cr: negatives of the contrastive term. "intra": mixtures of input and target. "extra": other inputs of the batch.
+        "own": the input itself, with AECR-Net's five layers.
+    alpha: weight of the term; 0.04 in the paper, 0.05 in the release.
+    cr_start, cr_ramp: the share of the run after which alpha begins to rise, and the share in which it rises linearly.
+        Near the output X = I, where training begins, negatives are as near as X and the ratio would outweigh L1.
+    cr_on: "last": on the result; "all": on both stages' outputs, as released.
+    lambdas: mixing weights, which also weigh the negatives in the ratio; their number is n for "extra" too.
+    mix_role: which image lambda weighs. "degraded" as released; "clean", eq. 11 as printed, is a negative control, always
+        mixed here from input and target.
+    cr_layers, cr_weights: VGG19 layers (indices as torchvision's) and their omega; None: those of the variant.
+    vgg, vgg_sha256: the weights of VGG19, see VGG19Features; read when first needed, by training with cr only.
+    vgg_norm: normalise VGG19's input with ImageNet's mean and deviation; the release does not.
+
+    Statistics are those of each image: nothing is averaged over batches, and evaluation computes what training does.
+    Every block multiplies two maps: inputs hundreds of times out of range overflow.
+    Raises ValueError for arguments that make no network or no objective.
+    """
+
+    inputs = ("lq", "gt")
+    in_channels = 3
+    receptive_field = None
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        levels: int = 4,
+        dfr: Literal["base", "sf", "ea", "sf_id", "sf_ea", "full"] = "full",
+        delta: float = 1e-6,
+        t: float = 0.75,
+        response_kernel: Literal[3, 7] = 3,
+        region_norm: Literal["two_region", "literal"] = "two_region",
+        sf_levels: tuple[int, ...] | None = None,
+        cr: Literal["none", "extra", "intra", "own"] = "intra",
+        alpha: float = 0.04,
+        cr_start: float = 0.0,
+        cr_ramp: float = 0.05,
+        cr_on: Literal["last", "all"] = "last",
+        lambdas: tuple[float, ...] = (1.0, 0.95, 0.90),
+        mix_role: Literal["degraded", "clean"] = "degraded",
+        cr_layers: tuple[int, ...] | None = None,
+        cr_weights: tuple[float, ...] | None = None,
+        vgg: str = "store/vgg19.safetensors",
+        vgg_sha256: str | None = None,
+        vgg_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("dfr", dfr, ("base", "sf", "ea", "sf_id", "sf_ea", "full")),
+            ("response_kernel", response_kernel, (3, 7)),
+            ("region_norm", region_norm, ("two_region", "literal")),
+            ("cr", cr, ("none", *CR_LAYERS)),
+            ("cr_on", cr_on, ("last", "all")),
+            ("mix_role", mix_role, ("degraded", "clean")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r}: one of {', '.join(map(str, known))}")
+        if width < 2 or width % 2:
+            raise ValueError(f"width {width}: even, at least 2, as half of the channels are normalised")
+        if not 2 <= levels <= 5:
+            raise ValueError(f"levels {levels}: 2 to 5, so that an image of 16 pixels a side is large enough")
+        if delta <= 0:
+            raise ValueError(f"delta {delta}: above 0")
+        if not 0 < t < 1:
+            raise ValueError(f"t {t}: between 0 and 1")
+        if alpha < 0:
+            raise ValueError(f"alpha {alpha}: at least 0")
+        if not 0 <= cr_start < 1 or not 0 <= cr_ramp <= 1:
+            raise ValueError(f"cr_start {cr_start} and cr_ramp {cr_ramp}: shares of the run, cr_start below 1")
+        if not lambdas or not all(0 < value <= 1 for value in lambdas):
+            raise ValueError(f"lambdas {lambdas}: one or more, above 0, at most 1")
+        if sf_levels is not None and (dfr in ("base", "ea") or not set(sf_levels) <= set(range(levels))):
+            raise ValueError(f"sf_levels {sf_levels}: needs a dfr with SF, and levels from 0 to {levels - 1}")
+        default = CR_LAYERS.get(cr, {})
+        self.cr_layers = tuple(default) if cr_layers is None else tuple(cr_layers)
+        self.omega = tuple(default.values()) if cr_weights is None else tuple(cr_weights)
+        if len(self.cr_layers) != len(self.omega) or (cr == "none" and self.cr_layers):
+            raise ValueError(
+                f"cr_layers {self.cr_layers} and cr_weights {self.omega}: equally many, and none without cr"
+            )
+        self.size_multiple = 2 ** (levels - 1)
+        self.cr, self.alpha, self.cr_start, self.cr_ramp, self.cr_on = cr, alpha, cr_start, cr_ramp, cr_on
+        self.lambdas, self.mix_role = tuple(lambdas), mix_role
+        self.vgg, self.vgg_sha256, self.vgg_norm = vgg, vgg_sha256, vgg_norm
+        self._features: VGG19Features | None = None  # no module: neither trained nor in a checkpoint
+
+        def blocks() -> list[DFR]:
+            c = [width, *(width * 2**i for i in range(levels))]
+            regions = () if dfr in ("base", "ea") else range(levels) if sf_levels is None else sf_levels
+            return [
+                DFR(c[i], c[i + 1], dfr, delta, RegionNorm(t, region_norm, response_kernel) if i in regions else None)
+                for i in range(levels)
+            ]
+
+        pool = dfr in ("base", "ea")
+        self.stage_1 = UNet(blocks(), width, pool=pool, fuse=False)
+        self.sam = SAM(width)
+        self.merge = nn.Conv2d(2 * width, width, 1)
+        self.stage_2 = UNet(blocks(), width, pool=pool, fuse=True)
+        self.tail = _conv3(width, 3)
+
+    def outputs(self, I: Tensor) -> list[Tensor]:
+        """[out_1, out_2], the images of both stages, each of I's shape and dtype: (B, 3, H, W) in [0, 1], not clipped."""
+        multiple = self.size_multiple
+        if I.dim() != 4 or I.shape[1] != 3 or I.shape[2] % multiple or I.shape[3] % multiple:
+            raise ValueError(f"DRCNet takes (B, 3, H, W), H and W multiples of {multiple}, not {tuple(I.shape)}")
+        before = self.stage_1(self.stage_1.stem(I))
+        f, out_1 = self.sam(before.d[0], I)
+        x = self.merge(torch.cat([self.stage_2.stem(I), f], 1))
+        out_2 = self.tail(self.stage_2(x, before).d[0]) + I
+        return [out_1, out_2]
+
+    def forward(self, I: Tensor) -> Tensor:
+        """Restore I (B, 3, H, W) in [0, 1], H and W multiples of `size_multiple`: out_2, not clipped."""
+        return self.outputs(I)[-1]
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective (eq. 13): L1 of both outputs, and alpha times the contrastive term.
+
+        batch, beside what jobs.models says: `progress`, without which alpha has its final value. With cr "intra" also
+        `lambdas` (B, n), mixing weights of each sample, in place of the constructor's, and `negatives` (B, n, 3, H, W), the
+        mixtures themselves.
+        Extra-CR takes its negatives from the samples of this rank, so it depends on how a global batch is divided: W ranks
+        equal one process only if each has one sample, when the ranks' samples are gathered.
+        Logs `psnr` (dB, of out_2), `l1`, `cr` (before alpha) and `cr_grad_share`: of the gradient's norm at the output
+        images, what comes from alpha times the contrastive term. Raises ValueError for shapes that do not fit.
+        """
+        I, J, weight = batch["lq"], batch["gt"], batch["weight"]
+
+        def mean(values: Tensor) -> Tensor:
+            return (values * weight).sum() / batch["count"]
+
+        outputs = self.outputs(I)
+        l1 = torch.stack([distance(out, J) for out in outputs]).sum(0)  # (B,); SAM needs the first (release)
+        loss = mean(l1)
+        logs = {"l1": loss.detach()}
+        if self.cr != "none":
+            X = outputs if self.cr_on == "all" else outputs[-1:]
+            cr, gradients = self._regularisation(X, batch)
+            alpha = self._alpha(batch)
+            loss = loss + alpha * mean(cr)
+            from_cr = alpha * _norms(gradients)
+            from_l1 = _norms([(out.detach() - J).sign() / J[0].numel() for out in X])
+            share = from_cr / (from_cr + from_l1).clamp_min(torch.finfo(from_cr.dtype).tiny)
+            logs |= {"cr": mean(cr).detach(), "cr_grad_share": mean(share)}
+        true = weight.sum()
+        mse = ((outputs[-1].detach() - J).square().mean((1, 2, 3)) * weight).sum() / true.clamp_min(1)
+        logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / batch["count"])
+        return loss, logs
+
+    def _alpha(self, batch: Batch) -> Tensor | float:
+        """alpha at this point of the run."""
+        progress = batch.get("progress")
+        if progress is None:
+            return self.alpha
+        since = progress - self.cr_start
+        return self.alpha * ((since / self.cr_ramp).clamp(0, 1) if self.cr_ramp else (since >= 0).to(since.dtype))
+
+    def _regularisation(self, outputs: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The contrastive term of each sample, summed over outputs (B,), and its gradient at each output.
+
+        The gradient is taken here, which frees VGG19's maps before the network's own backward pass.
+        """
+        G = self._features
+        if G is None:
+            G = self._features = VGG19Features(self.cr_layers, self.vgg, self.vgg_sha256, normalise=self.vgg_norm)
+        J = batch["gt"]
+        with torch.no_grad():
+            negatives, c = self._negatives(batch)
+            maps = [layer.split(len(J)) for layer in G(torch.cat([J, *negatives]))]
+        G_J, G_N = [layer[0] for layer in maps], [list(layer[1:]) for layer in maps]
+        value, gradients = torch.zeros_like(c[0]), []
+        for out in outputs:
+            with torch.enable_grad():
+                X = out.detach().requires_grad_()
+                # A sample without negatives has no term.
+                cr = torch.where(c.any(0), contrastive(G(X), G_J, G_N, c, self.omega), 0)
+                (gradient,) = torch.autograd.grad(cr.sum(), X)
+            # Samples do not interact: these gradients are each sample's own. The sum is 0, with the gradient of cr.
+            value = value + cr.detach() + (gradient * (out - out.detach())).sum((1, 2, 3))
+            gradients.append(gradient)
+        return value, gradients
+
+    def _negatives(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The negatives (n, B, 3, H, W) and their weights in the denominator (n, B)."""
+        I, J, weight = batch["lq"], batch["gt"], batch["weight"]
+        B, n = len(I), len(self.lambdas)
+        dtype = torch.promote_types(I.dtype, torch.float32)
+        if self.cr == "own":
+            return I[None], I.new_ones(1, B, dtype=dtype)
+        if self.cr == "extra":
+            images, true, start = I, weight > 0, 0
+            if B == 1:
+                images, true, start = _gather(images), _gather(true), _rank()
+                if len(images) == 1:
+                    raise ValueError("cr extra takes other images of the batch as negatives: use a batch of 2 or more")
+            others, has = other_images(images, true, start, B, n)
+            return others, has.to(dtype).expand(n, B)
+        lambdas = batch.get("lambdas")
+        if lambdas is None:
+            lambdas = torch.tensor(self.lambdas, dtype=dtype, device=I.device).expand(B, n)
+        if lambdas.dim() != 2 or len(lambdas) != B:
+            raise ValueError(f"lambdas of shape {tuple(lambdas.shape)}: expected (B, n) with B = {B}")
+        stored = batch.get("negatives")
+        if stored is not None and self.mix_role == "degraded":
+            if stored.shape != (*lambdas.shape, *I.shape[1:]):
+                raise ValueError(
+                    f"negatives of shape {tuple(stored.shape)}: expected (B, n, 3, H, W) of inputs {tuple(I.shape)} "
+                    f"and lambdas {tuple(lambdas.shape)}"
+                )
+            return stored.transpose(0, 1), lambdas.t()
+        return mixup(I, J, lambdas, self.mix_role), lambdas.t()  # c_k = lambda_k (release)
+
+    @torch.no_grad()
+    def restore(self, lq: Tensor) -> Tensor:
+        """Restore lq (B, 3, H, W), float32 in [0, 1], H and W at least 16, as one piece; same shape, not clipped."""
+        assert not self.training, "call eval() first"
+        H, W = lq.shape[2:]
+        padded = F.pad(lq, (0, -W % self.size_multiple, 0, -H % self.size_multiple), mode="reflect")
+        return self(padded)[..., :H, :W]
+
+
+def _conv3(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _norms(maps: list[Tensor]) -> Tensor:
+    """The norm of each sample over all of these (B, C, H, W): (B,)."""
+    return torch.stack([x.flatten(1).norm(dim=1) for x in maps]).norm(dim=0)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _gather(x: Tensor) -> Tensor:
+    """x of all ranks, in their order, along the first dimension; without a process group x itself."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,561 @@
+"""MemoryNet: Memory augment is All You Need for image restoration (Zhang, Gu, Zhu; arXiv:2309.01377).
+
+The network, which is MPRNet (Zamir et al., CVPR 2021) with a memory of three granularities, and its objective. The paper leaves
+much open and its release is unfinished (no L_recon, no contrastive loss): where the two differ or both are silent, the
+place says what is taken.
+"""
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jobs.models.vgg import VGG19Features, distance
+
+Batch = dict[str, Tensor]
+LEVELS = ("part", "instance", "semantic")
+EPS = 1e-3  # of eqs. 8, 9; the paper prints "10_3^()", the release has 1e-3
+VGG_LAYERS = (1, 6, 11, 20, 29)  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
+OMEGA = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
+
+
+def split(x: Tensor, dim: int) -> Tensor:
+    """(B, ...) -> (2B, ...): the first halves of all samples along `dim`, then the second halves."""
+    return torch.cat(x.chunk(2, dim))
+
+
+def join(x: Tensor, dim: int) -> Tensor:
+    """(2B, ...) -> (B, ...): the inverse of `split`."""
+    return torch.cat(x.chunk(2), dim)
+
+
+def exact(x: Tensor) -> Tensor:
+    """x in float32; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# the memory
+
+
+class HierarchicalMemory(nn.Module):
+    """The prototypes of three granularities and their reads (eqs. 1 to 4), in float32 whatever autocast does.
+
+    The part bank (N_c I P, C) is learned; an instance summarises its P parts and a class its I instances (eq. 3), with weights
+    alpha = sigmoid of a linear layer over the parts, as released. The bank's rows are in the order class, instance, part
+    (the release's reshape mixes parts with channels). The paper's factor 2 (two modalities) and S are 1.
+
+    levels: 1..3, how many of the granularities there are; gates that no read needs are not built.
+    """
+
+    def __init__(
+        self, channels: int, *, parts: int, instances: int, classes: int, levels: int, similarity: str, shrink: float
+    ) -> None:
+        super().__init__()
+        self.parts, self.instances, self.levels = parts, instances, levels
+        self.similarity, self.shrink = similarity, shrink
+        bound = 1 / math.sqrt(channels)
+        self.part = nn.Parameter(torch.empty(classes * instances * parts, channels).uniform_(-bound, bound))
+        if levels >= 2:
+            self.gate_part = nn.Linear(parts, parts)  # A_P
+        if levels >= 3:
+            self.gate_instance = nn.Linear(instances, instances)  # A_I
+
+    def banks(self) -> list[Tensor]:
+        """The banks of the built levels: (N_c I P, C), (N_c I, C), (N_c, C)."""
+        banks = [exact(self.part)]
+        with torch.autocast(self.part.device.type, enabled=False):
+            if self.levels >= 2:
+                banks.append(_summary(banks[0], self.parts, self.gate_part))
+            if self.levels >= 3:
+                banks.append(_summary(banks[1], self.instances, self.gate_instance))
+        return banks
+
+    def forward(self, f: Tensor, banks: list[Tensor]) -> Tensor:
+        """Read f (B, C, H, W) through these banks in turn, each read the query of the next (eq. 4); float32, f's shape."""
+        with torch.autocast(f.device.type, enabled=False):
+            q = exact(f).permute(0, 2, 3, 1)  # (B, H, W, C): of channels_last tensors no copy
+            for bank in banks:
+                q = self._read(q, bank)
+            return q.permute(0, 3, 1, 2)
+
+    def weights(self, f: Tensor, banks: list[Tensor]) -> Tensor:
+        """The weights (B, K, H, W) of the last read of forward(f, banks), over the K prototypes of its bank."""
+        with torch.autocast(f.device.type, enabled=False):
+            q = exact(f).permute(0, 2, 3, 1)
+            for bank in banks[:-1]:
+                q = self._read(q, bank)
+            return self._weights(q, banks[-1]).permute(0, 3, 1, 2)
+
+    def _read(self, q: Tensor, bank: Tensor) -> Tensor:
+        """y = sum_j w_j m_j for each pixel (eq. 2; its sum over pixels is dropped: it would leave one vector an image)."""
+        if self.shrink:
+            return checkpoint(  # the weights, (B, H, W, K), are not kept
+                lambda q, bank: self._weights(q, bank) @ bank, q, bank, use_reentrant=False, preserve_rng_state=False
+            )
+        query, key = self._compared(q, bank)
+        # A row of pixels is one head: enough of them to fill a GPU, in the layout that q has.
+        key, value = (rows.expand(*q.shape[:2], *rows.shape) for rows in (key, bank))
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+    def _weights(self, q: Tensor, bank: Tensor) -> Tensor:
+        query, key = self._compared(q, bank)
+        w = (query @ key.T).softmax(-1)  # eq. 1
+        if self.shrink:
+            w = F.hardshrink(w, self.shrink)
+            w = w / w.sum(-1, keepdim=True)
+        return w
+
+    def _compared(self, q: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys whose dot product is d(f, m) of eq. 1."""
+        if self.similarity == "dot":
+            return q, bank
+        # eps bounds the gradient at 0, which the features of a black area are: no convolution has a bias.
+        return F.normalize(q, dim=-1, eps=1e-6), F.normalize(bank, dim=-1, eps=1e-6)
+
+
+def _summary(bank: Tensor, group: int, gate: nn.Linear) -> Tensor:
+    """Mean of each `group` of consecutive rows, weighted by alpha = sigmoid(A rows), for each channel (eq. 3)."""
+    rows = bank.unflatten(0, (-1, group))  # (K / group, group, C)
+    alpha = torch.sigmoid(F.linear(rows.mT, exact(gate.weight), exact(gate.bias)).mT)
+    return (alpha * rows).mean(1)
+
+
+# the backbone: MPRNet; convolutions have no bias, and all share one PReLU, whose slope `a` is passed along
+
+
+def conv(c_in: int, c_out: int, kernel: int = 3) -> nn.Conv2d:
+    """Stride 1, same size, no bias."""
+    return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
+
+
+def up(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W), bilinear."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+class CAB(nn.Module):
+    """Channel attention block: two 3x3 convolutions, scaled by channel from their global mean, on a residual."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(c, c), conv(c, c)
+        self.squeeze, self.excite = conv(c, c // 4, 1), conv(c // 4, c, 1)
+
+    def forward(self, x: Tensor, a: Tensor) -> Tensor:
+        r = self.conv2(F.prelu(self.conv1(x), a.to(x.dtype)))
+        attention = torch.sigmoid(self.excite(F.relu(self.squeeze(r.mean((2, 3), keepdim=True)))))
+        return torch.addcmul(x, r, attention)
+
+
+class CABs(nn.ModuleList):
+    """CABs in a row."""
+
+    def __init__(self, c: int, number: int) -> None:
+        super().__init__(CAB(c) for _ in range(number))
+
+    def forward(self, x: Tensor, a: Tensor) -> Tensor:
+        for cab in self:
+            x = cab(x, a)
+        return x
+
+
+class Shallow(nn.Module):
+    """Image (B, 3, H, W) -> shallow features (B, n, H, W)."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.conv, self.cab = conv(3, n), CAB(n)
+
+    def forward(self, x: Tensor, a: Tensor) -> Tensor:
+        return self.cab(self.conv(x), a)
+
+
+class Encoder(nn.Module):
+    """(B, c_0, H, W) -> maps of three levels: widths c_k, sides H / 2^k. cross: takes in those of the stage before."""
+
+    def __init__(self, widths: tuple[int, int, int], *, cross: bool) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(CABs(c, 2) for c in widths)
+        self.down = nn.ModuleList(conv(c_in, c_out, 1) for c_in, c_out in itertools.pairwise(widths))
+        if cross:
+            self.from_encoder = nn.ModuleList(conv(c, c, 1) for c in widths)
+            self.from_decoder = nn.ModuleList(conv(c, c, 1) for c in widths)
+
+    def forward(
+        self, x: Tensor, a: Tensor, enc: list[Tensor] | None = None, dec: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        maps: list[Tensor] = []
+        for k, level in enumerate(self.levels):
+            if k > 0:
+                x = self.down[k - 1](F.avg_pool2d(maps[-1], 2))  # of even sides, the bilinear x0.5
+            x = level(x, a)
+            if enc is not None and dec is not None:
+                x = x + self.from_encoder[k](enc[k]) + self.from_decoder[k](dec[k])
+            maps.append(x)
+        return maps
+
+
+class Decoder(nn.Module):
+    """The encoder's maps -> maps of the same sizes, finest first."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(CABs(c, 2) for c in widths)
+        self.skip = nn.ModuleList(CAB(c) for c in widths[:2])
+        self.up = nn.ModuleList(conv(c_in, c_out, 1) for c_out, c_in in itertools.pairwise(widths))
+
+    def forward(self, enc: list[Tensor], a: Tensor) -> list[Tensor]:
+        maps = [self.levels[2](enc[2], a)]
+        for k in (1, 0):
+            # 1x1 convolutions and bilinear upsampling commute: here and in ORSNet the convolutions come first, on fewer pixels.
+            x = up(self.up[k](maps[0])) + self.skip[k](enc[k], a)
+            maps.insert(0, self.levels[k](x, a))
+        return maps
+
+
+class SAM(nn.Module):
+    """Supervised attention: features (B, n, H, W) and a base image -> the next stage's features, the stage's image."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.conv, self.image, self.attention = conv(n, n, 1), conv(n, 3, 1), conv(3, n, 1)
+
+    def forward(self, f: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+        image = base + self.image(f)
+        return torch.addcmul(f, self.conv(f), torch.sigmoid(self.attention(image))), image
+
+
+class ORB(nn.Module):
+    """Original-resolution block: CABs and a 3x3 convolution, on a residual."""
+
+    def __init__(self, c: int, cabs: int) -> None:
+        super().__init__()
+        self.cabs, self.conv = CABs(c, cabs), conv(c, c)
+
+    def forward(self, x: Tensor, a: Tensor) -> Tensor:
+        return x + self.conv(self.cabs(x, a))
+
+
+def _narrowing(widths: tuple[int, ...], c: int) -> nn.Sequential:
+    """1x1 convolutions from the last of the widths down to the first, then to c."""
+    steps = [*reversed(widths), c]
+    return nn.Sequential(*(conv(c_in, c_out, 1) for c_in, c_out in itertools.pairwise(steps)))
+
+
+class ORSNet(nn.Module):
+    """Stage 3, at full resolution: three ORBs, each followed by one level of stage 2."""
+
+    def __init__(self, widths: tuple[int, int, int], c: int, cabs: int) -> None:
+        super().__init__()
+        self.orbs = nn.ModuleList(ORB(c, cabs) for _ in range(3))
+        self.from_encoder = nn.ModuleList(_narrowing(widths[: k + 1], c) for k in range(3))
+        self.from_decoder = nn.ModuleList(_narrowing(widths[: k + 1], c) for k in range(3))
+
+    def forward(self, x: Tensor, a: Tensor, enc: list[Tensor], dec: list[Tensor]) -> Tensor:
+        for k, (orb, from_enc, from_dec) in enumerate(
+            zip(self.orbs, self.from_encoder, self.from_decoder, strict=True)
+        ):
+            taken = from_enc(enc[k]) + from_dec(dec[k])
+            for _ in range(k):
+                taken = up(taken)
+            x = orb(x, a) + taken
+        return x
+
+
+# the objective, of each sample
+
+
+def charbonnier(difference: Tensor) -> Tensor:
+    """Mean of sqrt(difference^2 + eps^2) (eq. 8, by element, as released): (B, C, H, W) -> (B,)."""
+    return (difference.square() + EPS**2).sqrt().mean((1, 2, 3))
+
+
+def laplacian(x: Tensor) -> Tensor:
+    """x - G(U(D(G(x)))), shape kept: D keeps every second pixel, U puts zeros between them and multiplies by 4 (eq. 9)."""
+    low = _gauss(x)[..., ::2, ::2]
+    spread = torch.zeros_like(x)
+    spread[..., ::2, ::2] = 4 * low
+    return x - _gauss(spread)
+
+
+def _gauss(x: Tensor) -> Tensor:
+    taps = x.new_tensor([0.05, 0.25, 0.4, 0.25, 0.05]).expand(x.shape[1], 1, 1, 5)
+    x = F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), taps, groups=x.shape[1])
+    return F.conv2d(x, taps.mT, groups=x.shape[1])
+
+
+def reconstruction(difference: Tensor) -> Tensor:
+    """Root of the mean square (eq. 6, by element so that it has the scale of the other terms): (B, C, H, W) -> (B,)."""
+    return (difference.square().mean((1, 2, 3)) + 1e-12).sqrt()
+
+
+def contrast(anchor: list[Tensor], positive: list[Tensor], negative: list[Tensor]) -> Tensor:
+    """sum_l omega_l |anchor_l - positive_l| / |anchor_l - negative_l|, of feature maps (B, C_l, H_l, W_l): (B,).
+
+    The paper names a contrastive loss and gives no formula; this is that of AECR-Net (Wu et al., CVPR 2021), which it cites.
+    """
+    ratios = [distance(x, y) / (distance(x, z) + 1e-7) for x, y, z in zip(anchor, positive, negative, strict=True)]
+    return torch.stack([omega * ratio for omega, ratio in zip(OMEGA, ratios, strict=True)]).sum(0)
+
+
+class MemoryNet(nn.Module):
+    """MemoryNet; the defaults are the paper's CR-MemoryNet on MPRNet's deraining size.
+
+    n, u, o: width of the backbone, its growth from level to level of the encoders, and the extra width of stage 3. MPRNet
+        has 40, 20, 16 for deraining, 80, 48, 32 for denoising and 96, 48, 32 for deblurring.
+    cabs: channel attention blocks in each of stage 3's three ORBs.
+    memory: off is the paper's baseline, MPRNet itself.
+    parts, instances, classes: P, I and N_c; the bank has N_c I P prototypes. The paper gives none: the release's values.
+    memory_branches: how many stages have a memory, from the first: parts in stage 1, instances in 2, semantics in 3.
+    space: "feature" reads with each stage's shallow features; stage 1 encodes what it reads, stages 2 and 3 add it (eq. 5;
+        stage 3 before the fusion, whose output is wider). "image" reads with the pixels, as released: the stages get what
+        they read as their images, and the outputs are residuals to those, not to the input.
+    similarity: "cos" (eq. 1) or "dot" (the release); space image needs dot.
+    shrink: hard-shrink threshold of read weights, which are then divided by their sum; 0: none. The release has 0.0025.
+    residual: stage 1 encodes its features plus what it reads, not the latter alone; of space feature only.
+    lambda_edge: weight of the edge loss (lambda of eq. 7; MPRNet's and the release's value).
+    recon: L_recon (eq. 6), the same network on clean images. "net": in every step; "pretrain": alone for the first
+        pretrain_share of the run (the two phases of section III.A), then in every step; "off": as released.
+    contrastive: the contrastive loss, lambda_cr its weight. It grows from 0 over cr_ramp of the run: output and negative
+        are close at first, and their distance is its denominator.
+    vgg, vgg_sha256: the features of the contrastive loss, see VGG19Features; read at the first training step.
+    decay_all: weight decay on prototypes and 1-D parameters too; off: `no_decay` names them.
+    Raises ValueError for arguments that make no network, or none that can learn.
+    """
+
+    inputs = ("lq", "gt")
+    in_channels = 3
+    size_multiple = 8
+    receptive_field = None  # channel attention takes global means
+
+    def __init__(
+        self,
+        *,
+        n: int = 40,
+        u: int = 20,
+        o: int = 16,
+        cabs: int = 8,
+        memory: bool = True,
+        parts: int = 5,
+        instances: int = 2,
+        classes: int = 10,
+        memory_branches: Literal[1, 2, 3] = 3,
+        space: Literal["feature", "image"] = "feature",
+        similarity: Literal["cos", "dot"] = "cos",
+        shrink: float = 0.0,
+        residual: bool = False,
+        lambda_edge: float = 0.05,
+        recon: Literal["off", "net", "pretrain"] = "net",
+        pretrain_share: float = 0.1,
+        contrastive: bool = True,
+        lambda_cr: float = 0.1,
+        cr_ramp: float = 0.05,
+        vgg: str = "store/vgg19.safetensors",
+        vgg_sha256: str | None = None,
+        decay_all: bool = False,
+    ) -> None:
+        super().__init__()
+        if n < 4 or min(u, o) < 0 or cabs < 1:
+            raise ValueError(f"n {n}, u {u}, o {o}, cabs {cabs}: at least 4, 0, 0 and 1")
+        if min(parts, instances, classes) < 1:
+            raise ValueError(f"parts {parts}, instances {instances} and classes {classes} must be at least 1")
+        for name, value, known in (
+            ("memory_branches", memory_branches, (1, 2, 3)),
+            ("space", space, ("feature", "image")),
+            ("similarity", similarity, ("cos", "dot")),
+            ("recon", recon, ("off", "net", "pretrain")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r}: one of {', '.join(map(str, known))}")
+        if space == "image" and similarity == "cos":
+            raise ValueError(
+                "similarity cos with space image: a pixel and its double would read the same; set similarity: dot"
+            )
+        if space == "image" and residual:
+            raise ValueError("residual with space image: what is read replaces the image there; drop one of the two")
+        items = classes * instances * parts
+        if not 0 <= shrink < 1 / items:
+            raise ValueError(f"shrink {shrink}: from 0 to below 1/{items}, or it can drop all of {items} prototypes")
+        if lambda_edge < 0 or lambda_cr <= 0:
+            raise ValueError(
+                f"lambda_edge {lambda_edge} must not be negative, and lambda_cr {lambda_cr} must be above 0"
+            )
+        if not (0 < pretrain_share < 1 and 0 <= cr_ramp < 1):
+            raise ValueError(f"pretrain_share {pretrain_share}, cr_ramp {cr_ramp}: shares of the run, below 1")
+        self.space, self.residual, self.decay_all = space, residual, decay_all
+        self.recon, self.pretrain_share, self.lambda_edge = recon, pretrain_share, lambda_edge
+        self.contrastive, self.lambda_cr, self.cr_ramp = contrastive, lambda_cr, cr_ramp
+        self.vgg, self.vgg_sha256 = vgg, vgg_sha256
+        self._vgg: tuple[VGG19Features, ...] = ()  # at most one; no module, so in no state_dict
+
+        widths = (n, n + u, n + 2 * u)
+        self.slope = nn.Parameter(torch.tensor([0.25]))  # of the PReLU
+        self.shallow = nn.ModuleList(Shallow(n) for _ in range(3))
+        self.encoder1, self.decoder1 = Encoder(widths, cross=False), Decoder(widths)
+        self.encoder2, self.decoder2 = Encoder(widths, cross=True), Decoder(widths)
+        self.orsnet = ORSNet(widths, n + o, cabs)
+        self.sam1, self.sam2 = SAM(n), SAM(n)
+        self.fusion2, self.fusion3 = conv(2 * n, n), conv(2 * n, n + o)
+        self.tail = conv(n + o, 3)
+        self.memory = (
+            HierarchicalMemory(
+                n if space == "feature" else 3,
+                parts=parts,
+                instances=instances,
+                classes=classes,
+                levels=memory_branches,
+                similarity=similarity,
+                shrink=shrink,
+            )
+            if memory
+            else None
+        )
+
+    def no_decay(self) -> set[str]:
+        """Names of the parameters without weight decay: the prototypes and all 1-D ones; none with decay_all.
+
+        Reads do not depend on a prototype's scale as a key, but on its scale as a value.
+        """
+        if self.decay_all:
+            return set()
+        return {name for name, p in self.named_parameters() if p.dim() == 1 or name == "memory.part"}
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The images of stages 3, 2 and 1 for x (B, 3, H, W) in [0, 1]; not clipped.
+
+        Stage 1 sees four quarters of the image and stage 2 two halves, each as a larger batch.
+        Raises ValueError unless x has 3 channels, and H and W are multiples of 8.
+        """
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError(f"MemoryNet takes (B, 3, H, W) with H and W multiples of 8, not {tuple(x.shape)}")
+        a = self.slope
+        banks = self.memory.banks() if self.memory is not None else []
+        images = self._images(x, banks)
+        f = self._remember(0, self.shallow[0](split(split(images[0], 2), 3), a), banks)  # quarters
+        enc = [join(m, 3) for m in self.encoder1(f, a)]
+        dec = self.decoder1(enc, a)  # halves, as is the rest of stage 1
+        sam, image1 = self.sam1(dec[0], split(images[1], 2))
+
+        f = self._remember(1, self.shallow[1](split(images[1], 2), a), banks)
+        f = self.fusion2(torch.cat((f, sam), 1))
+        enc = [join(m, 2) for m in self.encoder2(f, a, enc, dec)]
+        dec = self.decoder2(enc, a)  # the whole
+        sam, image2 = self.sam2(dec[0], images[2])
+
+        f = self._remember(2, self.shallow[2](images[2], a), banks)
+        f = self.fusion3(torch.cat((f, sam), 1))
+        image3 = images[2] + self.tail(self.orsnet(f, a, enc, dec))
+        return image3, image2, join(image1, 2)
+
+    def _images(self, x: Tensor, banks: list[Tensor]) -> list[Tensor]:
+        """What stages 1, 2, 3 take for the image: x, or in space image what is read for it."""
+        images = [x] * 3
+        if self.memory is not None and self.space == "image":
+            y = x
+            for s, bank in enumerate(banks):
+                images[s] = y = self.memory(y, [bank])
+        return images
+
+    def _remember(self, s: int, f: Tensor, banks: list[Tensor]) -> Tensor:
+        """Shallow features of stage s + 1 -> with what they read from levels 1..s + 1 (eqs. 4, 5)."""
+        if self.memory is None or self.space == "image" or s >= len(banks):
+            return f
+        y = self.memory(f, banks[: s + 1]).to(f.dtype)
+        return y if s == 0 and not self.residual else f + y
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Restore x (B, 3, H, W) in [0, 1], H and W multiples of 8; not clipped."""
+        return self.stages(x)[0]
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective (eq. 7, with the contrastive loss that it omits), averaged over the batch.
+
+        Logs the terms `char` and `edge` (sums over the stages), `recon` and `cr`, unweighted, those in use, and `psnr` (dB) of
+        stage 3; in the pretraining phase that of the clean images' reconstructions, and of the terms only `recon` is not 0.
+        All times this rank's share of the true samples: the mean over the ranks is that of the samples.
+        """
+        J, Y = batch["lq"], batch["gt"]
+        terms: dict[str, Tensor] = {}  # each (B,)
+        if self.recon == "pretrain" and float(batch["progress"]) < self.pretrain_share:
+            X = self.stages(Y)[0]
+            terms["recon"] = objective = reconstruction(X - Y)
+            terms |= {name: torch.zeros_like(objective) for name in ("char", "edge") + ("cr",) * self.contrastive}
+        else:
+            images = self.stages(J if self.recon == "off" else torch.cat((J, Y)))  # clean ones in the same pass
+            X = images[0][: len(J)]
+            with torch.autocast(J.device.type, enabled=False):
+                errors = torch.cat([image[: len(J)] - Y for image in images])  # (3B, 3, H, W)
+                terms["char"] = charbonnier(errors).view(3, -1).sum(0)
+                terms["edge"] = charbonnier(laplacian(errors)).view(3, -1).sum(0)  # the Laplacian is linear
+                objective = terms["char"] + self.lambda_edge * terms["edge"]
+                if self.recon != "off":
+                    terms["recon"] = reconstruction(images[0][len(J) :] - Y)
+                    objective = objective + terms["recon"]
+            if self.contrastive:
+                terms["cr"] = self._contrast(X, Y, J)
+                objective = objective + self._lambda_cr(batch) * terms["cr"]
+        weight, count = batch["weight"], batch["count"]
+        with torch.no_grad():
+            logs = {name: (term * weight).sum() / count for name, term in terms.items()}
+            true = weight.sum()
+            mse = ((X - Y).square().mean((1, 2, 3)) * weight).sum() / true.clamp_min(1)
+            logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / count)
+        return (objective * weight).sum() / count, logs
+
+    def _contrast(self, X: Tensor, Y: Tensor, J: Tensor) -> Tensor:
+        """The contrastive loss (B,): output X near the clean Y (positive), away from the degraded input J (negative)."""
+        if not self._vgg:
+            self._vgg = (VGG19Features(VGG_LAYERS, self.vgg, self.vgg_sha256),)
+        with torch.no_grad():
+            pairs = [maps.chunk(2) for maps in self._vgg[0](torch.cat((Y, J)))]
+        return contrast(self._vgg[0](X), [positive for positive, _ in pairs], [negative for _, negative in pairs])
+
+    def _lambda_cr(self, batch: Batch) -> Tensor | float:
+        """The contrastive loss's weight at this point of the run."""
+        if not self.cr_ramp:
+            return self.lambda_cr
+        start = self.pretrain_share if self.recon == "pretrain" else 0.0
+        return self.lambda_cr * ((batch["progress"] - start) / self.cr_ramp).clamp(0, 1)
+
+    @torch.no_grad()
+    def restore(self, lq: Tensor) -> Tensor:
+        """Restore lq (B, 3, H, W), float32 in [0, 1], H and W at least 8; same shape, not clipped.
+
+        Raises ValueError for other shapes.
+        """
+        assert not self.training, "call eval() first"
+        return self(_padded(lq))[..., : lq.shape[2], : lq.shape[3]]
+
+    @torch.no_grad()
+    def read_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """How each prototype responds to each pixel of x (B, 3, H, W): its level's name -> weights (B, K, H, W).
+
+        Each level as its stage reads it: `part` in stage 1, `instance` in 2, `semantic` in 3, as far as they are built.
+        Over the K prototypes the weights sum to 1. Raises ValueError for the shapes that `restore` refuses.
+        """
+        if self.memory is None:
+            return {}
+        padded, banks = _padded(x), self.memory.banks()
+        weights = {}
+        for s, name in enumerate(LEVELS[: len(banks)]):
+            split_dims = ((2, 3), (2,), ())[s]
+            f = padded
+            if self.space == "feature":
+                for dim in split_dims:
+                    f = split(f, dim)
+                f = self.shallow[s](f, self.slope)
+                for dim in reversed(split_dims):
+                    f = join(f, dim)
+            weights[name] = self.memory.weights(f, banks[: s + 1])[..., : x.shape[2], : x.shape[3]]
+        return weights
+
+
+def _padded(x: Tensor) -> Tensor:
+    """x, reflected at its right and lower border to the next multiples of 8."""
+    if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8:
+        raise ValueError(f"MemoryNet takes (B, 3, H, W), H and W at least 8, not {tuple(x.shape)}")
+    return F.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8), mode="reflect")

@@ -1,0 +1,481 @@
+"""Memory-guided image de-raining using time-lapse data (Cho, Kim, Sohn; IEEE TIP 2022).
+
+The network, its memory of rain streaks and its objective. Two frames of one scene share the background and not the
+rain: no clean image is needed. The paper's symbols: I = B + R, all in [-1, 1] here; q queries, p items, M their number.
+
+Where the paper and the authors' release differ:
+- C = 64 (Table I, and the 0.81M parameters); the C = 32 of the paper's text is a misprint;
+- BatchNorm after every convolution but E4b and Output, InstanceNorm on the query: release, the paper names neither;
+- a query moves only its nearest item (release); eq. 6 as written, `update: literal`, collapses to one item;
+- L_s of eq. 9 is zero whatever the network, because B = I - R; the release crosses the frames, which makes it 2 L_b;
+- lambda_c = 1 as released: with the paper's 0.001 nothing holds the brightness of B. The paper gives no lambda_w: 0.01;
+- one tanh; the release applies two, which leaves rain above 0.762 in the image;
+- the items are frozen at test time, as the paper says; the release's evaluation keeps writing to them.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs.models.batchnorm import BatchNorm2d
+
+Batch = dict[str, Tensor]
+
+SMALLEST = 16  # pixels a side: 2x2 queries, the fewest that have a covariance
+LLOYD_STEPS = 20
+CHECK_EVERY = 1000  # updates between two looks at whether the ranks still hold the same items
+
+# L = sum of lambda * L (eq. 14); compact and ssim are the release's own.
+PROFILES: dict[str, dict[str, float]] = {
+    "default": {"b": 1, "s": 0.1, "c": 1, "w": 0.01, "compact": 0, "ssim": 0},
+    "paper": {"b": 1, "s": 0.1, "c": 0.001, "w": 0.01, "compact": 0, "ssim": 0},
+    "released": {"b": 1, "s": 1, "c": 1, "w": 0.01, "compact": 0.01, "ssim": 0.5},
+}
+
+
+def layer(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str) -> nn.Sequential:
+    """The convolution, BatchNorm unless norm is "none", ReLU."""
+    return nn.Sequential(conv, *activation(conv.out_channels, norm))
+
+
+def activation(channels: int, norm: str) -> nn.Sequential:
+    """BatchNorm unless norm is "none", ReLU."""
+    return nn.Sequential(*([BatchNorm2d(channels)] if norm == "bn" else []), nn.ReLU(inplace=True))
+
+
+class DecoderLevel(nn.Module):
+    """D_a over {x, skip}, then D_b: (B, C, H, W) each -> (B, C, H, W).
+
+    The convolution of a concatenation is the sum of the convolutions of its parts: the concatenation is never built.
+    """
+
+    def __init__(self, channels: int, parts: int, norm: str, bias: bool) -> None:
+        super().__init__()
+        self.conv_a = nn.Conv2d(parts * channels, channels, 3, padding=1, bias=bias)
+        self.activation_a = activation(channels, norm)
+        self.b = layer(nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        C = x.shape[1]
+        y = F.conv2d(x, self.conv_a.weight[:, :C], self.conv_a.bias, padding=1)
+        if skip is not None:
+            y = y + F.conv2d(skip, self.conv_a.weight[:, C:], padding=1)
+        return self.b(self.activation_a(y))
+
+
+class Memory(nn.Module):
+    """M items of C numbers and unit length, which the network reads and only its queries move.
+
+    A buffer: no gradient reaches the items, a checkpoint holds them. They start as Gaussian directions drawn from
+    torch's generator, hence by the run's seed. Queries are (B, K, C), unit length.
+    """
+
+    items: Tensor  # (M, C)
+
+    def __init__(self, items: int, channels: int, update: str, read_grad: bool) -> None:
+        super().__init__()
+        self.update, self.read_grad, self.updates = update, read_grad, 0
+        self.register_buffer("items", F.normalize(torch.randn(items, channels), dim=1))
+
+    def read(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """p_hat (B, K, C) (eq. 4) and alpha (B, K, M) (eq. 2) for queries q and items p (M, C).
+
+        Constants for autograd, as released, unless read_grad.
+        """
+        alpha = F.softmax((q if self.read_grad else q.detach()) @ p.T, dim=-1)
+        return alpha @ p, alpha
+
+    @torch.no_grad()
+    def moved(self, q: Tensor, p: Tensor, true: Tensor) -> Tensor:
+        """The items (M, C) after an update of p by the queries of all ranks; p itself stays as it is.
+
+        true: bool (B,), False for padding, which moves nothing. Every rank gets the same items, bit for bit: they are a
+        function of two reductions over ranks.
+        """
+        if self.update == "none":
+            return p
+        d = q @ p.T  # (B, K, M), eq. 3
+        mask = true.view(-1, 1, 1)
+        if self.update == "assigned":
+            # beta / max beta = exp(d - max d): the softmax's denominator cancels. -1 is the least cosine.
+            most = all_reduce(d.masked_fill(~mask, -1).amax((0, 1)), dist.ReduceOp.MAX)  # (M,)
+            nearest = F.one_hot(d.argmax(-1), d.shape[-1]) * mask
+            beta = nearest * torch.exp(d - most)
+            amount = nearest.sum((0, 1))  # queries of each item
+        else:
+            beta = mask * torch.exp(d)  # eq. 5 without its denominator
+            amount = beta.sum((0, 1))
+        # One matmul: index_add_ over the nearest items would differ from run to run on a GPU.
+        sums = torch.cat((beta.flatten(0, 1).T @ q.flatten(0, 1), amount[:, None].to(q.dtype)), 1)
+        total, amount = all_reduce(sums, dist.ReduceOp.SUM).split((q.shape[-1], 1), 1)  # (M, C), (M, 1)
+        if self.update == "literal":
+            total = total / amount.clamp_min(1e-30)
+        return torch.where(amount > 0, F.normalize(p + total, dim=1), p)  # eq. 6
+
+    @torch.no_grad()
+    def commit(self, p: Tensor) -> None:
+        """Make p the items. They must be the same on all ranks: checked at the first update and every CHECK_EVERY."""
+        if distributed() and self.updates % CHECK_EVERY == 0:
+            spread = all_reduce(torch.stack((p, -p)), dist.ReduceOp.MAX).sum(0)  # largest - smallest over ranks
+            assert not spread.any(), "the ranks hold different memory items"
+        self.updates += 1
+        self.items.copy_(p)
+
+
+def distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+    """x reduced over the ranks; x itself without a process group."""
+    if distributed():
+        x = x.contiguous()
+        dist.all_reduce(x, op)
+    return x
+
+
+class Separation(NamedTuple):
+    """What the network makes of a frame."""
+
+    I: Tensor  # noqa: E741  the frame, (B, 3, H, W) in [-1, 1]
+    B: Tensor  # background, I - R
+    R: Tensor  # rain, in (-1, 1)
+    q_c: Tensor  # (B, C, H/8, W/8), the query before it gets unit length
+    variance: Tensor  # (B,), of E4b over positions, mean over channels
+    compact: Tensor | None  # (B,), mean squared distance of queries to nearest items, where the objective has it
+
+
+class TimeLapseNet(nn.Module):
+    """The Siamese de-raining network with a memory; the defaults are the paper's network, B_d of its Table IV with L_w.
+
+    channels, items: C, the width of every feature map, and M.
+    siamese: learn from pairs of frames without a clean image. Off (B_a, B_b): each frame is taken alone and supervised,
+        L1 to `gt`, which must be the mean of the scene's frames; the loss weights below are then refused.
+    memory: read and write the memory; off (B_a, B_c): D4a takes the query alone.
+    norm: BatchNorm as released, or "none", as the paper's text. Without it nothing else keeps the scale of the maps:
+        the convolutions start He normal, not as torch's default (release), with which it does not learn; and
+        InstanceNorm has an eps of 1e-8, not 1e-5, or L_w could vanish by shrinking the queries.
+    bias: biases of the convolutions.
+    zero_init: start Output at zero, so that the untrained network is the identity, B = I.
+    update: "assigned", each query moves its nearest item (release); "literal", every query moves every item (eq. 6);
+        "none", the items stay as they were drawn.
+    read_grad: let the gradient pass alpha to the queries (eqs. 2 to 4 as written); off, as released.
+    loss_profile: the weights of eq. 14, "paper", "released" or "default" (see PROFILES); lambda_* replace single ones.
+        Terms of weight 0 are not computed. L_b, L_c, L_s are means, over the elements of the [-1, 1] range, of each
+        sample. lambda_compact weighs the second frame's distance of queries to nearest items, as released; lambda_ssim
+        the negative SSIM of the two backgrounds.
+    self_consistency: L_s across the frames (release), or "literal", eq. 9, identically zero.
+    bsw_h, bsw_l: L_w whitens the l lowest of h clusters of the covariances' variances; 4 and 2 in the paper, 50 and 1
+        in the release.
+    """
+
+    in_channels = 3
+    receptive_field = None  # InstanceNorm on the query: the whole image
+    size_multiple = 8
+
+    def __init__(
+        self,
+        *,
+        channels: int = 64,
+        items: int = 20,
+        siamese: bool = True,
+        memory: bool = True,
+        norm: Literal["bn", "none"] = "bn",
+        bias: bool = True,
+        zero_init: bool = True,
+        update: Literal["assigned", "literal", "none"] = "assigned",
+        read_grad: bool = False,
+        loss_profile: Literal["default", "paper", "released"] = "default",
+        lambda_b: float | None = None,
+        lambda_s: float | None = None,
+        lambda_c: float | None = None,
+        lambda_w: float | None = None,
+        lambda_compact: float | None = None,
+        lambda_ssim: float | None = None,
+        self_consistency: Literal["cross", "literal"] = "cross",
+        bsw_h: int = 4,
+        bsw_l: int = 2,
+    ) -> None:
+        super().__init__()
+        self.inputs = ("frames",) if siamese else ("lq", "gt")
+        for name, value, allowed in (
+            ("norm", norm, ("bn", "none")),
+            ("update", update, ("assigned", "literal", "none")),
+            ("loss_profile", loss_profile, tuple(PROFILES)),
+            ("self_consistency", self_consistency, ("cross", "literal")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} {value!r}: {', '.join(allowed[:-1])} or {allowed[-1]}")
+        if channels < 2 or items < 1:
+            raise ValueError(f"channels {channels} and items {items}: at least 2 and 1")
+        if not 1 <= bsw_l <= bsw_h:
+            raise ValueError(f"bsw_l {bsw_l} of bsw_h {bsw_h} clusters: from 1 to bsw_h")
+        given = {"b": lambda_b, "s": lambda_s, "c": lambda_c, "w": lambda_w}
+        given |= {"compact": lambda_compact, "ssim": lambda_ssim}
+        changed = {name: value for name, value in given.items() if value is not None}
+        weights = PROFILES[loss_profile] | changed
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"lambda_{name} {weight}: at least 0, and finite")
+        if not siamese and (changed or loss_profile != "default"):
+            raise ValueError("siamese false is supervised by gt alone: leave out loss_profile and every lambda")
+        if siamese and not (weights["b"] or weights["c"] or (weights["s"] and self_consistency == "cross")):
+            raise ValueError("lambda_b, lambda_c and the cross lambda_s are 0: nothing would teach the decoder")
+        if not memory and (read_grad or weights["compact"]):
+            raise ValueError("memory false leaves nothing to read: set read_grad false and lambda_compact 0")
+        self.siamese, self.weights, self.self_consistency = siamese, weights, self_consistency
+        self.bsw_h, self.bsw_l = bsw_h, bsw_l
+        self.query_eps = 1e-5 if norm == "bn" else 1e-8
+
+        def conv(c_in: int, c_out: int) -> nn.Conv2d:
+            return nn.Conv2d(c_in, c_out, 3, padding=1, bias=bias)
+
+        def up() -> nn.Sequential:
+            deconv = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
+            return layer(deconv, norm)
+
+        C = channels
+        self.e1 = nn.Sequential(layer(conv(self.in_channels, C), norm), layer(conv(C, C), norm))
+        self.e2 = nn.Sequential(layer(conv(C, C), norm), layer(conv(C, C), norm))
+        self.e3 = nn.Sequential(layer(conv(C, C), norm), layer(conv(C, C), norm))
+        self.e4 = nn.Sequential(layer(conv(C, C), norm), conv(C, C))  # E4b is bare
+        self.d4, self.u3 = DecoderLevel(C, 2 if memory else 1, norm, bias), up()
+        self.d3, self.u2 = DecoderLevel(C, 2, norm, bias), up()
+        self.d2, self.u1 = DecoderLevel(C, 2, norm, bias), up()
+        self.d1 = DecoderLevel(C, 2, norm, bias)
+        self.output = conv(C, self.in_channels)
+        if norm == "none":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    nn.init.kaiming_normal_(module.weight)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        if zero_init:
+            for p in self.output.parameters():
+                nn.init.zeros_(p)
+        self.memory = Memory(items, C, update, read_grad) if memory else None
+
+    def encode(self, frame: Tensor) -> tuple[list[Tensor], Tensor]:
+        """A frame (B, 3, H, W) in [-1, 1] -> skips [E1b, E2b, E3b] and E4b (B, C, H/8, W/8), in float32 at least."""
+        skips = [self.e1(frame)]
+        for level in (self.e2, self.e3):
+            skips.append(level(F.max_pool2d(skips[-1], 2)))
+        E4b = self.e4(F.max_pool2d(skips[-1], 2))
+        return skips, E4b.to(torch.promote_types(E4b.dtype, torch.float32))
+
+    def query(self, E4b: Tensor) -> tuple[Tensor, Tensor]:
+        """E4b (B, C, h, w) -> its InstanceNorm q_c (B, C, h, w), and the queries (B, K, C) of unit length, K = h w."""
+        q_c = F.instance_norm(E4b, eps=self.query_eps)
+        # A query shorter than eps has no direction; with torch's 1e-12 its gradient would overflow.
+        return q_c, F.normalize(q_c.flatten(2).transpose(1, 2), dim=2, eps=1e-4)
+
+    def rain(self, skips: list[Tensor], q: Tensor, p_hat: Tensor | None) -> Tensor:
+        """The decoder: skips and (B, K, C) queries and retrieved items -> R (B, 3, H, W), in float32 at least."""
+        E1b, E2b, E3b = skips
+        h, w = E3b.shape[2] // 2, E3b.shape[3] // 2
+        maps = [x.transpose(1, 2).unflatten(2, (h, w)) for x in (q, p_hat) if x is not None]
+        x = self.u3(self.d4(*maps))
+        x = self.u2(self.d3(x, E3b))
+        x = self.u1(self.d2(x, E2b))
+        out = self.output(self.d1(x, E1b))
+        return torch.tanh(out.to(torch.promote_types(out.dtype, torch.float32)))
+
+    def separate(self, frames: list[Tensor], true: Tensor) -> list[Separation]:
+        """Each frame (B, 3, H, W) in [-1, 1] into background and rain; in training the items move after each read.
+
+        true: bool (B,), False for samples that must not move the items. A frame is read with the items that the frames
+        before it moved, and the whole batch moves them at once (release).
+        """
+        memory = self.memory
+        p = memory.items.clone() if memory is not None else None  # what backward needs is not what commit overwrites
+        separations = []
+        for frame in frames:
+            skips, E4b = self.encode(frame)
+            p_hat, compact = None, None
+            with torch.autocast(frame.device.type, enabled=False):
+                q_c, q = self.query(E4b)
+                if memory is not None and p is not None:
+                    p_hat, alpha = memory.read(q, p)
+                    if self.weights["compact"]:
+                        compact = (q - p[alpha.argmax(-1)]).square().mean((1, 2))
+                    if self.training:
+                        p = memory.moved(q, p, true)
+                variance = E4b.detach().var((2, 3), unbiased=False).mean(1)
+            R = self.rain(skips, q, p_hat)
+            separations.append(Separation(frame, frame - R, R, q_c, variance, compact))
+        if memory is not None and p is not None and self.training:
+            memory.commit(p)
+        return separations
+
+    def forward(self, x: Tensor) -> Tensor:
+        """De-rain x (B, 3, H, W) in [0, 1], sides multiples of 8, at least 16; not clipped. The items stay."""
+        self._check(x, 8)
+        skips, E4b = self.encode(2 * x - 1)
+        with torch.autocast(x.device.type, enabled=False):
+            q = self.query(E4b)[1]
+            p_hat = self.memory.read(q, self.memory.items)[0] if self.memory is not None else None
+        return x - self.rain(skips, q, p_hat) / 2  # B = I - R, from [-1, 1] to [0, 1]
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective (eq. 14), and one update of the items for each frame.
+
+        batch: `frames` (B, 2, 3, H, W), in [0, 1]. With siamese off also `gt`, the mean of the scene's frames, and each
+        frame is a sample of its own; `lq` (B, 3, H, W), one frame, may stand for `frames`. Sides: multiples of 8.
+        Logs each term l_* of weight above 0, l_s_literal (eq. 9, zero but for rounding), query_variance (that of E4b:
+        where it goes to 0, L_w has won by shrinking the queries) and, with a target, psnr (dB). Padding moves no item
+        and has no loss; BatchNorm's statistics see it.
+        Raises ValueError for a batch without what the objective needs, or of other sizes.
+        """
+        if "frames" not in batch and (self.siamese or "lq" not in batch):
+            raise ValueError("the batch has no frames: siamese learns from two frames of a scene")
+        if not self.siamese and "gt" not in batch:
+            raise ValueError("the batch has no gt: siamese false learns from the mean of the scene's frames")
+        images = batch["frames"].unbind(1) if "frames" in batch else (batch["lq"],)
+        self._check(images[0], 8)
+        weight, count = batch["weight"], batch["count"]
+        separations = self.separate([2 * image - 1 for image in images], weight > 0)
+        if self.siamese:
+            v, w = separations
+            terms = self._siamese_terms(v, w)
+            lambdas = self.weights
+        else:
+            terms = {"1": torch.stack([mean_l1(s.B, 2 * batch["gt"] - 1) for s in separations]).mean(0)}
+            lambdas = {"1": 1.0}
+
+        def share(values: Tensor) -> Tensor:
+            return (values * weight).sum() / count
+
+        loss = torch.stack([lambdas[name] * share(values) for name, values in terms.items()]).sum()
+        logs = {f"l_{name}": share(values.detach()) for name, values in terms.items()}
+        with torch.no_grad():
+            logs["query_variance"] = share(torch.stack([s.variance for s in separations]).mean(0))
+            logs["l_s_literal"] = share(torch.stack([mean_l1(s.I, s.B + s.R) for s in separations]).sum(0))
+            if not self.siamese:
+                errors = torch.stack([((s.B + 1) / 2 - batch["gt"]).square().mean((1, 2, 3)) for s in separations])
+                true = weight.sum()
+                mse = (errors.mean(0) * weight).sum() / true.clamp_min(1)
+                logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / count)
+        return loss, logs
+
+    def _siamese_terms(self, v: Separation, w: Separation) -> dict[str, Tensor]:
+        """Each term of weight above 0 of a pair of frames, per sample: (B,)."""
+        terms = {}
+        if self.weights["b"]:
+            terms["b"] = mean_l1(w.B, v.B)  # eq. 7
+        if self.weights["s"]:
+            B_w, B_v = (v.B, w.B) if self.self_consistency == "cross" else (w.B, v.B)
+            terms["s"] = mean_l1(w.I, B_w + w.R) + mean_l1(v.I, B_v + v.R)  # eq. 9
+        if self.weights["c"]:
+            terms["c"] = mean_l1(w.I, v.B) + mean_l1(v.I, w.B)  # eq. 8
+        with torch.autocast(v.B.device.type, enabled=False):
+            if self.weights["w"]:
+                terms["w"] = selective_whitening(v.q_c, w.q_c, self.bsw_h, self.bsw_l)
+            if w.compact is not None:
+                terms["compact"] = w.compact
+            if self.weights["ssim"]:
+                terms["ssim"] = -ssim((v.B + 1) / 2, (w.B + 1) / 2)
+        return terms
+
+    @torch.no_grad()
+    def restore(self, lq: Tensor) -> Tensor:
+        """De-rain lq (B, 3, H, W), float32 in [0, 1], any H and W from 16 on; same shape, not clipped; nothing learns.
+
+        Sides are reflected up to multiples of 8.
+        """
+        assert not self.training, "call eval() first"
+        return self(self._padded(lq))[..., : lq.shape[2], : lq.shape[3]]
+
+    @torch.no_grad()
+    def read_weights(self, x: Tensor) -> Tensor:
+        """alpha (eq. 2), how much position k reads of item m: x (B, 3, H, W) in [0, 1] -> (B, M, h, w), float32.
+
+        h and w: H and W divided by 8, rounded up; any H and W from 16 on. The M weights of a position add up to 1.
+        Raises ValueError without a memory.
+        """
+        assert not self.training, "call eval() first"
+        if self.memory is None:
+            raise ValueError("memory false: there are no items to read")
+        E4b = self.encode(2 * self._padded(x) - 1)[1]
+        with torch.autocast(x.device.type, enabled=False):
+            alpha = self.memory.read(self.query(E4b)[1], self.memory.items)[1]
+        return alpha.transpose(1, 2).unflatten(2, E4b.shape[2:])
+
+    def _padded(self, x: Tensor) -> Tensor:
+        self._check(x, 1)
+        H, W = x.shape[2:]
+        return F.pad(x, (0, -W % 8, 0, -H % 8), mode="reflect")
+
+    def _check(self, x: Tensor, multiple: int) -> None:
+        c, H, W = x.shape[-3:]
+        if c != self.in_channels or min(H, W) < SMALLEST or H % multiple or W % multiple:
+            sides = f"sides of at least {SMALLEST}" + (f", multiples of {multiple}" if multiple > 1 else "")
+            raise ValueError(f"TimeLapseNet takes images of 3 channels, {sides}: these are {c} x {H} x {W}")
+
+
+def mean_l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of each sample: (B, ...) -> (B,)."""
+    return (a - b).abs().flatten(1).mean(1)
+
+
+def selective_whitening(q_v: Tensor, q_w: Tensor, clusters: int = 4, lowest: int = 2) -> Tensor:
+    """L_w (eqs. 10 to 13): (B, C, H, W) InstanceNorm'd queries of two frames -> (B,).
+
+    The covariances that hardly change between the frames are the background's; their mean absolute value is the loss.
+    Only the strict upper triangle counts: after InstanceNorm the diagonal is a constant. The mask has no gradient.
+    """
+    _, C, H, W = q_v.shape
+    q = torch.stack((q_v, q_w)).flatten(3)  # (2, B, C, HW)
+    S_v, S_w = q @ q.transpose(2, 3) / (H * W - 1)  # (B, C, C) each
+    with torch.no_grad():
+        i, j = torch.triu_indices(C, C, 1, device=q.device)
+        V = (S_v - S_w).square()[:, i, j] / 4  # eq. 11: both deviations from the mean are half the difference
+        mask = torch.zeros_like(S_v)
+        mask[:, i, j] = (kmeans(V, clusters) < lowest).to(q.dtype)  # eq. 12
+    return (mask * (S_v.abs() + S_w.abs())).sum((1, 2)) / (2 * mask.sum((1, 2)))
+
+
+@torch.no_grad()
+def kmeans(values: Tensor, clusters: int) -> Tensor:
+    """k-means in one dimension, of each row: (B, n) -> the cluster of each value, from 0, that of the lowest centroid.
+
+    Centroids start at the quantiles of a row's distinct values, and move LLOYD_STEPS times: no randomness, no round
+    trip to the CPU. Fewer distinct values than clusters leave clusters empty, never the lowest: equal values are in 0.
+    """
+    ordered = values.sort(dim=1).values
+    # number of each value among the distinct ones
+    number = F.pad((ordered[:, 1:] > ordered[:, :-1]).long().cumsum(1), (1, 0))
+    quantile = (number[:, -1:] + 1) * (2 * torch.arange(clusters, device=values.device) + 1) // (2 * clusters)
+    centroids = ordered.gather(1, torch.searchsorted(number, quantile))  # (B, clusters)
+    for _ in range(LLOYD_STEPS):
+        # In one dimension a cluster is an interval that ends half-way to the next centroid.
+        label = torch.searchsorted((centroids[:, 1:] + centroids[:, :-1]) / 2, ordered)
+        members = F.one_hot(label, clusters).to(values.dtype)  # (B, n, clusters)
+        size = members.sum(1)
+        means = (ordered[:, None] @ members)[:, 0] / size.clamp_min(1)
+        centroids = torch.where(size > 0, means, centroids)
+    return torch.searchsorted((centroids[:, 1:] + centroids[:, :-1]) / 2, values)
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of images (B, C, H, W) in [0, 1], each side at least 11: (B,), 1 for equal images.
+
+    Gaussian windows of 11 pixels, sigma 1.5, inside the image only (Wang et al. 2004); the release's is not published.
+    """
+    C = x.shape[1]
+    g = torch.exp(-(torch.arange(-5, 6, device=x.device, dtype=x.dtype).square()) / (2 * 1.5**2))
+    window = (g / g.sum()).expand(C, 1, 1, 11)
+
+    def mean(z: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(z, window, groups=C), window.transpose(2, 3), groups=C)
+
+    mu_x, mu_y = mean(x), mean(y)
+    # Rounding can make a variance of bright images negative.
+    var_x = (mean(x * x) - mu_x.square()).clamp_min(0)
+    var_y = (mean(y * y) - mu_y.square()).clamp_min(0)
+    covariance = mean(x * y) - mu_x * mu_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mu_x * mu_y + c1) * (2 * covariance + c2)
+    return (similarity / ((mu_x.square() + mu_y.square() + c1) * (var_x + var_y + c2))).flatten(1).mean(1)
