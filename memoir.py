@@ -121,7 +121,7 @@ def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a bu
 def train(
     recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
     overrides: Set = None,
-    data: Data = Path("data"),
+    data: Annotated[str, typer.Option(help="where the built datasets are: a folder or s3://bucket/prefix")] = "data",
     store: Annotated[str, typer.Option(help="for checkpoints: a folder or s3://bucket/prefix")] = "store",
     runs: Runs = Path("runs"),
 ) -> None:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
+import torch
 from rich.progress import track
 
 from jobs.checkpoint import load_model
@@ -23,6 +25,7 @@ from pipeline.manifest import write_table
 
 Restorer = Callable[[np.ndarray], np.ndarray]  # float32 (H, W, C) in [0, 1] -> the same
 PICTURES = 2  # of each benchmark, for the report
+ITEMS, SHEET_COLUMNS, SHEET_WIDTH = 32, 6, 150  # of a sheet of a memory: most items, cells in a row, pixels of a cell
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     """All benchmarks of a recipe on its checkpoint.
 
     Writes runs/<recipe>/scores.json, scores.parquet (per image) and pictures/{input,output,target}/ of the
-    first images of each benchmark.
+    first images of each benchmark; of a model with a memory, pictures/memory/ too, what each item responds to in the first.
     """
     recipe = read_recipe(recipe_name)
     name = Path(recipe_name).stem
@@ -161,9 +164,38 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
             stem = f"{dataset}-{chosen.name}-{image.key}"
             for role, plane in (("input", image.pair.lq), ("output", image.restored), ("target", image.pair.gt)):
                 write_image(pictures / role / f"{stem}.png", to_uint8(plane))
+        if run is recipe.evaluation.benchmarks[0] and hasattr(trained.model, "read_weights"):
+            for bank, sheet in memory_sheets(trained.model, scored[0].pair.lq).items():
+                write_image(pictures / "memory" / f"{bank}.png", sheet)
     write_table(runs / name / "scores.parquet", pa.Table.from_pylist(rows))
     write_bytes(runs / name / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
     return scores
+
+
+@torch.inference_mode()
+def memory_sheets(model: Any, lq: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each bank of a memory, a sheet: the image, then how much its positions read of each item, from its least (black)
+    to its most (white).
+
+    lq: float32 (H, W, 3) in [0, 1]. Returns uint8 (h, w, 3) by the bank's name; none of a bank of more than ITEMS items.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None].clamp(0, 1)
+    size = (SHEET_WIDTH, round(SHEET_WIDTH * lq.shape[0] / lq.shape[1]))
+    sheets = {}
+    for bank, weights in model.read_weights(x).items():
+        if weights.shape[1] > ITEMS:
+            continue
+        cells = [cv2.resize(to_uint8(lq), size, interpolation=cv2.INTER_AREA)]
+        for item in weights[0].numpy():
+            level = (item - item.min()) / max(float(item.max() - item.min()), 1e-12)
+            cell = cv2.resize(to_uint8(level), size, interpolation=cv2.INTER_NEAREST)
+            cells.append(np.repeat(cell[..., None], 3, axis=2))
+        blank = np.full_like(cells[0], 255)
+        cells += [blank] * (-len(cells) % SHEET_COLUMNS)
+        framed = [np.pad(cell, ((2, 2), (2, 2), (0, 0)), constant_values=255) for cell in cells]
+        rows = [np.concatenate(framed[i : i + SHEET_COLUMNS], 1) for i in range(0, len(framed), SHEET_COLUMNS)]
+        sheets[bank] = np.concatenate(rows)
+    return sheets
 
 
 def to_uint8(plane: np.ndarray) -> np.ndarray:

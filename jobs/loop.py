@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.recipe import Optimisation, Recipe, build_model
+from pipeline.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.keyed import digest64
 from pipeline.loader import Loader, Position
-from pipeline.shard_set import ShardSet, Version, validation_pair
+from pipeline.shard_set import CACHE, ShardSet, Version, validation_pair
+from pipeline.storage import Bucket, storage
 
 
 @dataclass
@@ -49,13 +51,16 @@ class Objective(nn.Module):
 class Run:
     """A model in training: everything that the next step depends on.
 
-    recipe: what to train. data: the folder that `memoir build` wrote. Rank and world size are those of torch's process group.
+    recipe: what to train. data: what `memoir build` wrote, a folder or a URI. Rank and world size are those of torch's
+    process group.
     """
 
-    def __init__(self, recipe: Recipe, data: Path, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, data: Path | str, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        remote = isinstance(storage(str(data)), Bucket)
+        cache = ShardCache(CACHE, limit_bytes=recipe.training.cache_bytes) if remote else None
         self.loader = Loader(
             data,
             batch=recipe.data.batch,
@@ -64,11 +69,13 @@ class Run:
             rank=self.rank,
             world_size=self.world_size,
             threads=recipe.training.loader_threads,
+            cache=cache,
+            quarantine=recipe.training.quarantine,
         )
         # Of scenes without targets there is nothing to validate on: the benchmarks of the recipe tell.
         self.validation: list[Version] = []
         if "gt" in self.loader.planes:
-            versions = ShardSet(data, "val").versions()
+            versions = ShardSet(data, "val", cache=cache).versions()
             self.validation = list(itertools.islice(versions, recipe.training.validation_images))
         torch.manual_seed(recipe.training.seed)
         self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -115,19 +122,13 @@ class Run:
                 last = self.state.step == self.total
                 if last or self.state.step % every.log_every == 0:
                     record = meter.record(self.device)
-                    if not math.isfinite(record["loss"]):
-                        raise UserError(
-                            f"loss is {record['loss']} at step {self.state.step}: lower the learning rate, or clip"
-                        )
+                    if self.loader.shard_set.quarantined:
+                        record["quarantined"] = sorted(self.loader.shard_set.quarantined.values())
                     self._log(log, {"epoch": position.epoch, "lr": lr, **record})
                 aside = time.perf_counter()
                 if self.validation and (last or self.state.step % every.validate_every == 0):
                     self._log(log, {"epoch": position.epoch, "val_psnr": self.validate()})
                 if last or self.state.step % every.checkpoint_every == 0:
-                    if not norm.isfinite():
-                        raise UserError(
-                            f"gradient norm is {float(norm)} at step {self.state.step}: lower the learning rate, or clip"
-                        )
                     save(self)
                 meter.began += time.perf_counter() - aside
         finally:
@@ -138,7 +139,10 @@ class Run:
         log(self.records[-1])
 
     def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """One optimiser step on this rank's part of a global batch; returns (loss, logs, gradient norm before clipping)."""
+        """One optimiser step on this rank's part of a global batch; returns (loss, logs, gradient norm before clipping).
+
+        Raises UserError if that is not finite, and names the samples that are the cause.
+        """
         o = self.recipe.optimisation
         self.model.train()
         batch = batch | {"progress": torch.tensor(self.state.step / self.total, device=self.device)}
@@ -153,8 +157,27 @@ class Run:
         loss.backward()
         limit = math.inf if o.clip is None else o.clip / lr if o.clip_over_lr else o.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if not norm.isfinite():  # on all ranks alike, whichever has the cause; the weights are still good
+            raise UserError(self._not_finite(batch, loss, norm))
         self.optimiser.step()
         return loss.detach(), logs, norm
+
+    def _not_finite(self, batch: dict[str, Tensor], loss: Tensor, norm: Tensor) -> str:
+        """What to say of a step without finite gradients: the samples whose loss alone is not finite, of all ranks."""
+        guilty: list[str] = []
+        count = torch.tensor(1.0, device=self.device)
+        for i in range(len(batch["sample"])):
+            one = {name: value[i : i + 1] if value.ndim else value for name, value in batch.items()}
+            if not self.model.training_loss(one | {"count": count})[0].isfinite():
+                guilty.append(self.loader.name(int(batch["sample"][i])))
+        if dist.is_initialized():
+            gathered: list[list[str]] = [[] for _ in range(self.world_size)]
+            dist.all_gather_object(gathered, guilty)
+            guilty = [name for names in gathered for name in names]
+        where = f"at step {self.state.step + 1}"
+        if guilty and len(guilty) < self.recipe.data.batch:
+            return f"loss is not finite {where}: the cause is {', '.join(guilty[:3])}: leave it out, or restore it"
+        return f"loss is {loss.item()}, gradient norm {float(norm)} {where}: lower the learning rate, or clip"
 
     def lr(self) -> float:
         """Learning rate of the next step."""

@@ -100,6 +100,10 @@ class Training(Frozen):
     validate_every: int = Field(1000, gt=0, description="steps between two validations")
     validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")
     checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
+    cache_bytes: int | None = Field(
+        None, gt=0, description="limit of a node's copies of shards in a bucket; null: none"
+    )
+    quarantine: int = Field(0, ge=0, description="damaged images that a run goes on without; they are logged")
     max_failures: int = Field(3, ge=0, description="lost workers that a run recovers from")
 
 

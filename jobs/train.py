@@ -17,7 +17,7 @@ from jobs.recipe import Recipe, read_recipe
 from pipeline.cluster import connect
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
-from pipeline.shards import file_sha256, read_shards_json, samples_digest
+from pipeline.shards import file_sha256, read_listing, samples_digest
 from pipeline.storage import Bucket, Folder, Storage, storage
 
 CODE = (
@@ -33,23 +33,25 @@ CODE = (
 )
 
 
-def train(
-    recipe_name: str, *, data: Path, store: str, runs: Path, overrides: list[str] | None = None
-) -> dict[str, Any]:
+def train(recipe_name: str, *, data: str, store: str, runs: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
 
-    store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
+    data, store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
     continues a killed run, finds a finished one and never mixes two. Writes runs/<recipe>/checkpoint.json (the pointer),
     metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
     """
     recipe = read_recipe(recipe_name, overrides)
     name = Path(recipe_name).stem
-    folder = data / recipe.data.task
-    listing = read_shards_json(folder)
+    built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
+    try:
+        listing = read_listing(built.read("shards.json"), f"{built.uri}/shards.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{built.uri}/shards.json: not found; `memoir build {recipe.data.task}` writes it") from None
+    shards = str(built.root.resolve()) if isinstance(built, Folder) else built.uri
     run = f"{name}-{run_digest(recipe, samples_digest(listing))}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
     if "done.json" not in place.names("done.json"):
-        place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, run, folder.resolve(), place)}).encode())
+        place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, run, shards, place)}).encode())
     checkpoint = storage(f"{place.uri}/{json.loads(place.read('done.json'))['checkpoint']}")
     pointer = {
         "recipe": name,
@@ -93,7 +95,7 @@ def _curve(records: list[dict[str, Any]]) -> str:
     return "\n".join(["\t".join(columns), *lines]) + "\n"
 
 
-def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
+def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     """Run Ray Train to the end and return the name of the final checkpoint's folder in `place`."""
     training = recipe.training
     cpus = training.workers * training.cpus_per_worker
@@ -110,7 +112,7 @@ def _fit(recipe: Recipe, run: str, data: Path, place: Storage) -> str:
     feed = ray.remote(num_cpus=0)(Feed).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"recipe": recipe, "data": str(data), "live": live, "feed": feed, "here": str(Path.cwd())},
+        train_loop_config={"recipe": recipe, "data": data, "live": live, "feed": feed, "here": str(Path.cwd())},
         torch_config=TorchConfig(backend="nccl" if training.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
@@ -239,7 +241,7 @@ def _worker(config: dict[str, Any]) -> dict[str, str] | None:
     with suppress(FileNotFoundError):  # on another machine
         os.chdir(config["here"])  # a recipe's relative paths are the project's
     try:
-        run = Run(recipe, Path(config["data"]), ray.train.torch.get_device())
+        run = Run(recipe, config["data"], ray.train.torch.get_device())
         checkpoint = ray.train.get_checkpoint()
         if checkpoint:
             with checkpoint.as_directory() as folder:

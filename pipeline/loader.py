@@ -132,6 +132,11 @@ class Loader:
         mixed = {"negatives"} if self.shard_set.permille.shape[1] else set()
         return {"frames"} if "v" in self.planes else set(self.planes) | online | mixed
 
+    def name(self, sample: int) -> str:
+        """A sample of the enumeration in words: its image, level and number."""
+        version = int(np.searchsorted(self.first, sample, side="right")) - 1
+        return f"{self.shard_set.key(version)} at level {int(self.shard_set.level[version])} (sample {sample})"
+
     @property
     def unused(self) -> list[str]:
         """The keys of images that are smaller than a patch, and so in no sample."""
@@ -296,7 +301,9 @@ class Loader:
                 patches[i] = dihedral(grey, turned)
                 continue
             rows = np.ndarray((p,), item, mapped[shard], offset, (stride,))
-            if turned == 0:
+            if turned == 0 and stride == p * channels:  # an image as wide as the patch: its rows lie in one piece
+                patches[i] = np.ndarray(patches.shape[1:], np.uint8, mapped[shard], offset)
+            elif turned == 0:
                 targets[i] = rows
             else:
                 upright[...] = rows

@@ -10,5 +10,6 @@ What the loop, the evaluation and the tiler ask of a model:
 - `restore(lq) -> output`: float32 (B, C, H, W) in [0, 1] in and out (not clipped), any H and W, in eval mode;
 - `in_channels`, `receptive_field` (pixels a side that one output pixel sees; None: global statistics, do not tile)
   and `size_multiple` (of H and W).
+- `read_weights(x)`, where it has a memory: how much each position of x reads of each item, {bank: (B, items, h, w)};
 - `no_decay()`, where it has one: the names of the parameters that weight decay spares.
 """

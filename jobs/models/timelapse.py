@@ -389,19 +389,19 @@ class TimeLapseNet(nn.Module):
         return self(self._padded(lq))[..., : lq.shape[2], : lq.shape[3]]
 
     @torch.no_grad()
-    def read_weights(self, x: Tensor) -> Tensor:
-        """alpha (eq. 2), how much position k reads of item m: x (B, 3, H, W) in [0, 1] -> (B, M, h, w), float32.
+    def read_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """alpha (eq. 2), how much position k reads of item m: x (B, 3, H, W) in [0, 1] -> `items` (B, M, h, w), float32.
 
         h and w: H and W divided by 8, rounded up; any H and W from 16 on. The M weights of a position add up to 1.
-        Raises ValueError without a memory.
+        Empty without a memory.
         """
         assert not self.training, "call eval() first"
         if self.memory is None:
-            raise ValueError("memory false: there are no items to read")
+            return {}
         E4b = self.encode(2 * self._padded(x) - 1)[1]
         with torch.autocast(x.device.type, enabled=False):
             alpha = self.memory.read(self.query(E4b)[1], self.memory.items)[1]
-        return alpha.transpose(1, 2).unflatten(2, E4b.shape[2:])
+        return {"items": alpha.transpose(1, 2).unflatten(2, E4b.shape[2:])}
 
     def _padded(self, x: Tensor) -> Tensor:
         self._check(x, 1)

@@ -133,6 +133,7 @@ class Section:
     published: Published
     charts: list[Chart]
     rows: list[Row]
+    memory: list[Picture]  # a sheet of each bank: what its items respond to
     restored: list[Picture]
 
 
@@ -234,8 +235,9 @@ def _section(recipe: str, run: Path, out: Path) -> Section:
     for name, row in scores.items():
         dataset, benchmark = name.rsplit("/", 1)
         rows.append(Row(dataset, benchmark, row, comparisons[name]))
-    restored = _restored(run / "restored", out, PurePosixPath("restored", recipe))
-    return Section(recipe, checkpoint, published, _charts(run / "curve.tsv"), rows, restored)
+    memory = _folder(run / "pictures" / "memory", out, PurePosixPath("memory", recipe))
+    restored = _folder(run / "restored", out, PurePosixPath("restored", recipe))
+    return Section(recipe, checkpoint, published, _charts(run / "curve.tsv"), rows, memory, restored)
 
 
 def _comparisons(run: Path, scores: dict[str, Scores], out: Path, place: PurePosixPath) -> dict[str, list[Comparison]]:
@@ -272,8 +274,8 @@ def _figures(psnr: float, ssim: float) -> Figures:
     return Figures(psnr=psnr if math.isfinite(psnr) else None, ssim=ssim)
 
 
-def _restored(folder: Path, out: Path, place: PurePosixPath) -> list[Picture]:
-    """What `memoir restore` left in a folder, if the recipe has one: PNG files."""
+def _folder(folder: Path, out: Path, place: PurePosixPath) -> list[Picture]:
+    """The PNG files that a stage left in a folder, if it made one."""
     return [_copy(path, out, place / path.relative_to(folder).as_posix()) for path in sorted(folder.rglob("*.png"))]
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from jobs.evaluate import dataset_name, evaluate, identity, score_folder
+from jobs.evaluate import dataset_name, evaluate, identity, memory_sheets, score_folder
 from jobs.protocols import GRAY_FLOAT, RGB, Y_MATLAB, Y_RGB, benchmark, psnr
 from jobs.recipe import BenchmarkRun
 from pipeline.degradations.jpeg import jpeg
@@ -141,3 +142,30 @@ def test_pairs_that_cannot_give_a_comparable_mean_are_one_line(rain, tmp_path, b
     with pytest.raises(UserError, match=says) as error:
         evaluate("identity", run("pairs-y", rain, **more), tmp_path)
     assert "\n" not in str(error.value)
+
+
+# what a memory responds to
+
+
+class Remembering:
+    """Reads two banks: items that answer to the left and to the right half, and too many."""
+
+    def read_weights(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        left = torch.zeros(1, 1, *x.shape[2:])
+        left[..., : x.shape[3] // 2] = 0.25
+        return {"items": torch.cat((left, 0.25 - left, left * 0 + 0.1), 1), "parts": torch.rand(1, 100, *x.shape[2:])}
+
+
+def test_a_sheet_shows_the_image_and_what_each_item_responds_to():
+    lq = np.random.default_rng(0).random((40, 60, 3), np.float32)
+    sheets = memory_sheets(Remembering(), lq)
+    assert set(sheets) == {"items"}  # a hundred parts are too many to look at
+    sheet = sheets["items"]
+    width, height = 150 + 4, 100 + 4
+    assert sheet.shape == (height, 6 * width, 3)
+    cells = [sheet[2:-2, i * width + 2 : (i + 1) * width - 2] for i in range(6)]
+    assert abs(cells[0].mean() - lq.mean() * 255) < 3
+    assert (cells[1][:, :74].min(), cells[1][:, 76:].max()) == (255, 0)
+    assert (cells[2][:, :74].max(), cells[2][:, 76:].min()) == (0, 255)
+    assert not cells[3].any()  # everywhere the same
+    assert (cells[4] == 255).all()

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,7 +235,9 @@ def test_a_run_logs_validates_and_saves_when_the_recipe_says(data, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(data, tmp_path):
     run = Run(recipe(folder=tmp_path), data, CPU)
     nn.init.constant_(run.model.recon.weight, math.nan)
-    with pytest.raises(UserError, match="loss is nan at step 4: lower the learning rate, or clip") as error:
+    with pytest.raises(
+        UserError, match=r"^loss is nan, gradient norm nan at step 1: lower the learning rate, or clip$"
+    ) as error:
         run.train(never, never)
     assert "\n" not in str(error.value)
 
@@ -242,8 +245,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(data, tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(data, tmp_path):
     run = Run(recipe("training.checkpoint_every=2", folder=tmp_path), data, CPU)
     nn.init.constant_(run.model.recon.weight, math.nan)
-    with pytest.raises(UserError, match="nan at step 2"):
+    with pytest.raises(UserError, match="nan at step 1"):
         run.train(never, never)
+
+
+def test_a_sample_that_alone_is_not_finite_is_named_and_no_weight_has_moved(data, tmp_path):
+    run = Run(recipe(folder=tmp_path), data, CPU)
+    before = {name: value.clone() for name, value in run.model.state_dict().items() if "bn" not in name}
+    _, batch = next(run.loader.batches())
+    batch = run.loader.to_device(batch, CPU)
+    batch["lq"][1, 0, 3, 4] = math.inf
+    name = run.loader.name(int(batch["sample"][1]))
+    assert re.fullmatch(r"photos-train-\S+ at level \d+ \(sample \d+\)", name)
+    with pytest.raises(
+        UserError, match=f"^loss is not finite at step 1: the cause is {re.escape(name)}: leave it out, or"
+    ):
+        run.step(batch)
+    after = run.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_images_per_second_are_those_of_training_alone(data, tmp_path, monkeypatch):

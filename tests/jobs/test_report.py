@@ -341,3 +341,16 @@ def test_a_curve_without_a_value_says_so(runs):
 )
 def test_a_number_is_written_shortly(value, text):
     assert _number(value) == text
+
+
+def page_of(runs: Path) -> str:
+    return write_report(["one", "two"], runs, runs.parent / "report").read_text()
+
+
+def test_the_sheets_of_a_memory_are_shown(runs):
+    said = "What the memory's items respond to"
+    assert said not in page_of(runs)
+    write_image(runs / "one/pictures/memory/items.png", np.full((9, 30, 3), 90, np.uint8))
+    page = page_of(runs)
+    assert page.count(said) == 1
+    assert 'src="memory/one/items.png" width="30" height="9"' in page

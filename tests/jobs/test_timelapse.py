@@ -339,17 +339,16 @@ def test_read_weights_show_what_each_item_answers_to():
     model = tiny().eval()
     before = buffers(model)
     x = torch.rand(2, 3, 37, 50)
-    alpha = model.read_weights(x)
+    alpha = model.read_weights(x)["items"]
     assert alpha.shape == (2, 5, 5, 7)
     assert alpha.dtype == torch.float32
     torch.testing.assert_close(alpha.sum(1), torch.ones(2, 5, 7))
     whole = torch.rand(1, 3, 32, 48)
     q = plain(model, 2 * whole - 1, model.memory.items)[1]
     expected = torch.einsum("mc,bchw->bmhw", model.memory.items, q).softmax(1)
-    torch.testing.assert_close(model.read_weights(whole), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.read_weights(whole)["items"], expected, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
-    with pytest.raises(ValueError, match="no items"):
-        tiny(memory=False).eval().read_weights(x)
+    assert tiny(memory=False).eval().read_weights(x) == {}
 
 
 # the memory is written
@@ -670,7 +669,7 @@ def test_bf16_stays_finite_on_any_input(name, options):
             assert all(p.grad.isfinite().all() for p in model.parameters())
             assert all(buffer.isfinite().all() for buffer in model.buffers())
             with torch.autocast("cpu", torch.bfloat16):
-                restored, alpha = model.eval().restore(image), model.read_weights(image)
+                restored, alpha = model.eval().restore(image), model.read_weights(image)["items"]
             assert restored.dtype == alpha.dtype == torch.float32
             assert restored.isfinite().all()
 

@@ -22,13 +22,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import SECRET
+import torch
+from conftest import SECRET, photograph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import cache as module
 from pipeline.cache import VERIFIED, ShardCache
 from pipeline.errors import UserError
+from pipeline.loader import Loader
+from pipeline.sampling.patches import Grid
 from pipeline.storage import Storage, storage
 
 MIB = 2**20
@@ -1100,3 +1103,51 @@ def test_close_ends_the_downloads_ahead_and_leaves_nothing(make_cache, behind, p
     proxy.fault = lambda n, name: None
     with cache.get(source, *shards[0]) as lease:  # which needs no threads
         assert sha(lease.path) == shards[0][2]
+
+
+# whole epochs
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    ["503", "cut", pytest.param("down", marks=pytest.mark.slow), pytest.param("both", marks=pytest.mark.slow)],
+)
+def test_an_epoch_is_whole_whatever_the_server_does(trouble, builder, s3, server, proxy, tmp_path, monkeypatch):
+    """503 to a third of the requests, answers cut in the middle, no server for 20 s: two ranks, the batches of a folder."""
+    photographs = {f"train/{i}.png": photograph(i, 90, 120) for i in range(24)}
+    folder = builder("epochs", photographs, splits={"train": ["photos/train"]})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        storage(f"{s3}/data").write(path.relative_to(folder).as_posix(), path)
+    settings = {"batch": 16, "sampling": Grid(31, 21), "world_size": 2}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    ranks = [Loader(f"{s3}/data", rank=rank, cache=ShardCache(tmp_path / "cache"), **settings) for rank in range(2)]
+    proxy.reset()
+    middle = max(shard["bytes"] for shard in ranks[0].shard_set.shards) // 2
+    faults = {
+        "503": lambda n, name: 503 if n % 3 == 0 else None,
+        "cut": lambda n, name: ("cut", middle) if n % 2 else None,
+    }
+    if trouble in faults:
+        proxy.fault = faults[trouble]
+    if trouble == "both":
+        proxy.fault = lambda n, name: faults["503"](n, name) or faults["cut"](n, name)
+    if trouble == "down":
+        monkeypatch.setattr(module, "RETRY_SECONDS", 90.0)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 10.0)
+        monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
+        began = time.monotonic()
+        proxy.fault = lambda n, name: 503 if time.monotonic() - began < 20 else None
+    locals_ = [Loader(folder, rank=rank, **settings).batches() for rank in range(2)]
+    streams = [rank.batches() for rank in ranks]
+    for _ in range(len(ranks[0])):
+        for remote, local in zip(streams, locals_, strict=True):
+            (at, batch), (expected, right) = next(remote), next(local)
+            assert at == expected
+            assert all(torch.equal(batch[name], right[name]) for name in right)
+    for stream in (*streams, *locals_):
+        stream.close()
+    shards = {f"data/train/{shard['name']}" for shard in ranks[0].shard_set.shards}
+    assert shards <= set(proxy.names())
+    if trouble == "down":
+        assert time.monotonic() - began > 20
