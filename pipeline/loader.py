@@ -10,11 +10,11 @@ device.
 
 import json
 import math
+import queue
 import sys
 import threading
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,17 +150,39 @@ class Loader:
 
     def batches(self, start: Position = Position()) -> Generator[tuple[Position, dict[str, Tensor]], None, None]:
         """Batches from `start` on, without end: (position of the batch, batch), as `cut` makes them."""
-        ahead: deque[Future[list[tuple[Position, dict[str, Tensor]]]]] = deque()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
-            try:
-                work = self._work(start)
-                while True:
-                    while len(ahead) < 2 * self.threads:
-                        ahead.append(pool.submit(self._cut, *next(work)))
-                    yield from ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        work, turn_to_work = self._work(start), threading.Lock()
+        room, ended = threading.Semaphore(2 * self.threads), threading.Event()
+        coming: queue.SimpleQueue[Future[list[tuple[Position, dict[str, Tensor]]]]] = queue.SimpleQueue()
+
+        def cut_ahead() -> None:
+            while True:
+                room.acquire()
+                if ended.is_set():
+                    return
+                future: Future[list[tuple[Position, dict[str, Tensor]]]] = Future()
+                try:
+                    with turn_to_work:
+                        coming.put(future)
+                        where = next(work)
+                    future.set_result(self._cut(*where))
+                except BaseException as error:  # for the one who waits for it
+                    future.set_exception(error)
+                    return
+
+        # They give themselves their work: the loop that trains has nothing to do but to take a batch, and does not wait for
+        # the interpreter's lock while another one begins to be cut.
+        threads = [threading.Thread(target=cut_ahead, name=f"loader-{i}", daemon=True) for i in range(self.threads)]
+        for thread in threads:
+            thread.start()
+        try:
+            while True:
+                yield from coming.get().result()
+                room.release()
+        finally:
+            ended.set()
+            room.release(self.threads)
+            for thread in threads:
+                thread.join(1)  # one that waits for a server ends by itself
 
     def _work(self, start: Position) -> Generator[tuple[Position, Places], None, None]:
         """What is cut together, without end: where it begins, and where the samples of one batch or several lie."""
