@@ -1,0 +1,86 @@
+"""Each model on two gloo ranks with half of every batch, beside one process: 20 steps over padded batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import photograph
+from torch import Tensor
+
+from jobs.loop import Run
+from jobs.recipe import read_recipe
+
+MODELS = {
+    "memorynet": "{name: memorynet, n: 8, u: 4, o: 4, cabs: 1, classes: 2, vgg: stand-in}",
+    "timelapse": "{name: timelapse, channels: 8, items: 4}",
+    "drcnet": "{name: drcnet, width: 4, levels: 3, vgg: stand-in, cr_layers: [1, 6], cr_weights: [0.06, 0.12]}",
+}
+RECIPE = """
+model: {model}
+data: {{task: tiny, patch: 16, crops: 3, batch: 4}}
+optimisation: {{optimiser: sgd, lr: {lr}, clip: 1, schedule: cosine, length: {{steps: 20}}}}
+training: {{seed: 3, validate_every: 20, log_every: 5}}
+evaluation: {{benchmarks: [{{benchmark: pairs-y, data: images, layout: pairs}}]}}
+"""
+
+
+def trained(name: str, folder: Path, data: dict[str, Path]) -> dict[str, Tensor]:
+    """Weights and buffers after all steps."""
+    run = Run(read_recipe(str(folder / f"{name}.yaml")), data[name], torch.device("cpu"))
+    assert run.loader.samples % 4  # the last batch has padding
+    run.train(lambda run: None, lambda record: None)
+    assert run.state.step == 20
+    return dict(run.model.state_dict())
+
+
+def rank(index: int, folder: Path, data: dict[str, Path]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=index, world_size=2)
+    torch.save({name: trained(name, folder, data) for name in MODELS}, folder / f"{index}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(builder, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """What the two ranks left, and the data."""
+    names = [f"train/{i}.png" for i in range(3)] + ["val/0.png"]
+    pairs = {}
+    for seed, name in enumerate(names):
+        split, file = name.split("/")
+        pairs[f"{split}/gt/{file}"] = photograph(seed, 24, 24)
+        pairs[f"{split}/lq/{file}"] = photograph(seed, 24, 24) // 2 + 30
+    frames = {
+        f"{split}/s/{i}.png": photograph(10 * n + i, 24, 24)
+        for n, split in enumerate(("train", "val"))
+        for i in range(3)
+    }
+    paired = builder("ddp-pairs", pairs, layout="pairs", degradation={"kind": "paired"}, colour="rgb")
+    scenes = builder("ddp-scenes", frames, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
+    data = {"memorynet": paired, "timelapse": scenes, "drcnet": paired}
+    folder = tmp_path_factory.mktemp("ddp")
+    for name, model in MODELS.items():
+        # Signs of L1 and nearest items turn rounding into decisions, which a larger rate takes apart within 20 steps.
+        lr = 0.0005 if name == "timelapse" else 0.01
+        (folder / f"{name}.yaml").write_text(RECIPE.format(model=model, lr=lr))
+    torch.multiprocessing.spawn(rank, (folder, data), nprocs=2)
+    return folder, data
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_train_what_one_process_trains(name, runs):
+    folder, data = runs
+    both = torch.load(folder / "0.pt")[name]
+    alone = trained(name, folder, data)
+    assert both.keys() == alone.keys()
+    for key, value in alone.items():
+        torch.testing.assert_close(both[key], value, rtol=2e-4, atol=4e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_ranks_hold_the_same_weights_and_memory_bit_for_bit(name, runs):
+    first, second = (torch.load(runs[0] / f"{index}.pt")[name] for index in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    if name == "timelapse":
+        assert "memory.items" in first
