@@ -109,7 +109,9 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
     try:
         pointer = json.loads(path.read_text())
         store = storage(pointer["uri"])
-        task = {name: pointer["data"][name] for name in ("colour", "degradation", "splits")}
+        data = pointer["data"]
+        task = {name: data[name] for name in ("colour", "degradation", "splits")}
+        task |= {"negatives": data["negatives"]} if data.get("negatives") else {}
         return Checkpoint(name, store, json.loads(store.read("recipe.json")), pointer, task)
     except FileNotFoundError as error:
         if not path.is_file():

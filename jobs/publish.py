@@ -35,6 +35,8 @@ RESTORES = {
     "jpeg": "Images after JPEG compression",
     "scale": "Images enlarged by bicubic interpolation: super-resolution",
     "noise": "Images with additive white Gaussian noise, its sigma on the scale 0..255",
+    "paired": "Images degraded as the inputs of its training data are",
+    "timelapse": "Images of what moves before a still background in its training data, such as rain",
 }
 PLANES = {
     "y": "the Y plane of MATLAB's rgb2ycbcr, or on a grey image; the colours of an RGB image stay as they are",
@@ -240,8 +242,13 @@ def _card(
     architecture = options.pop("name")
     degradation = dict(task["degradation"])
     kind = degradation.pop("kind")
-    said = {key: value if isinstance(value, list) else [value] for key, value in degradation.items()}
+    said = {
+        key: value if isinstance(value, list) else [value]
+        for key, value in degradation.items()
+        if value not in (None, False) and key != "seed"
+    }
     levels = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in said.items())
+    levels = f" ({levels.replace('_', ' ')})" if levels else ""
     sources = ", ".join(task["splits"]["train"])
     rows, protocols = [], []
     for key, score in metrics["scores"].items():
@@ -263,7 +270,7 @@ Version {uri.rsplit("/", 1)[1]}: {architecture} after {provenance["step"]:,} ste
 
 ## What it restores
 
-{RESTORES[kind]} ({levels}). It works on {PLANES[task["colour"]]}.
+{RESTORES[kind]}{levels}. It works on {PLANES[task["colour"]]}.
 
 ## Architecture
 
@@ -297,7 +304,7 @@ IN is an image or a folder of images, of any size.{" With `--scale N` it is enla
     from jobs.checkpoint import load_model
 
     model = load_model("{uri}", Path("runs")).model
-    restored = model.restore(x)  # float32 (B, {recipe["model"]["in_channels"]}, H, W) in [0, 1]
+    restored = model.restore(x)  # float32 (B, {model.in_channels}, H, W) in [0, 1]
 
 `sha256sum -c SHA256SUMS` checks a copy of this folder.
 

@@ -59,7 +59,7 @@ def train(recipe_name: str, *, data: str, store: str, runs: Path, overrides: lis
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
         "step": json.loads(checkpoint.read("state.json"))["step"],
-        "data": {name: listing[name] for name in ("task", "digest", "colour", "degradation", "splits")},
+        "data": {name: listing[name] for name in ("task", "digest", "colour", "degradation", "negatives", "splits")},
     }
     records = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
     final = {key: value for record in records for key, value in record.items()}

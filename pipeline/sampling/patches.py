@@ -60,5 +60,5 @@ class RandomCrops:
         room = (sizes - self.patch + 1).astype(np.uint64)  # below 2^32: the products fit
         top = ((place >> half) * room[:, 0]) >> half
         left = ((place & np.uint64(2**32 - 1)) * room[:, 1]) >> half
-        view = hashed(digest64("view", seed, epoch), sample) % np.uint64(VIEWS if self.dihedral else 1)
+        view = place % np.uint64(VIEWS if self.dihedral else 1)  # the lowest bits, which decide nothing else
         return top.astype(np.int64), left.astype(np.int64), view.astype(np.int64)

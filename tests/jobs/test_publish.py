@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.checkpoint import load_model
 from jobs.loop import weights
-from jobs.publish import FILES, models, publish
+from jobs.publish import FILES, _card, models, publish
 from jobs.recipe import build_model, read_recipe
 from pipeline.errors import UserError
 from pipeline.storage import storage
@@ -483,3 +483,20 @@ def test_a_pointer_of_another_version_is_one_line(runs):
     path.write_text(json.dumps(pointer))
     with pytest.raises(UserError, match=r"damaged, or of another version of memoir; train again$"):
         load_model("tiny", runs)
+
+
+@pytest.mark.parametrize("name", ["memorynet-deshadow-sample", "timelapse-derain-sample", "drcnet-derain-sample"])
+def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
+    recipe = read_recipe(name)
+    task = read_task(recipe.data.task)
+    model = build_model(recipe.model)
+    degradation = task.degradation.model_dump(mode="json")
+    provenance = {"recipe": name, "step": 7, "data": {"digest": "d1"}}
+    shown = {"colour": task.colour, "degradation": degradation, "splits": {"train": ["rain/train"]}}
+    card = _card("store/x", model, recipe.model_dump(), shown, {"scores": SCORES}, provenance)
+    said = {
+        "paired": "Images degraded as the inputs of its training data are. It works on RGB images.",
+        "timelapse": "such as rain (pairs per scene all). It works on RGB images.",
+    }
+    assert said[task.degradation.kind] in card
+    assert "float32 (B, 3, H, W)" in card

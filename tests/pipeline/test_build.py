@@ -508,6 +508,7 @@ def test_stored_noise_belongs_to_the_image_not_to_its_neighbours(filled):
     assert len(without) == len(first) - 1
     assert all((without[key] == first[key]).all() and (again[key] == first[key]).all() for key in without)
     assert not any((other[key] == first[key]).all() for key in first)
+    assert len({each[0, :100].tobytes() for each in first.values()}) == len(first)  # each image has its own
     assert np.concatenate([each.ravel() for each in first.values()]).std() == pytest.approx(25, rel=0.05)
 
 

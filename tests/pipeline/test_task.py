@@ -1,0 +1,46 @@
+import pytest
+
+from pipeline.task import Task, read_task
+
+SPLITS = {"train": ("photos/train",)}
+NOISE = {"kind": "noise", "sigma": (25,)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"degradation": NOISE | {"drawn": "stored"}}, "stored noise is in 8 bits: add quantised: true"),
+        ({"degradation": {"kind": "timelapse"}, "negatives": {}}, "time-lapse scenes have no targets"),
+        ({"degradation": NOISE, "negatives": {"kind": "extra"}}, "negatives are intra and planned; or draw it stored"),
+        ({"degradation": NOISE, "negatives": {"kept": "stored"}}, "negatives are intra and planned; or draw it stored"),
+        ({"degradation": {"kind": "jpeg", "subsampling": "4:1:1"}}, "'4:2:0', '4:2:2' or '4:4:4'"),
+        ({"codec": "webp"}, "'raw' or 'png'"),
+        ({"splits": {"val": ("photos/val",)}}, "no train split"),
+        ({"splits": {"train": ("photos/a", "photos/a")}}, "'photos/a' is named twice"),
+    ],
+)
+def test_a_task_that_cannot_be_built_is_refused(changes, problem):
+    with pytest.raises(ValueError, match=problem):
+        Task.model_validate({"colour": "rgb", "degradation": {"kind": "jpeg"}, "splits": SPLITS} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "degradation": NOISE | {"drawn": "stored", "quantised": True},
+            "negatives": {"kind": "extra", "kept": "stored"},
+        },
+        {"degradation": NOISE, "negatives": {}},
+        {"degradation": {"kind": "paired"}, "negatives": {"kept": "stored"}},
+    ],
+)
+def test_a_task_that_can_be_built_is_not(changes):
+    Task.model_validate({"colour": "rgb", "splits": SPLITS} | changes)
+
+
+def test_the_papers_negatives_are_in_the_tasks_of_their_recipes():
+    for name in ("rain13k", "sidd", "gopro"):
+        negatives = read_task(name).negatives
+        assert negatives is not None
+        assert (negatives.kind, negatives.number, negatives.lambdas) == ("intra", 3, (1, 0.95, 0.9))
