@@ -12,7 +12,8 @@ RGB crops of 256x256, uint8, in an order of its own, shuffled:
 - webdataset: tar shards of PNG;
 - mosaic: mosaicml-streaming's MDS shards, of PNG and of raw arrays;
 - litdata: its chunks, of PNG and of raw arrays;
-- memcpy: the limit, contiguous copies of as many bytes for each batch out of 256 MiB.
+- memcpy: the limit, contiguous copies of as many bytes for each batch out of 256 MiB, into one buffer; and into three in
+  turn, which who hands out batches needs: one is in use, one is ready, one is written.
 
 With squares of 256 nobody reads a pixel that he does not deliver; with 512 three in four are read by those that decode.
 PNG is decoded by cv2 for all, which is faster than Pillow, the decoder of webdataset, mosaic and litdata (640 beside 540 images of 256x256 per CPU
@@ -31,6 +32,7 @@ pip install --no-deps --target DIR mosaicml-streaming litdata lightning-utilitie
 
 import argparse
 import gc
+import itertools
 import multiprocessing
 import os
 import platform
@@ -94,16 +96,16 @@ def memoir(folder: Path, sampling: Grid | RandomCrops, batch: int) -> Open:
     return run
 
 
-def memcpy(source: np.ndarray, batch: int, patch: int, channels: int) -> Open:
-    """A batch's bytes, copied in one piece. source: uint8 (n,), larger than a batch."""
+def memcpy(source: np.ndarray, batch: int, patch: int, channels: int, buffers: int = 1) -> Open:
+    """A batch's bytes, copied in one piece, into so many buffers in turn. source: uint8 (n,), larger than a batch."""
     size = 2 * batch * patch * patch * channels
 
     def run() -> Batches:
-        buffer = np.empty(size, np.uint8)
-        gt, lq = torch.from_numpy(buffer.reshape(2, batch, patch, patch, channels))
+        targets = itertools.cycle([np.zeros(size, np.uint8) for _ in range(buffers)])
         while True:
-            for at in range(0, source.size - size + 1, size):
+            for at, buffer in zip(range(0, source.size - size + 1, size), targets, strict=False):
                 buffer[:] = source[at : at + size]
+                gt, lq = torch.from_numpy(buffer.reshape(2, batch, patch, patch, channels))
                 yield gt, lq
 
     return run
@@ -457,6 +459,7 @@ def run(photos: list[Path], arguments: argparse.Namespace, place: Path) -> None:
                 check(name, way(), pairs)
         ways["memoir, 8 views"] = memoir(folder, RandomCrops(PATCH), BATCH)
         ways["memcpy"] = memcpy(sources(folder), BATCH, PATCH, 3)
+        ways["memcpy, 3 buffers"] = memcpy(sources(folder), BATCH, PATCH, 3, buffers=3)
         all_ways[side], all_sizes[side] = ways, sizes
     # One core from here on: what was built before may use all of them.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
