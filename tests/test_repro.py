@@ -30,9 +30,8 @@ def clone(tmp_path: Path) -> Path:
     assert "{steps: 600}" in text
     recipe.write_text(text.replace("{steps: 600}", "{steps: 150}"))
     params = root / "params.yaml"
-    kept = [
-        line for line in params.read_text().splitlines() if "-denoise-sample" not in line and "-sr-sample" not in line
-    ]
+    lines = params.read_text().splitlines()
+    kept = [line for line in lines if "-sample:" not in line or "memnet-jpeg-sample:" in line]
     params.write_text(re.sub("tasks: .*", "tasks: [photos-jpeg]", "\n".join(kept)) + "\n")
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "t"]):
         subprocess.run(["git", *command], cwd=root, check=True)
