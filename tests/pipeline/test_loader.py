@@ -1,6 +1,7 @@
 import itertools
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -545,7 +546,8 @@ def test_gathered_patches_are_their_views_from_whichever_shards_they_come(p, k, 
     assert not out[0].any()
 
 
-def test_a_batch_that_is_held_is_not_overwritten_and_one_that_is_not_is_used_again(jpeg):
+def test_a_batch_that_is_held_is_not_overwritten_and_one_that_is_not_is_used_again(jpeg, monkeypatch):
+    monkeypatch.setattr(module, "TOGETHER", 1)  # each batch has memory of its own
     loader = load(jpeg, threads=2)
     batches = loader.batches()
     held = [next(batches)[1] for _ in range(6)]
@@ -675,6 +677,16 @@ def test_damaged_members_within_the_budget_have_no_weight_and_are_reported(jpeg,
     assert versions == [member.split(".")[0]]
 
 
+def test_damage_between_the_members_is_within_no_budget(jpeg, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(jpeg, folder)
+    path = sorted((folder / "train").iterdir())[0]
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"x")
+    with pytest.raises(UserError, match=f"{path.name}: changed since it was built; run `memoir build` again"):
+        epoch_of(load(folder, quarantine=100))
+
+
 def test_few_shards_are_mapped_at_a_time(jpeg, monkeypatch):
     from pipeline import shard_set
 
@@ -722,6 +734,20 @@ def test_two_ranks_load_a_bucket_s_batches_with_one_download_of_each_shard(jpeg,
     epoch_of(warm)
     assert downloads(caplog) == []
     assert warm.digest == one.digest
+
+
+def test_the_shards_of_this_window_and_the_next_come_ahead_of_need(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 1)
+    loader = load(bucket, cache=ShardCache(tmp_path / "cache"))
+    assert len(loader.shard_set.shards) == 3
+    batches = loader._work(Position())
+    next(batches)  # nothing is cut yet
+    order = loader._order(0).shard_order[: 2 * module.WINDOW]
+    wanted = {loader.shard_set.shards[shard]["sha256"] for shard in order}
+    deadline = time.monotonic() + 20
+    while {path.name for path in (tmp_path / "cache").glob("??/*") if len(path.name) == 64} != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_cache_smaller_than_the_shards_gives_the_same_batches(jpeg, bucket, tmp_path, monkeypatch):
