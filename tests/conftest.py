@@ -236,3 +236,22 @@ def s3(server, monkeypatch) -> str:
     assert isinstance(bucket, Bucket)
     bucket.client.create_bucket(Bucket=name)
     return bucket.uri
+
+
+def check_finite_in_bf16(model: Any, batch: dict[str, Any]) -> None:
+    """A training step and a restoration of the batch's lq under autocast: float32 outside, and nothing that is not finite."""
+    import torch
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, logs = model.training_loss(batch)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert {"psnr"} <= logs.keys()
+    assert all(value.isfinite() for value in logs.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+    with torch.autocast("cpu", torch.bfloat16):
+        restored = model.eval().restore(batch["lq"])
+    assert restored.dtype == torch.float32
+    assert restored.isfinite().all()

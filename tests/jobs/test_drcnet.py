@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from conftest import check_finite_in_bf16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.loop import Objective
 from jobs.models.drcnet import (
     DRCNet,
     RegionNorm,
@@ -870,17 +872,7 @@ IMAGES = {
 def test_bf16_stays_finite_on_any_input(name, options):
     model, lq = tiny(**options), IMAGES[name]
     batch = {"lq": lq, "gt": lq.flip(-1), "weight": torch.ones(2), "count": torch.tensor(2.0)}
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, logs = model.training_loss(batch)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert all(value.isfinite() for value in logs.values())
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    with torch.autocast("cpu", torch.bfloat16):
-        restored = model.eval().restore(lq)
-    assert restored.dtype == torch.float32
-    assert restored.isfinite().all()
+    check_finite_in_bf16(model, batch)
 
 
 @torch.no_grad()
@@ -933,17 +925,6 @@ def global_batch(n: int) -> dict[str, Tensor]:
     """In float64: what differs is then the semantics, not the rounding."""
     lambdas = torch.linspace(0.5, 1, 2 * n).view(n, 2)
     return make_batch(n, dtype=torch.float64, lambdas=lambdas, progress=torch.tensor(0.04))
-
-
-class Objective(nn.Module):
-    """What DistributedDataParallel wraps in training."""
-
-    def __init__(self, model: DRCNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model.training_loss(batch)
 
 
 def rank(index: int, folder: Path) -> None:

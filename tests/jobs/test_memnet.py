@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import check_finite_in_bf16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -445,18 +446,7 @@ IMAGES = {
 def test_bf16_stays_finite_on_any_input(name):
     model, lq = tiny(), IMAGES[name]
     batch = {"lq": lq, "gt": lq.flip(-1), "weight": torch.ones(2), "count": torch.tensor(2.0)}
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, logs = model.training_loss(batch)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert logs["psnr"].isfinite()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    assert all(buffer.isfinite().all() for buffer in model.buffers())
-    with torch.autocast("cpu", torch.bfloat16):
-        restored = model.eval().restore(lq)
-    assert restored.dtype == torch.float32
-    assert restored.isfinite().all()
+    check_finite_in_bf16(model, batch)
 
 
 @torch.no_grad()

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from conftest import check_finite_in_bf16
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.loop import Objective
 from jobs.models import memorynet
 from jobs.models.memorynet import HierarchicalMemory, MemoryNet, charbonnier, contrast, laplacian, reconstruction
 from jobs.models.vgg import VGG19Features
@@ -72,17 +74,6 @@ def make_batch(n: int = 2, height: int = 16, width: int = 24, dtype=torch.float3
         "count": torch.tensor(float(n)),
         "progress": torch.tensor(0.5),
     }
-
-
-class Objective(nn.Module):
-    """The loss as a forward pass, for what takes modules."""
-
-    def __init__(self, model: MemoryNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model.training_loss(batch)
 
 
 # what is counted
@@ -794,17 +785,7 @@ def test_bf16_stays_finite_on_any_input(name, options):
     model, image = tiny(**options), IMAGES[name]
     lq, gt = image.expand(2, -1, -1, -1), torch.cat((image, image.flip(-1)))  # the first target is the input
     batch = {"lq": lq, "gt": gt, "weight": torch.ones(2), "count": torch.tensor(2.0), "progress": torch.tensor(0.5)}
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, logs = model.training_loss(batch)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert all(value.isfinite() for value in logs.values())
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    with torch.autocast("cpu", torch.bfloat16):
-        restored = model.eval().restore(lq)
-    assert restored.dtype == torch.float32
-    assert restored.isfinite().all()
+    check_finite_in_bf16(model, batch)
 
 
 @torch.no_grad()

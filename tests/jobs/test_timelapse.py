@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.loop import Objective
 from jobs.models import timelapse
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.timelapse import Memory, TimeLapseNet, kmeans, mean_l1, selective_whitening, ssim
@@ -843,15 +844,6 @@ def test_ssim_of_bright_flat_images_is_not_turned_by_rounding():
 
 
 # two ranks
-
-
-class Objective(nn.Module):
-    def __init__(self, model: TimeLapseNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model.training_loss(batch)
 
 
 CASES = {
