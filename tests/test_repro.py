@@ -64,7 +64,8 @@ def test_photographs_become_a_published_model_and_a_page_and_a_kill_in_between_c
     while not any("step" in p.read_text() for p in clone.glob("store/runs/*/metrics.jsonl")):
         assert killed.poll() is None, (clone.parent / "log").read_text()
         time.sleep(0.2)
-    for process in [*psutil.Process(killed.pid).children(recursive=True), psutil.Process(killed.pid)]:
+    # dvc first: as soon as its command dies it rewrites its lock file, which a kill may leave empty
+    for process in [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]:
         process.kill()
     killed.wait()
 
