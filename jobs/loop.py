@@ -1,9 +1,14 @@
 """The training loop, in plain torch: one process, or one rank of a process group that the caller has set up."""
 
+import faulthandler
 import io
 import itertools
 import json
 import math
+import resource
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,11 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.cache import ShardCache
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
 from pipeline.keyed import digest64
 from pipeline.loader import Loader, Position
 from pipeline.shard_set import CACHE, ShardSet, Version, validation_pair
 from pipeline.storage import Bucket, storage
+
+TIMED = 10  # of so many steps one is timed by DistributedDataParallel
 
 
 @dataclass
@@ -93,24 +99,33 @@ class Run:
         self.state = State(0, Position())
         self.records: list[dict[str, Any]] = []  # of metrics.jsonl so far; a checkpoint carries its run's history
         objective = Objective(self.model)
-        # Buffers need no broadcast: their statistics are global and so the same on every rank.
-        self.objective: nn.Module = (
-            DistributedDataParallel(objective, forward_sync_buffers=False) if self.world_size > 1 else objective
-        )
+        self.objective: nn.Module = objective
+        if self.world_size > 1:
+            # Buffers need no broadcast: their statistics are global and so the same on every rank.
+            self.objective = DistributedDataParallel(objective, forward_sync_buffers=False)
+            self.objective._set_ddp_runtime_logging_sample_rate(TIMED)
 
-    def train(self, save: Callable[["Run"], None], log: Callable[[dict[str, Any]], None]) -> None:
+    def train(
+        self,
+        save: Callable[["Run"], None],
+        log: Callable[[dict[str, Any]], None],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
         """Train to the end of the recipe from where the state stands.
 
-        save is called every `checkpoint_every` steps and at the end, on every rank; log with each new record of
-        metrics.jsonl, on every rank: every `log_every` steps (means over steps and ranks), and after each validation.
+        save is called every `checkpoint_every` steps, `checkpoint_minutes` by this rank's clock, and at the end, on every
+        rank; log with each new record of metrics.jsonl, on every rank: every `log_every` steps (means over steps and
+        ranks), and after each validation; beat at each sign of life: a step, a validated image.
         """
         every = self.recipe.training
         meter = Meter()
         if self.state.step >= self.total:
             return
+        saved = time.perf_counter()
         batches = self.loader.batches(self.state.position)
         try:
             while self.state.step < self.total:
+                beat()
                 meter.start()
                 position, batch = next(batches)
                 batch = self.loader.to_device(batch, self.device)
@@ -121,15 +136,19 @@ class Run:
                 meter.add(self.recipe.data.batch, loss=loss, grad_norm=norm, **logs)
                 last = self.state.step == self.total
                 if last or self.state.step % every.log_every == 0:
-                    record = meter.record(self.device)
+                    network = self._network_seconds(meter.steps)
+                    record = {**meter.record(self.device), "network_s": network, "workers": self.world_size}
                     if self.loader.shard_set.quarantined:
                         record["quarantined"] = sorted(self.loader.shard_set.quarantined.values())
                     self._log(log, {"epoch": position.epoch, "lr": lr, **record})
                 aside = time.perf_counter()
                 if self.validation and (last or self.state.step % every.validate_every == 0):
-                    self._log(log, {"epoch": position.epoch, "val_psnr": self.validate()})
-                if last or self.state.step % every.checkpoint_every == 0:
+                    self._log(log, {"epoch": position.epoch, "val_psnr": self.validate(beat)})
+                minutes = (time.perf_counter() - saved) / 60
+                due = every.checkpoint_minutes is not None and minutes >= every.checkpoint_minutes
+                if last or due or self.state.step % every.checkpoint_every == 0:
                     save(self)
+                    saved = time.perf_counter()
                 meter.began += time.perf_counter() - aside
         finally:
             batches.close()
@@ -183,12 +202,26 @@ class Run:
         """Learning rate of the next step."""
         return learning_rate(self.recipe.optimisation, self.state.step, self.total, len(self.loader))
 
+    def _network_seconds(self, steps: int) -> float:
+        """Of so many steps, waiting for other ranks' gradients when one's own were computed (sampled)."""
+        if not isinstance(self.objective, DistributedDataParallel):
+            return 0.0
+        times = self.objective._get_ddp_logging_data()
+        waited = times.get("avg_backward_comm_time", 0) - times.get("avg_backward_compute_comm_overlap_time", 0)
+        return float(waited) / 1e9 * steps
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Mean PSNR (dB) on the val split at each step that was validated."""
+        return {record["step"]: record["val_psnr"] for record in self.records if "val_psnr" in record}
+
     @torch.no_grad()
-    def validate(self) -> float:
+    def validate(self, beat: Callable[[], None] = lambda: None) -> float:
         """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank."""
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for version in self.validation[self.rank :: self.world_size]:
+            beat()
             lq, gt = (torch.from_numpy(side.transpose(2, 0, 1))[None] for side in validation_pair(version))
             output = self.model.restore(lq.to(self.device)).cpu()
             mse = (output.double() - gt.double()).square().mean()
@@ -196,24 +229,33 @@ class Run:
         total = all_reduce(total, self.device)
         return float(total[0] / total[1])
 
-    def save(self, folder: Path) -> None:
-        """Write the whole state into `folder`.
+    def save(self) -> dict[str, bytes]:
+        """The whole state, the same on every rank, as files by name.
 
         model.safetensors, optimiser.pt (tensors only), state.json, the resolved recipe.json, and metrics.jsonl so far.
         """
         optimiser = io.BytesIO()
         torch.save(self.optimiser.state_dict(), optimiser)
         state = {**asdict(self.state), "batches": self.loader.digest}
-        # As bytes: on a full disk both libraries raise errors of their own, which name neither the cause nor the file.
-        write_bytes(folder / "model.safetensors", safetensors.torch.save(weights(self.model)))
-        write_bytes(folder / "optimiser.pt", optimiser.getvalue())
-        write_bytes(folder / "state.json", json.dumps(state, indent=1).encode())
-        write_bytes(folder / "recipe.json", self.recipe.model_dump_json(indent=1).encode())
-        write_bytes(folder / "metrics.jsonl", json_lines(self.records).encode())
+        return {
+            "model.safetensors": safetensors.torch.save(weights(self.model)),
+            "optimiser.pt": optimiser.getvalue(),
+            "state.json": json.dumps(state, indent=1).encode(),
+            "recipe.json": self.recipe.model_dump_json(indent=1).encode(),
+            "metrics.jsonl": json_lines(self.records).encode(),
+        }
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote. Raises UserError if it belongs to other data or another sampling of it."""
+        """Continue from the files of `save`. Raises UserError if they belong to another recipe, or to other batches."""
         state = json.loads((folder / "state.json").read_text())
+        saved, own = json.loads((folder / "recipe.json").read_text()), self.recipe.model_dump(mode="json")
+        for section in ("model", "optimisation"):
+            for key in sorted(saved[section].keys() | own[section].keys()):
+                if saved[section].get(key) != own[section].get(key):
+                    raise UserError(
+                        f"{folder}: was trained with {section}.{key}={saved[section].get(key)}, and the recipe says "
+                        f"{own[section].get(key)}: restore it, or train under another name"
+                    )
         if state["batches"] != self.loader.digest:
             raise UserError(
                 f"{folder}: was trained on other batches ({state['batches']}) than these ({self.loader.digest}): "
@@ -252,15 +294,50 @@ class Meter:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def record(self, device: torch.device) -> dict[str, Any]:
-        """Means over the interval's steps and all ranks, with images/s (global) and seconds of waiting for data."""
+        """Means over the interval's steps and all ranks, with images/s (global), seconds of waiting for data, peak memory."""
         names = sorted(self.sums)
         means = all_reduce(torch.stack([self.sums[name].double().cpu() for name in names]) / self.steps, device)
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         seconds = time.perf_counter() - self.began
         record = {name: float(mean) / world_size for name, mean in zip(names, means, strict=True)}
         record |= {"images_per_s": self.images / seconds, "seconds": seconds, "wait_s": self.wait}
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+        if device.type == "cuda":
+            record["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
         self.reset()
         return record
+
+
+class Watchdog:
+    """A thread that ends a process which stands still: `with Watchdog(...) as watchdog: ... watchdog.beat()`."""
+
+    def __init__(self, seconds: float, hung: Callable[[str], None]) -> None:
+        """hung: called with the stacks of all threads when there was no beat for so many seconds."""
+        self.seconds, self.hung = seconds, hung
+        self.last = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def beat(self) -> None:
+        """Still alive."""
+        self.last = time.monotonic()
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(self.seconds / 4, 5)):
+            if time.monotonic() - self.last > self.seconds:
+                with tempfile.TemporaryFile("w+") as file:
+                    faulthandler.dump_traceback(file)
+                    file.seek(0)
+                    self.hung(file.read())
+                return
 
 
 def json_lines(records: list[dict[str, Any]]) -> str:

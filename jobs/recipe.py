@@ -91,20 +91,46 @@ class Optimisation(Frozen):
 class Training(Frozen):
     """How the run is carried out. Only `seed` changes its numbers; `workers` changes their last bits."""
 
-    workers: int = Field(2, gt=0, description="DDP ranks")
+    workers: int | tuple[int, int] = Field(
+        2, description="DDP ranks; [min, max]: as many as the cluster has free, resized while it trains"
+    )
+    resize_every_s: float = Field(
+        60, gt=0, description="of [min, max] workers: seconds between two looks at the cluster"
+    )
     cpus_per_worker: int = Field(1, gt=0)
     gpu: bool = Field(False, description="one GPU for each worker")
+    spread: bool = Field(False, description="workers on as many nodes as there are, instead of on as few as will do")
     loader_threads: int = Field(1, gt=0)
     seed: int = Field(0, ge=0)
     log_every: int = Field(50, gt=0, description="steps between two lines of metrics.jsonl")
     validate_every: int = Field(1000, gt=0, description="steps between two validations")
     validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")
     checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
+    checkpoint_minutes: float | None = Field(None, gt=0, description="and so often in between; null: not")
+    keep_last: int = Field(2, ge=1, description="checkpoints: so many of the newest are kept")
+    keep_best: int = Field(1, ge=0, description="and so many with the best validation")
     cache_bytes: int | None = Field(
         None, gt=0, description="limit of a node's copies of shards in a bucket; null: none"
     )
     quarantine: int = Field(0, ge=0, description="damaged images that a run goes on without; they are logged")
     max_failures: int = Field(3, ge=0, description="lost workers that a run recovers from")
+    hang_s: float = Field(900, gt=0, description="a step that takes longer is ended, with the stacks of its threads")
+
+    @model_validator(mode="after")
+    def _range(self) -> "Training":
+        if not 1 <= self.fewest <= self.most:
+            raise ValueError(f"workers {self.workers}: give a number, or [min, max], of at least 1")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """The least number of DDP ranks."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """The largest number of DDP ranks."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class BenchmarkRun(Frozen):
@@ -139,6 +165,16 @@ class Recipe(Frozen):
     optimisation: Optimisation
     training: Training
     evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Recipe":
+        B, t = self.data.batch, self.training
+        if any(B % W for W in range(t.fewest, t.most + 1)):
+            fitting = ", ".join(str(W) for W in range(1, B + 1) if B % W == 0)
+            raise ValueError(
+                f"training.workers {t.workers}: every number of them must divide data.batch, {B}: {fitting}"
+            )
+        return self
 
 
 def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import threading
 from contextlib import suppress
@@ -13,13 +12,15 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.recipe import Recipe, read_recipe
+from jobs.recipe import Recipe, Training, read_recipe
+from jobs.resume import Checkpoints
 from pipeline.cluster import connect
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_listing, samples_digest
-from pipeline.storage import Bucket, Folder, Storage, storage
+from pipeline.storage import Folder, Storage, UnavailableError, storage
 
+CONTROLLER_FAILURES = 5  # of 120 s each, in which the workers found no room
 CODE = (
     "jobs/loop.py",
     "jobs/models/batchnorm.py",
@@ -98,99 +99,128 @@ def _curve(records: list[dict[str, Any]]) -> str:
 def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     """Run Ray Train to the end and return the name of the final checkpoint's folder in `place`."""
     training = recipe.training
-    cpus = training.workers * training.cpus_per_worker
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
     embedded = not os.environ.get("RAY_ADDRESS")
-    connect(max(cpus, os.cpu_count() or 1) if embedded else cpus, gpus=training.workers if training.gpu else 0)
+    cpus = training.most * training.cpus_per_worker
+    needed = max(cpus, os.cpu_count() or 1) if embedded else training.fewest * training.cpus_per_worker
+    connect(needed, gpus=training.fewest if training.gpu else 0)
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    storage_path, filesystem = _ray_storage(place)
-    live = str(Path(storage_path, run, "metrics.jsonl")) if filesystem is None else None
-    feed = ray.remote(num_cpus=0)(Feed).remote()
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"recipe": recipe, "data": data, "live": live, "feed": feed, "here": str(Path.cwd())},
-        torch_config=TorchConfig(backend="nccl" if training.gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=training.workers,
-            use_gpu=training.gpu,
-            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if training.gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=run,
-            storage_path=storage_path,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
+    where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri
+    place.names("done.json")  # a missing bucket or credential is told here, and not by a worker
+    feed = ray.remote(num_cpus=0)(Feed).options(scheduling_strategy=_here()).remote()
     stop = threading.Event()
     bar = threading.Thread(target=_show, args=(run, feed, stop), daemon=True)
-    bar.start()
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        mendable = _mendable(error)
-        if mendable:
-            raise UserError(
-                f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
-            ) from None
-        raise RuntimeError(f"training {run} failed and its {training.max_failures} restarts are used up") from error
-    finally:
-        stop.set()
-        bar.join()
-    if result.return_value:
-        raise UserError(result.return_value["error"])
-    return Path(result.checkpoint.path).name
+    with tempfile.TemporaryDirectory(prefix="memoir-ray-") as scratch:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"recipe": recipe, "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
+            torch_config=TorchConfig(
+                backend="nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1
+            ),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=training.workers,
+                elastic_resize_monitor_interval_s=training.resize_every_s,
+                use_gpu=training.gpu,
+                resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if training.gpu else {})},
+                placement_strategy="SPREAD" if training.spread else "PACK",
+            ),
+            run_config=ray.train.RunConfig(
+                name=run,
+                # Nothing is left to Ray here: jobs.resume keeps the checkpoints, which then outlive Ray's versions,
+                # are verified when they are read, and need no file system of pyarrow's.
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=training.max_failures, controller_failure_limit=CONTROLLER_FAILURES
+                ),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        bar.start()
+        try:
+            returned = trainer.fit().return_value
+        except ray.train.TrainingFailedError as error:
+            mendable = ray.get(feed.fatal.remote()) or _mendable(error)
+            if mendable:
+                raise UserError(
+                    f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
+                ) from None
+            if isinstance(error, ray.train.ControllerError):
+                raise UserError(
+                    f"{run}: the cluster had no room for {training.workers} workers; {_room(training)}"
+                ) from None
+            raise RuntimeError(f"training {run} failed and its {training.max_failures} restarts are used up") from error
+        finally:
+            stop.set()
+            bar.join()
+    if "error" in returned:
+        raise UserError(returned["error"])
+    return str(returned["checkpoint"])
+
+
+def _here() -> Any:
+    """Scheduling on the driver's node: what would be lost with another one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def _room(training: Training) -> str:
+    """What the cluster has, of what the workers need."""
+    import ray
+
+    there = ray.cluster_resources()
+    needed = {"CPU": training.cpus_per_worker, **({"GPU": 1} if training.gpu else {})}
+    return ", ".join(
+        f"{name}: each needs {number}, and there are {there.get(name, 0):g}" for name, number in needed.items()
+    )
 
 
 def _mendable(error: Exception) -> str | None:
-    """What the user can mend, in a failure of Ray Train's workers or controller: a full disk, a missing permission."""
+    """What the user can mend, in a failure of Ray Train's workers or controller: a full disk, a store that is away."""
     causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
     for cause in causes:
         cause = getattr(cause, "_base_exc", cause)  # Ray's wrapper of what a worker raised
         while cause is not None:
             if isinstance(cause, OSError) and cause.errno in MENDABLE:
                 return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+            if isinstance(cause, UserError):
+                return str(cause)
             cause = cause.__cause__ or cause.__context__
     return None
 
 
-def _ray_storage(place: Storage) -> tuple[str, Any]:
-    """Where Ray Train keeps the runs: an absolute path, or bucket/prefix with pyarrow's file system for it."""
-    if isinstance(place, Folder):
-        path = place.root.resolve()
-        path.mkdir(parents=True, exist_ok=True)
-        return str(path.parent), None
-    assert isinstance(place, Bucket)
-    from pyarrow.fs import S3FileSystem
-
-    place.names()  # a missing bucket or credential is told in one line here, and not by a worker
-    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")  # else older S3-compatible stores refuse
-    # pyarrow does not read the endpoint that boto3 takes from the environment.
-    endpoint = None if place.endpoint == "AWS" else place.endpoint
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    filesystem = S3FileSystem(endpoint_override=endpoint, **({"region": region} if region else {}))
-    return f"{place.bucket}/{place.prefix.rstrip('/').rpartition('/')[0]}", filesystem
-
-
 class Feed:
-    """An actor that carries rank 0's records to the process that shows them."""
+    """An actor between the workers and the process that shows what they say."""
 
     def __init__(self) -> None:
         self.last: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self.error: str | None = None
 
     def put(self, record: dict[str, Any]) -> None:
-        """Merge a record into what is shown."""
+        """Merge a record of rank 0 into what is shown."""
         self.last |= record
 
-    def get(self) -> dict[str, Any]:
-        """The latest values."""
-        return self.last
+    def note(self, line: str) -> None:
+        """Something to be told once."""
+        self.notes.append(line)
+
+    def get(self, told: int) -> tuple[dict[str, Any], list[str]]:
+        """The latest values, and the notes after the first so many."""
+        return self.last, self.notes[told:]
+
+    def fail(self, error: str) -> None:
+        """A mistake of the user's that one rank has met: the others learn of it when they start again."""
+        self.error = error
+
+    def fatal(self) -> str | None:
+        """Such a mistake."""
+        return self.error
 
 
 def _show(run: str, feed: Any, stop: threading.Event) -> None:
@@ -202,12 +232,19 @@ def _show(run: str, feed: Any, stop: threading.Event) -> None:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn(text)
     ) as bar:
         task = bar.add_task(run, total=None, shown="starting workers")
-        printed = 0
-        while not stop.wait(0.5):
+        printed, told = 0, 0
+        over = False
+        while not over:
+            over = stop.wait(0.5)
             try:
-                values = ray.get(feed.get.remote(), timeout=5)
+                values, notes = ray.get(feed.get.remote(told), timeout=5)
             except Exception:  # the bar must never end a run
                 continue
+            told += len(notes)
+            for note in notes:
+                bar.console.print(f"{run}: {note}", soft_wrap=True, markup=False, highlight=False)
+            if values.get("step", 0) < printed:  # a restart
+                printed = 0
             if values.get("step", 0) > printed:
                 printed = values["step"]
                 bar.update(task, completed=printed, total=values["total"], shown=_line(values))
@@ -222,59 +259,127 @@ def _line(values: dict[str, Any]) -> str:
         "val_psnr": "val {:.2f} dB",
         "images_per_s": "{:.0f} images/s",
         "wait_s": "waited {:.1f} s for data",
+        "network_s": "{:.1f} s for the network",
     }
     return "  ".join(form.format(values[key]) for key, form in forms.items() if key in values)
 
 
-def _worker(config: dict[str, Any]) -> dict[str, str] | None:
-    """One DDP rank. A mistake of the user's is a result, the same on every rank; anything else raises and is restarted."""
+class Board:
+    """TensorBoard's event file of this process: in the run's folder at once, in a bucket with each checkpoint."""
+
+    def __init__(self, place: Storage, step: int) -> None:
+        """step: what an earlier process logged beyond it is struck out, for it comes again."""
+        from tensorboardX import SummaryWriter
+
+        self._copy = None if isinstance(place, Folder) else tempfile.TemporaryDirectory(prefix="memoir-board-")
+        self.folder = Path(self._copy.name if self._copy else place.root, "tensorboard")  # type: ignore[attr-defined]
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Every number of a record, as a curve."""
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()
+
+    def files(self) -> dict[str, bytes]:
+        """What is not in the run's folder yet: contents by name."""
+        return {f"tensorboard/{path.name}": path.read_bytes() for path in self.folder.iterdir()} if self._copy else {}
+
+
+def _worker(config: dict[str, Any]) -> dict[str, str]:
+    """One DDP rank: the name of the final checkpoint, or the user's mistake that ended the run.
+
+    Whatever a rank meets, it raises: only so does Ray Train end the other ranks, which wait for it. All start again then
+    from the last checkpoint, unless it was a mistake of the user's, which each of them then returns.
+    """
+    import ray
+
+    feed = config["feed"]
+    if error := ray.get(feed.fatal.remote()):
+        return {"error": error}
+    try:
+        return _rank(**config)
+    except UnavailableError:  # may be over when all have started again
+        raise
+    except UserError as error:
+        ray.get(feed.fail.remote(str(error)))
+        raise
+    except OSError as error:
+        if error.errno in MENDABLE:
+            ray.get(feed.fail.remote(_mendable(error)))
+        raise
+
+
+def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[str, str]:
+    import ray
     import ray.train
     import ray.train.torch
     import torch
+    from ray.train.collective import broadcast_from_rank_zero
 
-    from jobs.loop import Run, json_lines
+    from jobs.loop import Run, Watchdog, json_lines
 
-    recipe: Recipe = config["recipe"]
-    torch.set_num_threads(recipe.training.cpus_per_worker)
+    training = recipe.training
+    torch.set_num_threads(training.cpus_per_worker)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-    live, feed = config["live"], config["feed"]
     with suppress(FileNotFoundError):  # on another machine
-        os.chdir(config["here"])  # a recipe's relative paths are the project's
-    try:
-        run = Run(recipe, config["data"], ray.train.torch.get_device())
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint:
-            with checkpoint.as_directory() as folder:
-                run.load(Path(folder))
-        if run.rank == 0 and live:  # the records up to the checkpoint: what a killed run logged beyond it comes again
-            write_bytes(Path(live), json_lines(run.records).encode())
+        os.chdir(here)  # a recipe's relative paths are the project's
+    store = storage(place)
+    checkpoints = Checkpoints(store, keep_last=training.keep_last, keep_best=training.keep_best)
+    run = Run(recipe, data, ray.train.torch.get_device())
 
-        def log(record: dict[str, Any]) -> None:
+    def note(line: str) -> None:
+        feed.note.remote(line)
+
+    with tempfile.TemporaryDirectory(prefix="memoir-checkpoint-") as copy:
+        name = broadcast_from_rank_zero(checkpoints.newest(Path(copy), note) if run.rank == 0 else None)
+        if name:
+            if run.rank > 0:
+                checkpoints.fetch(name, Path(copy))
+            run.load(Path(copy))
+    live: Path | None = None
+    board: Board | None = None
+    if run.rank == 0:
+        note(f"{run.world_size} workers, from {name or 'the beginning'}")
+        board = Board(store, run.state.step)
+        if isinstance(store, Folder):
+            live = store.root / "metrics.jsonl"
+            write_bytes(live, json_lines(run.records).encode())  # what was logged beyond the checkpoint comes again
+    warned = False
+
+    def log(record: dict[str, Any]) -> None:
+        nonlocal warned
+        checkpoints.check()
+        if board:
+            board.add(record)
+            feed.put.remote({"total": run.total, **record})
+        if live:
+            with live.open("a") as file:
+                file.write(json_lines([record]))
+        preempted = ray.train.get_preemption_info()
+        if preempted and not warned:
+            warned = True
+            save(run)
             if run.rank == 0:
-                if live:
-                    with Path(live).open("a") as file:
-                        file.write(json_lines([record]))
-                feed.put.remote({"total": run.total, **record})
+                note(f"the nodes of ranks {preempted.preempted_ranks} will be taken: saving step {run.state.step}")
 
-        def save(run: Run) -> None:
-            step = {"step": run.state.step}
-            if run.rank == 0:
-                temporary = Path(tempfile.mkdtemp(prefix="memoir-checkpoint-"))
-                try:
-                    run.save(temporary)
-                    ray.train.report(
-                        step,
-                        checkpoint=ray.train.Checkpoint.from_directory(temporary),
-                        checkpoint_dir_name=f"step-{run.state.step:08d}",
-                    )
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                ray.train.report(step)
-            # A reported checkpoint is durable only once the controller has taken it up: wait for that.
-            ray.train.get_all_reported_checkpoints()
+    def save(run: Run) -> None:
+        if board:
+            beside = board.files() if live else {"metrics.jsonl": json_lines(run.records).encode(), **board.files()}
+            checkpoints.save(run.state.step, run.save(), run.scores, beside)
 
-        run.train(save, log)
-    except UserError as error:
-        return {"error": str(error)}
-    return None
+    def hung(stacks: str) -> None:
+        file = f"hung/step-{run.state.step + 1:08d}-rank-{run.rank}.txt"
+        writer = threading.Thread(target=store.write, args=(file, stacks.encode()), daemon=True)
+        writer.start()
+        writer.join(30)  # the store may be what it waits for
+        line = f"rank {run.rank} stood still for {training.hang_s:g} s; its stacks: {place}/{file}"
+        with suppress(Exception):
+            ray.get(feed.note.remote(line), timeout=10)
+        os._exit(1)
+
+    with Watchdog(training.hang_s, hung) as watchdog:
+        run.train(save, log, watchdog.beat)
+        checkpoints.wait()
+    return {"checkpoint": checkpoints.name(run.state.step)}

@@ -7,7 +7,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -57,6 +57,10 @@ class Storage(ABC):
         Of any number of simultaneous writers one succeeds. Raises FileExistsError for the others: also for one whose
         answer was lost on the way, so compare before calling it a conflict.
         """
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove one file, if it is there; a folder that it leaves empty goes with it."""
 
     def read(self, name: str) -> bytes:
         """The contents. Raises FileNotFoundError."""
@@ -112,6 +116,12 @@ class Folder(Storage):
                 raise UserError(
                     f"{self.root}: its file system has no hard links, which a store needs; put the store elsewhere"
                 ) from None
+
+    def remove(self, name: str) -> None:
+        path = self.root / name
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or not there
+            path.parent.rmdir()
 
 
 class Bucket(Storage):
@@ -182,6 +192,10 @@ class Bucket(Storage):
                     if error.response["Error"].get("Code") != "ConditionalRequestConflict" or seconds is None:
                         raise
                     time.sleep(seconds)
+
+    def remove(self, name: str) -> None:
+        with self._explained(name):
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def _put_new(self, name: str, body: Any) -> None:
         self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=body, IfNoneMatch="*")

@@ -1,6 +1,8 @@
 import json
 import math
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jobs.loop import Meter, Run, State, build_optimiser, learning_rate
+from jobs.loop import Meter, Run, State, Watchdog, build_optimiser, learning_rate
 from jobs.recipe import Optimisation, Recipe, build_model, read_recipe
 from pipeline.errors import UserError
+from pipeline.images import write_bytes
 from pipeline.loader import Position
 
 # 24 samples: an epoch has 3 batches, the last with 4 samples and 6 of padding, which fill rank 1 of 2
@@ -76,8 +79,14 @@ def same(a: Run, b: Run) -> bool:
     return a.state == b.state and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
+def save(run: Run, folder: Path) -> None:
+    """A checkpoint as a local folder."""
+    for name, data in run.save().items():
+        write_bytes(folder / name, data)
+
+
 def without_clocks(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    clocks = {"seconds", "wait_s", "images_per_s"}
+    clocks = {"seconds", "wait_s", "images_per_s", "network_s", "peak_mib"}
     return [{key: value for key, value in record.items() if key not in clocks} for record in records]
 
 
@@ -112,7 +121,7 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
         if "loss" in record:
             assert records.setdefault(record["step"], record["loss"]) == record["loss"]
 
-    whole.train(lambda run: run.save(tmp_path / str(run.state.step)), log)
+    whole.train(lambda run: save(run, tmp_path / str(run.state.step)), log)
     assert sorted(records) == list(range(1, 11))
     assert not any(torch.equal(a, b) for a, b in zip(untrained, whole.model.parameters(), strict=True))
     again = Run(options, folder, CPU)
@@ -130,7 +139,7 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
 def test_a_finished_run_stays_as_it_is(data, tmp_path):
     options = recipe("optimisation.length={steps: 2}", folder=tmp_path)
     run = Run(options, data, CPU)
-    run.train(lambda run: run.save(tmp_path / "end"), nothing)
+    run.train(lambda run: save(run, tmp_path / "end"), nothing)
     finished = Run(options, data, CPU)
     finished.load(tmp_path / "end")
     finished.train(never, never)
@@ -139,7 +148,7 @@ def test_a_finished_run_stays_as_it_is(data, tmp_path):
 
 def test_a_checkpoint_is_weights_as_safetensors_and_tensors_only(data, tmp_path):
     run = Run(recipe("optimisation.length={steps: 2}", folder=tmp_path), data, CPU)
-    run.train(lambda run: run.save(tmp_path / "end"), nothing)
+    run.train(lambda run: save(run, tmp_path / "end"), nothing)
     model = build_model(run.recipe.model)
     model.load_state_dict(load_file(tmp_path / "end" / "model.safetensors"), strict=True)
     for name, tensor in model.state_dict().items():
@@ -150,16 +159,28 @@ def test_a_checkpoint_is_weights_as_safetensors_and_tensors_only(data, tmp_path)
     assert resolved["optimisation"]["momentum"] == 0.9
 
 
-@pytest.mark.parametrize("change", ["data", "data.batch=5", "data.stride=4", "training.seed=4"])
+@pytest.mark.parametrize("change", ["data", "data.batch=4", "data.stride=4", "training.seed=4"])
 def test_a_checkpoint_of_other_batches_is_refused_in_one_line(change, data, builder, tmp_path):
     run = Run(recipe(folder=tmp_path), data, CPU)
-    run.save(tmp_path / "checkpoint")
+    save(run, tmp_path / "checkpoint")
     other = (
         Run(recipe(folder=tmp_path), dataset(builder, "jpeg", seed=1), CPU)
         if change == "data"
         else Run(recipe(change, folder=tmp_path), data, CPU)
     )
     with pytest.raises(UserError, match=r"checkpoint: was trained on other batches .*: restore the data, or") as error:
+        other.load(tmp_path / "checkpoint")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", ["optimisation.lr=0.2", "model.channels=5"])
+def test_a_checkpoint_of_another_recipe_is_refused_in_one_line(change, data, tmp_path):
+    save(Run(recipe(folder=tmp_path), data, CPU), tmp_path / "checkpoint")
+    other = Run(recipe(change, folder=tmp_path), data, CPU)
+    key, value = change.split("=")
+    with pytest.raises(
+        UserError, match=rf"checkpoint: was trained with {key}=\S+, and the recipe says {value}: "
+    ) as error:
         other.load(tmp_path / "checkpoint")
     assert "\n" not in str(error.value)
 
@@ -232,6 +253,64 @@ def test_a_run_logs_validates_and_saves_when_the_recipe_says(data, tmp_path):
             assert record[name] == pytest.approx(np.mean([single[step][name] for step in steps])), name
 
 
+def test_checkpoints_come_by_the_clock_too(data, tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def tick() -> float:
+        clock[0] += 1
+        return clock[0]
+
+    monkeypatch.setattr("jobs.loop.time", SimpleNamespace(perf_counter=tick))
+    every = ["training.checkpoint_every=100", "training.checkpoint_minutes=0.5", "training.validate_every=100"]
+    run = Run(recipe(*every, folder=tmp_path), data, CPU)
+    saved: list[int] = []
+    run.train(lambda run: saved.append(run.state.step), nothing)
+    assert saved == [6, 12, 18, 20]  # after 30 ticks of the clock, of which a step has five or six
+
+
+def test_every_step_and_every_validated_image_is_a_beat(data, tmp_path):
+    run = Run(recipe(folder=tmp_path), data, CPU)
+    beats: list[int] = []
+    run.train(nothing, nothing, lambda: beats.append(run.state.step))
+    assert len(beats) == 20 + 2 * len(run.validation)
+
+
+def test_scores_are_those_of_the_validated_steps(data, tmp_path):
+    run = Run(recipe(folder=tmp_path), data, CPU)
+    run.train(nothing, nothing)
+    assert run.scores == {r["step"]: r["val_psnr"] for r in run.records if r["step"] in (10, 20) and "val_psnr" in r}
+    assert len(run.scores) == 2
+
+
+def test_a_watchdog_tells_where_every_thread_stands_when_the_beats_stop():
+    told: list[str] = []
+    said = threading.Event()
+
+    def hung(stacks: str) -> None:
+        told.append(stacks)
+        said.set()
+
+    def waits_for_something() -> None:
+        for _ in range(6):  # in time
+            time.sleep(0.05)
+            watchdog.beat()
+        assert not told
+        assert said.wait(10)
+
+    with Watchdog(0.2, hung) as watchdog:
+        waits_for_something()
+    assert len(told) == 1
+    assert "waits_for_something" in told[0]
+
+
+def test_a_watchdog_that_was_sent_home_says_nothing():
+    told: list[str] = []
+    with Watchdog(0.05, told.append):
+        pass
+    time.sleep(0.2)
+    assert not told
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(data, tmp_path):
     run = Run(recipe(folder=tmp_path), data, CPU)
     nn.init.constant_(run.model.recon.weight, math.nan)
@@ -275,7 +354,7 @@ def test_images_per_second_are_those_of_training_alone(data, tmp_path, monkeypat
     monkeypatch.setattr("jobs.loop.time", SimpleNamespace(perf_counter=lambda: pass_time(0.001)))
     every = ["training.log_every=1", "training.validate_every=1", "training.checkpoint_every=1"]
     run = Run(recipe(*every, "optimisation.length={steps: 4}", folder=tmp_path), data, CPU)
-    run.validate = lambda: pass_time(100)
+    run.validate = lambda beat: pass_time(100)
     run.train(lambda run: pass_time(1000) and None, nothing)
     seconds = [record["seconds"] for record in run.records if "loss" in record]
     assert len(seconds) == 4

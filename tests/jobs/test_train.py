@@ -103,7 +103,7 @@ def undisturbed(workplace: Path) -> dict:
 
 def records(root: Path, store: str) -> list[dict]:
     (path,) = root.glob(f"{store}/runs/*/metrics.jsonl")
-    timings = {"seconds", "wait_s", "images_per_s"}
+    timings = {"seconds", "wait_s", "images_per_s", "network_s", "peak_mib"}
     return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in path.read_text().splitlines()]
 
 

@@ -1,0 +1,143 @@
+"""Checkpoints of a run in its store: written in the background, verified when read.
+
+A checkpoint is the folder step-<8 digits>. Its SHA256SUMS is written last and removed first: without it there is none.
+"""
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.shards import file_sha256
+from pipeline.storage import Storage, UnavailableError
+
+SUMS = "SHA256SUMS"
+PATIENCE = 300  # seconds in which a store that does not answer is tried again, while training goes on
+NAME = re.compile(r"step-(\d{8})/")
+
+
+class Checkpoints:
+    """The checkpoints of one run; the calls of one process, which is the only one that writes."""
+
+    def __init__(self, place: Storage, *, keep_last: int, keep_best: int) -> None:
+        """place: the run's folder. So many of the newest, and of the best-scored, are kept."""
+        self.place, self.keep_last, self.keep_best = place, keep_last, keep_best
+        self._writing: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @staticmethod
+    def name(step: int) -> str:
+        """The folder of the checkpoint of a step."""
+        return f"step-{step:08d}"
+
+    def save(self, step: int, files: dict[str, bytes], scores: dict[int, float], beside: dict[str, bytes]) -> None:
+        """Write a checkpoint and then remove those that are no longer kept, both in the background.
+
+        scores: of the steps that have one; the higher, the better. beside: files of the run that are replaced with it.
+        Waits for the checkpoint before this one, and raises what `wait` does.
+        """
+        self.wait()
+
+        def write() -> None:
+            try:
+                _patiently(lambda: self._write(step, files, beside))
+                _patiently(lambda: self._prune(step, scores))
+            except BaseException as error:
+                self._error = error
+
+        self._writing = threading.Thread(target=write, name="checkpoint")
+        self._writing.start()
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is whole in the store. Raises what kept it from that: UserError, OSError."""
+        if self._writing is not None:
+            self._writing.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background so far."""
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, step: int, files: dict[str, bytes], beside: dict[str, bytes]) -> None:
+        folder = self.name(step)
+        self.place.remove(f"{folder}/{SUMS}")  # of a damaged one, which is written anew
+        for name, data in files.items():
+            self.place.write(f"{folder}/{name}", data)
+        sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+        self.place.write(f"{folder}/{SUMS}", sums.encode())
+        for name, data in beside.items():
+            self.place.write(name, data)
+
+    def _prune(self, newest: int, scores: dict[int, float]) -> None:
+        names = self.place.names("step-")
+        whole = [step for step in self._steps(names) if step <= newest]
+        scored = sorted((step for step in whole if step in scores), key=lambda step: (scores[step], step))
+        kept = {*whole[-self.keep_last :], *(scored[-self.keep_best :] if self.keep_best else ())}
+        for name in sorted(names, key=lambda name: not name.endswith(f"/{SUMS}")):
+            found = NAME.match(name)
+            if found and int(found[1]) <= newest and int(found[1]) not in kept:
+                self.place.remove(name)
+
+    @staticmethod
+    def _steps(names: list[str]) -> list[int]:
+        """Of the checkpoints that are there, ascending."""
+        return sorted(int(found[1]) for name in names if (found := NAME.match(name)) and name.endswith(f"/{SUMS}"))
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """Copy a checkpoint into a local folder. Raises UserError if a file of it is missing or damaged."""
+        where = f"{self.place.uri}/{name}"
+        try:
+            lines = self.place.read(f"{name}/{SUMS}").decode().splitlines()
+            sums = {file: digest for digest, file in (line.split("  ", 1) for line in lines)}
+            if {f"{name}/{file}" for file in (*sums, SUMS)} != set(self.place.names(f"{name}/")):
+                raise UserError(f"{where}: {SUMS} lists other files than there are")
+            for file, digest in sums.items():
+                self.place.download(f"{name}/{file}", folder / file)
+                if file_sha256(folder / file) != digest:
+                    raise UserError(f"{where}/{file}: damaged (its sha256 is not {digest[:16]}...)")
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: missing") from None
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(f"{where}/{SUMS}: damaged") from None
+
+    def newest(self, folder: Path, warn: Callable[[str], None]) -> str | None:
+        """Copy the newest whole checkpoint into a local folder, and return its name; None where there is none.
+
+        A damaged one is passed over for the one before it, with a line to `warn`. Raises UserError if all are damaged.
+        """
+        damage = ""
+        for step in reversed(self._steps(self.place.names("step-"))):
+            try:
+                self.fetch(self.name(step), folder)
+            except UnavailableError:
+                raise
+            except UserError as error:
+                damage = str(error)
+                warn(f"{damage}; going back to the checkpoint before it")
+            else:
+                return self.name(step)
+        if damage:
+            raise UserError(
+                f"{damage}, and so is every checkpoint before it; bring one back, or remove {self.place.uri} "
+                "to train from the beginning"
+            )
+        return None
+
+
+def _patiently(attempt: Callable[[], Any]) -> None:
+    """Try until it succeeds or the patience with a store that does not answer is at its end."""
+    deadline, pause = time.monotonic() + PATIENCE, 1.0
+    while True:
+        try:
+            attempt()
+            return
+        except UnavailableError:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 30)
