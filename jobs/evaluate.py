@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from jobs.checkpoint import load_model
-from jobs.protocols import PAPER, Benchmark, Pair, Score, benchmark, mean
+from jobs.protocols import Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restore import restore_plane
 from pipeline.errors import UserError
@@ -23,7 +24,8 @@ from pipeline.layouts import layout
 from pipeline.layouts.base import Row, natural, safe_key
 from pipeline.manifest import write_table
 
-Restorer = Callable[[np.ndarray], np.ndarray]  # float32 (H, W, C) in [0, 1] -> the same
+# float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
+Restorer = Callable[[np.ndarray, int | None], np.ndarray]
 PICTURES = 2  # of each benchmark, for the report
 ITEMS, SHEET_COLUMNS, SHEET_WIDTH = 32, 6, 150  # of a sheet of a memory: most items, cells in a row, pixels of a cell
 
@@ -39,7 +41,7 @@ class Scored:
     restored: np.ndarray
 
 
-def identity(lq: np.ndarray) -> np.ndarray:
+def identity(lq: np.ndarray, tile: int | None) -> np.ndarray:
     """The degraded input itself: its scores are the baseline rows of the papers."""
     return lq
 
@@ -60,12 +62,13 @@ def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun) -> list
         raise UserError(f"{folder}: not a folder of images")
     items = published_pairs(which, run) if which.kind == "pairs" else clean_images(which, folder)
     scored = []
-    for path, key, prepare in track(items, f"{dataset_name(folder)} {which.name}", transient=True):
+    console = Console(stderr=True)  # stdout is for the scores
+    for path, key, prepare in track(items, f"{dataset_name(folder)} {which.name}", transient=True, console=console):
         try:
             pairs = prepare()
-            outputs = [restore(pair.lq) for pair in pairs]
-            scores = [which.score(output, pair.gt) for output, pair in zip(outputs, pairs, strict=True)]
-            baseline = [which.score(pair.lq, pair.gt) for pair in pairs]
+            outputs = [restore(pair.lq, which.tile) for pair in pairs]
+            scores = [which.score(output, pair) for output, pair in zip(outputs, pairs, strict=True)]
+            baseline = [which.score(pair.lq, pair) for pair in pairs]
         except (UnusableImageError, UserError) as error:
             raise UserError(f"{path}: {error}") from None
         scored.append(Scored(key, mean(scores), mean(baseline), pairs[0], outputs[0]))
@@ -94,15 +97,22 @@ def published_pairs(which: Benchmark, run: BenchmarkRun) -> list[Item]:
     if amiss is not None:
         raise UserError(f"{amiss.path}: {amiss.reject_reason}")
     targets = {row.group: row for row in rows if row.role == "gt"}
+    masks = {row.group: row for row in rows if row.role == "mask"} if which.protocol.regions else {}
     inputs = sorted((row for row in rows if row.role == "lq"), key=lambda row: natural(row.key))
     if not inputs:
         raise UserError(
             f"{run.data}: no {run.split} pairs{f' of {run.subset}' if run.subset else ''} in layout {run.layout}"
         )
 
+    lacking = next((row for row in inputs if which.protocol.regions and row.group not in masks), None)
+    if lacking is not None:
+        raise UserError(
+            f"{lacking.path}: no mask, and {which.name} scores the shadow by it; give a layout that has masks"
+        )
+
     def prepare(lq: Row) -> list[Pair]:
-        gt = targets[lq.group]
-        return [which.pair(*(source_image(row.path, row.part)[0] for row in (lq, gt)))]
+        sources = [lq, targets[lq.group], *([masks[lq.group]] if masks else [])]
+        return [which.pair(*(source_image(row.path, row.part)[0] for row in sources))]
 
     return [(row.path, row.key, partial(prepare, row)) for row in inputs]
 
@@ -114,6 +124,12 @@ def dataset_name(folder: Path) -> str:
     return {"LIVE1_gray": "LIVE1", "BSDS500-val": "BSD100", "BSDS500-test": "BSD200"}.get(name, name)
 
 
+def dataset_of(run: BenchmarkRun) -> str:
+    """What the images of a run are called in tables: their subset, or their data set with the variant of its layout."""
+    variant = (run.layout or "").partition(":")[2]
+    return run.subset or "-".join([dataset_name(Path(run.data)), *([variant] if variant else [])])
+
+
 def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, Any]:
     """The row of a table: means, the protocol, the degraded input's means and the paper's row where there is one."""
     return {
@@ -121,9 +137,7 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
         "images": len(scored),
         "protocol": str(which.protocol),
         "baseline": mean([s.baseline for s in scored]).json(),
-        "paper": {
-            method: {"psnr": row[0], "ssim": row[1]} for method, row in PAPER.get((dataset, which.name), {}).items()
-        },
+        "paper": which.paper(dataset),
     }
 
 
@@ -131,7 +145,7 @@ def evaluate(model: str, run: BenchmarkRun, runs: Path) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model."""
     chosen = benchmark(run.benchmark)
     restore = identity if model == "identity" else restorer(load_model(model, runs).model)
-    dataset = run.subset or dataset_name(Path(run.data))
+    dataset = dataset_of(run)
     row = summary(chosen, dataset, score_folder(restore, chosen, run))
     return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
 
@@ -151,14 +165,14 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     pictures = runs / name / "pictures"
     for run in recipe.evaluation.benchmarks:
         chosen = benchmark(run.benchmark)
-        dataset = run.subset or dataset_name(Path(run.data))
+        dataset = dataset_of(run)
         scored = score_folder(restore, chosen, run)
         scores[f"{dataset}/{chosen.name}"] = {**summary(chosen, dataset, scored), "weights": trained.sha256}
         for image in scored:
             rows.append(
                 {"dataset": dataset, "benchmark": chosen.name, "image": image.key}
-                | image.output._asdict()
-                | {f"baseline_{key}": value for key, value in image.baseline._asdict().items()}
+                | image.output.values
+                | {f"baseline_{key}": value for key, value in image.baseline.values.items()}
             )
         for image in scored[:PICTURES]:
             stem = f"{dataset}-{chosen.name}-{image.key}"
@@ -167,7 +181,9 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
         if run is recipe.evaluation.benchmarks[0] and hasattr(trained.model, "read_weights"):
             for bank, sheet in memory_sheets(trained.model, scored[0].pair.lq).items():
                 write_image(pictures / "memory" / f"{bank}.png", sheet)
-    write_table(runs / name / "scores.parquet", pa.Table.from_pylist(rows))
+    columns = list(dict.fromkeys(column for row in rows for column in row))  # of a metric that a row has not: null
+    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+    write_table(runs / name / "scores.parquet", table)
     write_bytes(runs / name / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
     return scores
 

@@ -26,6 +26,7 @@ from jobs.checkpoint import (
     recipe_name,
     versions,
 )
+from jobs.protocols import measured, table
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.storage import Storage, storage
@@ -85,7 +86,7 @@ def models(uri: str) -> list[dict[str, Any]]:
     """The published models of a store, sorted by recipe and version; half-published ones are none.
 
     Each is {"recipe", "version", "latest" (whether latest.json names it), "uri", "sha256" (of the weights), "scores":
-    {"<data set>/<benchmark>": {"psnr", "ssim"}}}. Raises UserError for a store without models, and for a damaged version.
+    {"<data set>/<benchmark>": its metrics}}. Raises UserError for a store without models, and for a damaged version.
     """
     store = storage(uri)
     found = []
@@ -100,7 +101,7 @@ def models(uri: str) -> list[dict[str, Any]]:
                 "latest": latest_version(store, f"models/{recipe}/") == number,
                 "uri": held.store.uri,
                 "sha256": held.sums[WEIGHTS],
-                "scores": {key: {name: row[name] for name in ("psnr", "ssim")} for key, row in scores.items()},
+                "scores": {key: {m.name: row[m.name] for m in measured(row)} for key, row in scores.items()},
             }
         )
     if not found:
@@ -252,11 +253,8 @@ def _card(
     sources = ", ".join(task["splits"]["train"])
     rows, protocols = [], []
     for key, score in metrics["scores"].items():
-        methods = {"degraded input": score["baseline"], f"**{name}**": score}
-        methods |= {f"{method}, as published": row for method, row in score["paper"].items()}
-        for method, row in methods.items():
-            psnr = "identical" if row["psnr"] is None else f"{row['psnr']:.2f}"
-            rows.append(f"| {key} | {method} | {psnr} | {row['ssim']:.4f} |")
+        for metric, before, after, published in table(score):
+            rows.append(f"| {key} | {metric} | {before} | **{after}** | {published} |")
         protocols.append(f"- {key}: {score['images']} images, {score['protocol']}")
     newline = "\n"
     return f"""---
@@ -286,8 +284,8 @@ in `recipe.yaml`, with which code and libraries in `provenance.json`.
 
 ## Scores
 
-| images / benchmark | method | PSNR (dB) | SSIM |
-|---|---|---|---|
+| images / benchmark | metric | degraded input | {name} | as published |
+|---|---|---|---|---|
 {newline.join(rows)}
 
 A number holds for its protocol only:

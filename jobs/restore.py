@@ -1,5 +1,6 @@
 """Restore pictures of any size with a trained model."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -75,10 +76,32 @@ def restore_image(model: nn.Module, image: np.ndarray, colour: str, scale: int =
     return np.floor(output.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def restore_plane(model: nn.Module, plane: np.ndarray) -> np.ndarray:
-    """float32 (H, W, C) in [0, 1] through the model, in tiles; the same shape, not clipped."""
-    lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]  # (1, C, H, W)
-    return restore_tiled(model, lq)[0].permute(1, 2, 0).numpy()
+def restore_plane(model: nn.Module, plane: np.ndarray, tile: int | None = None) -> np.ndarray:
+    """float32 (H, W, C) in [0, 1] through the model; the same shape, not clipped.
+
+    tile: None restores the image as one. With a number, each of its overlapping tiles of so many pixels a side is an image
+    of its own, and their mean is taken where they overlap: another result of a network whose statistics are those of
+    its whole input, which then has the size that it was trained on. As few tiles as cover the image, spread evenly; a side
+    shorter than a tile is taken whole. Source: `grids` in the releases of HINet and DRCNet.
+    """
+    if tile is None:
+        lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]  # (1, C, H, W)
+        return restore_tiled(model, lq)[0].permute(1, 2, 0).numpy()
+    H, W = plane.shape[:2]
+    total, count = np.zeros_like(plane), np.zeros((H, W, 1), np.float32)
+    for top in _starts(H, tile):
+        for left in _starts(W, tile):
+            part = np.s_[top : top + tile, left : left + tile]
+            total[part] += restore_plane(model, plane[part])
+            count[part] += 1
+    return total / count
+
+
+def _starts(side: int, tile: int) -> list[int]:
+    """Where tiles begin that cover so many pixels; the last one ends with them."""
+    gaps = (side - 1) // tile
+    step = math.ceil((side - tile) / gaps) if gaps else 0
+    return [min(i * step, side - tile) for i in range(gaps)] + [max(side - tile, 0)]
 
 
 @torch.inference_mode()

@@ -5,14 +5,15 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from jobs.protocols import METRICS, Metric, measured
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 
@@ -23,20 +24,30 @@ WIDTH, HEIGHT = 440, 260  # of a chart, in units of its SVG
 LEFT, RIGHT, TOP, BOTTOM = 58, 414, 12, 218  # edges of the plot in it
 
 
-class Figures(BaseModel):
-    """psnr in dB, None if it is infinite; ssim."""
-
-    psnr: float | None
-    ssim: float
+Figures = dict[str, float | None]  # by the metric's name; None: the infinite PSNR of identical images
 
 
-class Scores(Figures):
+class Scores(BaseModel):
     """A row of scores.json: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
 
+    figures: Figures = Field(min_length=1)
     images: int
     protocol: str
     baseline: Figures
     paper: dict[str, Figures]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, row: Any) -> Any:
+        if not isinstance(row, dict):
+            return row  # pydantic says that it is none
+        return row | {"figures": {metric.name: row[metric.name] for metric in measured(row)}}
+
+    @model_validator(mode="after")
+    def _beside(self) -> "Scores":
+        if self.baseline.keys() != self.figures.keys():
+            raise ValueError("baseline has other metrics")
+        return self
 
 
 class Data(BaseModel):
@@ -89,6 +100,7 @@ class Row:
 
     dataset: str
     benchmark: str
+    metrics: list[Metric]
     scores: Scores
     comparisons: list[Comparison]
 
@@ -177,19 +189,15 @@ def _page(sections: list[Section]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"psnr": _psnr, "ssim": _ssim, "signed": _signed}
+    environment.filters |= {"figure": _figure, "signed": _signed}
     plot = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
     protocols = sorted({row.scores.protocol for section in sections for row in section.rows})
     template = environment.get_template("page.html")
     return template.render(sections=sections, plot=plot, protocols=protocols, generator=GENERATOR)
 
 
-def _psnr(value: float | None) -> str:
-    return "∞" if value is None else f"{value:.2f}"
-
-
-def _ssim(value: float) -> str:
-    return f"{value:.4f}"
+def _figure(value: float | None, metric: Metric) -> str:
+    return "∞" if value is None else metric.text(value)
 
 
 def _signed(pair: tuple[float | None, float | None], digits: int) -> str:
@@ -234,7 +242,7 @@ def _section(recipe: str, run: Path, out: Path) -> Section:
     rows = []
     for name, row in scores.items():
         dataset, benchmark = name.rsplit("/", 1)
-        rows.append(Row(dataset, benchmark, row, comparisons[name]))
+        rows.append(Row(dataset, benchmark, measured(row.figures), row, comparisons[name]))
     memory = _folder(run / "pictures" / "memory", out, PurePosixPath("memory", recipe))
     restored = _folder(run / "restored", out, PurePosixPath("restored", recipe))
     return Section(recipe, checkpoint, published, _charts(run / "curve.tsv"), rows, memory, restored)
@@ -265,13 +273,17 @@ def _comparisons(run: Path, scores: dict[str, Scores], out: Path, place: PurePos
             if not source.exists():
                 raise _damaged(run / "pictures", "evaluate", f"holds no {role}/{file}")
             pictures[role] = _copy(source, out, place / role / file)
-        baseline = _figures(image["baseline_psnr"], image["baseline_ssim"])
-        found[name].append(Comparison(image["image"], baseline, _figures(image["psnr"], image["ssim"]), pictures))
+        before, after = _figures(image, "baseline_"), _figures(image, "")
+        if not before.keys() == after.keys() == scores[name].figures.keys():
+            raise _damaged(table, "evaluate", f"has other metrics of {name} than scores.json")
+        found[name].append(Comparison(image["image"], before, after, pictures))
     return found
 
 
-def _figures(psnr: float, ssim: float) -> Figures:
-    return Figures(psnr=psnr if math.isfinite(psnr) else None, ssim=ssim)
+def _figures(image: dict[str, Any], prefix: str) -> Figures:
+    """The metrics of an image, a row of scores.parquet, in its columns of this prefix."""
+    values = {name: image.get(f"{prefix}{name}") for name in METRICS}
+    return {name: value if math.isfinite(value) else None for name, value in values.items() if value is not None}
 
 
 def _folder(folder: Path, out: Path, place: PurePosixPath) -> list[Picture]:

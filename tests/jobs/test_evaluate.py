@@ -5,15 +5,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from jobs.evaluate import dataset_name, evaluate, identity, memory_sheets, score_folder
-from jobs.protocols import GRAY_FLOAT, RGB, Y_MATLAB, Y_RGB, benchmark, psnr
-from jobs.recipe import BenchmarkRun
+from jobs.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
+from jobs.loop import weights
+from jobs.protocols import GRAY_FLOAT, ISTD, METRICS, RGB, Y_MATLAB, Y_RGB, benchmark, psnr, score
+from jobs.recipe import BenchmarkRun, build_model, read_recipe
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
-from pipeline.images import write_image
+from pipeline.images import read_image, write_image
+from pipeline.shards import file_sha256
+from pipeline.task import read_task
 
 
 def run(benchmark: str, folder: Path, **more: str) -> BenchmarkRun:
@@ -46,15 +51,29 @@ def test_the_mean_is_over_images_and_each_is_scored_against_its_own_target(photo
     assert len(scored) == 3
     for image in scored:
         target = np.rint(image.pair.gt * 255).astype(np.uint8)
-        assert image.output.psnr == pytest.approx(psnr(jpeg(target, 20), target), abs=1e-4)
+        assert image.output.values["psnr"] == pytest.approx(psnr(jpeg(target, 20), target), abs=1e-4)
 
 
 def test_a_better_restorer_scores_higher(photos):
     chosen = benchmark("noise-50")
     worse = score_folder(identity, chosen, run(chosen.name, photos))[0]
-    better = score_folder(lambda lq: lq * 0.5 + 0.5 * worse.pair.gt, chosen, run(chosen.name, photos))[0]
-    assert better.output.psnr > worse.output.psnr + 3
+    better = score_folder(lambda lq, _: lq * 0.5 + 0.5 * worse.pair.gt, chosen, run(chosen.name, photos))[0]
+    assert better.output.values["psnr"] > worse.output.values["psnr"] + 3
     assert better.baseline == worse.baseline
+
+
+def test_the_tiles_of_a_benchmark_reach_the_restorer(photos):
+    asked = []
+
+    def restore(lq: np.ndarray, tile: int | None) -> np.ndarray:
+        asked.append(tile)
+        return lq
+
+    shutil.copytree(photos, photos.parent / "pairs/test/lq", ignore=shutil.ignore_patterns("*.txt"))
+    shutil.copytree(photos.parent / "pairs/test/lq", photos.parent / "pairs/test/gt")
+    for name in ("pairs-rgb", "pairs-rgb-tile24"):
+        score_folder(restore, benchmark(name), run(name, photos.parent / "pairs", layout="pairs"))
+    assert asked == [None] * 3 + [24] * 3
 
 
 def test_super_resolution_is_scored_on_y_without_its_border(photos, tmp_path):
@@ -118,9 +137,9 @@ def test_published_pairs_are_scored_with_their_own_targets_on_y_and_in_rgb(rain,
     assert on_y["paper"]["DRCNet"] == {"psnr": 38.23, "ssim": 0.976}
     # 10 of RGB are 8.6 of Y, rounded to 8 or 9
     assert 20 * np.log10(255 / 9) < on_y["psnr"] < 20 * np.log10(255 / 8)
-    half = score_folder(lambda lq: lq + 5 / 255, benchmark("pairs-rgb"), run("pairs-rgb", rain, layout="rain13k"))
+    half = score_folder(lambda lq, _: lq + 5 / 255, benchmark("pairs-rgb"), run("pairs-rgb", rain, layout="rain13k"))
     assert [image.key for image in half] == ["Rain100L-2", "Rain100L-10", "Test100-2", "Test100-10"]
-    assert half[0].output.psnr == pytest.approx(20 * np.log10(255 / 5), abs=1e-3)
+    assert half[0].output.values["psnr"] == pytest.approx(20 * np.log10(255 / 5), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +161,152 @@ def test_pairs_that_cannot_give_a_comparable_mean_are_one_line(rain, tmp_path, b
     with pytest.raises(UserError, match=says) as error:
         evaluate("identity", run("pairs-y", rain, **more), tmp_path)
     assert "\n" not in str(error.value)
+
+
+# shadows
+
+
+@pytest.fixture
+def shadow(tmp_path: Path) -> Path:
+    """Two triples of ISTD; in the shadow, a part that differs in size, the light is halved."""
+    rng = np.random.default_rng(2)
+    folder = tmp_path / "shadow/test"
+    for i, width in enumerate((8, 20), 1):
+        clean = np.kron(rng.integers(60, 226, (3, 4, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+        mask = np.zeros((24, 32, 1), np.uint8)
+        mask[:, :width] = 255
+        dark = np.where(mask, clean // (1 + i), clean)
+        for letter, image in (("A", dark), ("B", mask), ("C", clean)):
+            write_image(folder / f"test_{letter}/9{i}-1.png", image)
+    return tmp_path / "shadow"
+
+
+def test_a_shadow_is_scored_by_its_own_mask(shadow, tmp_path):
+    row = evaluate("identity", run("pairs-istd", shadow, layout="istd:istd"), tmp_path)
+    assert (row["images"], row["dataset"], row["protocol"]) == (2, "shadow-istd", str(ISTD))
+    assert set(METRICS) <= row.keys()
+    each = []
+    for i in (1, 2):
+        a, b, c = (read_image(shadow / f"test/test_{letter}/9{i}-1.png")[0] for letter in "ABC")
+        each.append(score(ISTD, a / 255, c / 255, mask=b))
+    for name in ("psnr", "ssim_3d_shadow", "lab_rmse_pi_480", "lab_mae_pi_480_shadow"):
+        assert row[name] == pytest.approx(np.mean([s.values[name] for s in each]), rel=1e-4)
+    pp = "lab_mae_pp_256_shadow"
+    pixels = [s.weights[pp] for s in each]
+    assert 2 * pixels[0] < pixels[1]
+    assert row[pp] == pytest.approx(np.average([s.values[pp] for s in each], weights=pixels), rel=1e-4)
+    assert row["lab_mae_pp_256_nonshadow"] < 1 < 20 < row[pp]  # bicubic blurs the edge
+
+
+def test_a_restorer_that_lifts_the_shadow_lowers_the_error_in_lab(shadow):
+    chosen, of = benchmark("pairs-istd"), run("pairs-istd", shadow, layout="istd:istd")
+    for image in score_folder(lambda lq, _: lq * 1.3, chosen, of):
+        before, after = image.baseline.values, image.output.values
+        assert after["lab_rmse_pi_480_shadow"] < before["lab_rmse_pi_480_shadow"]
+        assert after["lab_rmse_pi_480_nonshadow"] > before["lab_rmse_pi_480_nonshadow"]
+
+
+def test_scores_of_two_variants_have_two_names(shadow, tmp_path):
+    shutil.copytree(shadow / "test/test_C", shadow / "test/test_C_fixed_official")
+    names = {
+        evaluate("identity", run("pairs-rgb", shadow, layout=f"istd:{v}"), tmp_path)["dataset"]
+        for v in ("istd", "istd+")
+    }
+    assert names == {"shadow-istd", "shadow-istd+"}
+
+
+def test_the_command_prints_a_line_for_each_metric(shadow, photos, cli):
+    asked = ("evaluate", "--model", "identity", "--benchmark")
+    code, out, _ = cli(*asked, "pairs-istd", "--data", str(shadow), "--layout", "istd:istd")
+    assert code == 0
+    head, columns, *lines = out.splitlines()
+    assert head == f"shadow-istd/pairs-istd (2 images, {ISTD})"
+    assert columns.split() == ["input", "output", "as", "published"]
+    assert [line[2:48].strip() for line in lines] == [metric.heading for metric in METRICS.values()]
+    assert all(line.split()[-1] == line.split()[-2] for line in lines)
+    named = photos.rename(photos.parent / "Classic5")
+    _, out, _ = cli(*asked, "jpeg-q10", "--data", str(named))
+    assert out.splitlines()[3].endswith("JPEG 0.7595, MemNet 0.8107")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "layout", "says"),
+    [
+        ("no masks", "pairs", "lq/91-1.png: no mask, and pairs-istd scores the shadow by it"),
+        ("one mask less", "istd:istd", "test_A/91-1.png: .*test_B/91-1.png is missing"),
+        ("empty", "istd:istd", "test_A/91-1.png: its mask shows no shadow"),
+        ("small", "istd:istd", "test_A/91-1.png: 32x24 and 32x24 and 9x9 pixels"),
+    ],
+)
+def test_masks_that_are_no_masks_are_one_line(shadow, tmp_path, break_it, layout, says):
+    mask = shadow / "test/test_B/91-1.png"
+    if break_it == "no masks":
+        (shadow / "test/test_A").rename(shadow / "test/lq")
+        (shadow / "test/test_C").rename(shadow / "test/gt")
+        shutil.rmtree(shadow / "test/test_B")
+    elif break_it == "one mask less":
+        mask.unlink()
+    else:
+        write_image(mask, np.zeros((24, 32, 1) if break_it == "empty" else (9, 9, 1), np.uint8))
+    with pytest.raises(UserError, match=says) as error:
+        evaluate("identity", run("pairs-istd", shadow, layout=layout), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# all benchmarks of a recipe
+
+
+def train(place: Path, benchmarks: str) -> Path:
+    """The checkpoint of a small DRCNet, whose statistics are those of the whole image; returns the folder of runs."""
+    place.mkdir()
+    recipe_file = place / "tiny.yaml"
+    recipe_file.write_text(f"""
+model: {{name: drcnet, width: 2, levels: 2, cr: none}}
+data: {{task: shadow-pairs, patch: 16, crops: 1, batch: 2}}
+optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 1}}}}
+training: {{workers: 1}}
+evaluation: {{benchmarks: {benchmarks}}}
+""")
+    recipe = read_recipe(str(recipe_file))
+    checkpoint = place / "store/runs/tiny-1/step-00000001"
+    checkpoint.mkdir(parents=True)
+    torch.manual_seed(0)
+    save_file(weights(build_model(recipe.model)), checkpoint / "model.safetensors")
+    (checkpoint / "recipe.json").write_text(recipe.model_dump_json())
+    pointer = {
+        "recipe": "tiny",
+        "run": "tiny-1",
+        "uri": checkpoint.as_posix(),
+        "sha256": file_sha256(checkpoint / "model.safetensors"),
+        "step": 1,
+        "data": {"task": "shadow-pairs", "digest": "d1", **read_task("shadow-pairs").model_dump(mode="json")},
+    }
+    run_folder = place / "runs/tiny"
+    run_folder.mkdir(parents=True)
+    (run_folder / "checkpoint.json").write_text(json.dumps(pointer))
+    return place / "runs"
+
+
+def test_benchmarks_with_other_metrics_and_in_tiles_stand_in_one_table(shadow, tmp_path, monkeypatch):
+    data = f"data: {shadow}, layout: 'istd:istd'"
+    names = ("pairs-y", "pairs-y-tile16", "pairs-istd")
+    runs = train(tmp_path / "trained", f"[{', '.join(f'{{benchmark: {name}, {data}}}' for name in names)}]")
+    monkeypatch.chdir(tmp_path / "trained")
+    scores = evaluate_recipe("tiny.yaml", runs)
+    assert list(scores) == [f"shadow-istd/{name}" for name in names]
+    whole, tiled, istd = scores.values()
+    assert whole["baseline"] == tiled["baseline"]
+    assert whole["psnr"] != tiled["psnr"]
+    assert scores == json.loads((runs / "tiny/scores.json").read_text())
+    rows = pq.read_table(runs / "tiny/scores.parquet").to_pylist()
+    assert [(row["benchmark"], row["image"]) for row in rows] == [(n, f"9{i}-1") for n in names for i in (1, 2)]
+    assert [row["lab_mae_pi_480"] is None for row in rows] == [True] * 4 + [False] * 2
+    assert istd["lab_mae_pi_480"] == pytest.approx(np.mean([row["lab_mae_pi_480"] for row in rows[4:]]))
+    assert istd["baseline"]["lab_mae_pi_480"] == pytest.approx(
+        np.mean([row["baseline_lab_mae_pi_480"] for row in rows[4:]])
+    )
+    pictures = {path.name for path in (runs / "tiny/pictures/output").iterdir()}
+    assert pictures == {f"shadow-istd-{name}-9{i}-1.png" for name in names for i in (1, 2)}
 
 
 # what a memory responds to

@@ -136,16 +136,41 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_row_has_the_scores_the_baseline_the_gain_the_paper_and_the_protocol(runs):
     rows = report(runs).rows
     assert [row[0] for row in rows if len(row) == 1] == ["one", "two"]
-    paper = "JPEG 27.82 / 0.7595 MemNet 29.69 / 0.8107"
-    assert rows[2] == [
-        *("Classic5", "jpeg-q10", "27.82 / 0.7595", "29.10 / 0.8010", "+1.28 / +0.0415", paper, "2", "gray-float@1")
-    ]
+    psnr = ("PSNR (dB)", "27.82", "29.10", "+1.28", "JPEG 27.82 MemNet 29.69")
+    assert rows[2] == ["Classic5", "jpeg-q10", *psnr, "2", "gray-float@1"]
+    assert rows[3] == ["SSIM", "0.7595", "0.8010", "+0.0415", "JPEG 0.7595 MemNet 0.8107"]
 
 
 def test_an_infinite_psnr_is_shown_as_one(runs):
     page = report(runs)
-    assert page.rows[3][2:6] == ["31.00 / 0.9000", "∞ / 1.0000", "+∞ / +0.1000", "none"]
-    assert "output ∞ dB / 1.0000" in " ".join(page.text.split())
+    assert page.rows[4][2:7] == ["PSNR (dB)", "31.00", "∞", "+∞", "none"]
+    assert "PSNR 31.00 to ∞ dB" in " ".join(page.text.split())
+
+
+def test_a_metric_that_is_better_lower_says_so(runs):
+    row = {"psnr": 28.0, "lab_mae_pi_480": 6.5, "images": 1, "protocol": "istd@1 (x)", "paper": {"A": {"psnr": 28.03}}}
+    scores = SCORES | {"ISTD/pairs-istd": row | {"baseline": {"psnr": 20.0, "lab_mae_pi_480": 14.25}}}
+    (runs / "one/scores.json").write_text(json.dumps(scores))
+    rows = report(runs).rows
+    assert ["Lab MAE pi 480 (lower is better)", "14.25", "6.50", "−7.75", "none"] in rows
+    assert ["ISTD", "pairs-istd", "PSNR (dB)", "20.00", "28.00", "+8.00", "A 28.03", "1", "istd@1"] in rows
+
+
+def test_scores_without_a_figure_are_refused(runs):
+    path = runs / "one/scores.json"
+    path.write_text(json.dumps({"Classic5/jpeg-q10": {"images": 2, "protocol": "x", "baseline": {}, "paper": {}}}))
+    with pytest.raises(UserError, match=r"one/scores.json: .*figures.*evaluate@one"):
+        report(runs)
+    other = SCORES["Classic5/jpeg-q10"] | {"baseline": {"psnr": 27.82}}
+    path.write_text(json.dumps({"Classic5/jpeg-q10": other}))
+    with pytest.raises(UserError, match=r"one/scores.json: .*baseline has other metrics.*evaluate@one"):
+        report(runs)
+    path.write_text(json.dumps(["no rows"]))
+    with pytest.raises(UserError, match=r"one/scores.json: .*evaluate@one"):
+        report(runs)
+    path.write_text(json.dumps({"Classic5/jpeg-q10": "no row"}))
+    with pytest.raises(UserError, match=r"one/scores.json: .*evaluate@one"):
+        report(runs)
 
 
 def test_the_protocol_is_spelt_out_once(runs):
@@ -160,8 +185,15 @@ def test_a_section_names_the_version_and_its_weights(runs):
 
 def test_the_figures_of_a_picture_are_its_own(runs):
     text = " ".join(report(runs).text.split())
-    assert "Input 24.33 dB / 0.6900, output 24.40 dB / 0.7000, gain +0.07 dB Target, 16×12 pixels" in text
+    assert "Input to output: PSNR 24.33 to 24.40 dB, SSIM 0.6900 to 0.7000 Target, 16×12 pixels" in text
     assert "lena" not in text
+
+
+def test_images_with_other_metrics_than_their_row_are_an_error(runs):
+    table = pq.read_table(runs / "two/scores.parquet")
+    pq.write_table(table.drop_columns(["ssim"]), runs / "two/scores.parquet")
+    with pytest.raises(UserError, match=r"two/scores.parquet: has other metrics of Classic5/jpeg-q10.*evaluate@two"):
+        report(runs)
 
 
 # files and bytes

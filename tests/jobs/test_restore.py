@@ -19,7 +19,7 @@ from jobs.loop import weights
 from jobs.models.memnet import MemNet
 from jobs.publish import publish
 from jobs.recipe import build_model, read_recipe
-from jobs.restore import restore, restore_image, restore_tiled
+from jobs.restore import _starts, restore, restore_image, restore_plane, restore_tiled
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
 from pipeline.images import read_image, write_image
@@ -124,6 +124,58 @@ def test_a_model_with_global_statistics_is_not_tiled():
     model.receptive_field = None
     restore_tiled(model, torch.rand(1, 1, 100, 70), tile=32)
     assert [tuple(lq.shape) for lq in model.seen] == [(1, 1, 100, 70)]
+
+
+# tiles that are images of their own
+
+
+@given(st.integers(1, 2000), st.integers(8, 300))
+def test_as_few_tiles_as_cover_a_side_are_spread_over_it(side, tile):
+    starts = _starts(side, tile)
+    ends = [start + min(tile, side) for start in starts]
+    assert (starts[0], ends[-1]) == (0, side)
+    assert all(start <= end for start, end in zip(starts[1:], ends, strict=False))
+    assert len(starts) == -(-side // tile)
+    assert starts == sorted(set(starts))
+    gaps = np.diff(starts)
+    assert len(gaps) == 0 or gaps[:-1].tolist() == [gaps[0]] * (len(gaps) - 1)
+
+
+def test_tiles_of_gopros_frames_begin_where_the_release_has_them():
+    assert _starts(720, 256) == [0, 232, 464]
+    assert _starts(1280, 256) == [0, 256, 512, 768, 1024]
+    assert _starts(481, 256) == [0, 225]
+    assert _starts(256, 256) == [0]
+    assert _starts(100, 256) == [0]
+
+
+class MeanOf(nn.Module):
+    """A network of global statistics, at its simplest: every pixel becomes the mean of its image."""
+
+    size_multiple, receptive_field = 1, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def restore(self, lq: Tensor) -> Tensor:
+        return self.scale * lq.mean((2, 3), keepdim=True).expand_as(lq)
+
+
+def test_where_tiles_overlap_their_mean_is_taken():
+    row = np.arange(10, dtype=np.float32)
+    plane = np.broadcast_to(row[None, :, None], (4, 10, 3)).copy()
+    output = restore_plane(MeanOf(), plane, tile=6)  # columns 0..5 and 4..9, of means 2.5 and 6.5
+    assert output.dtype == np.float32
+    assert output[..., 0].tolist() == [[2.5] * 4 + [4.5] * 2 + [6.5] * 4] * 4
+    assert (restore_plane(MeanOf(), plane) == 4.5).all()
+    assert (restore_plane(MeanOf(), plane, tile=10) == 4.5).all()
+
+
+def test_tiles_change_nothing_for_a_model_without_context():
+    plane = np.random.default_rng(0).random((50, 41, 1), np.float32)
+    for tile in (8, 20, 64):
+        np.testing.assert_allclose(restore_plane(Brighter(), plane, tile), plane + np.float32(0.1), atol=1e-6)
 
 
 # colours
