@@ -4,7 +4,7 @@
 
 Each row is the paper's sample recipe with the row's overrides, trained on the CPU in this process (no Ray, no checkpoint)
 and scored by the recipe's own benchmarks, below the score of the degraded input itself. It needs the samples
-(`memoir sample`, `memoir ingest`) and the built task (`memoir build TASK`) in the working directory.
+(`memoir sample`, `memoir ingest`) and the rows' tasks (`memoir build TASK`) in the working directory.
 
 Such a run shows that every variant trains and what it costs. It does not rank the variants: the networks are small, the
 images few, the steps too, and the data are not the paper's. For the paper's size, give
@@ -25,16 +25,17 @@ from jobs.loop import Run
 from jobs.protocols import Score, benchmark, mean
 from jobs.recipe import Recipe, read_recipe
 from pipeline.errors import UserError
+from pipeline.shards import read_shards_json
 
 
 class Row(NamedTuple):
-    """A variant. overrides: of the recipe, as `memoir train --set` takes them; None: the samples cannot train it.
+    """A variant. overrides: of the recipe, as `memoir train --set` takes them.
 
     paper: PSNR/SSIM as printed, for each benchmark of the recipe; "-" where the paper has none.
     """
 
     name: str
-    overrides: tuple[str, ...] | None
+    overrides: tuple[str, ...]
     paper: tuple[str, ...]
 
 
@@ -53,6 +54,7 @@ def losses(*terms: str) -> tuple[str, ...]:
     return tuple(f"model.lambda_{term}=0" for term in "bscw" if term not in terms)
 
 
+SUPERVISED = ("model.siamese=false", "data.task=timelapse-mean")
 NO_CR = ("model.cr=none", "model.cr_layers=null", "model.cr_weights=null")  # layers without the term are refused
 
 TABLES = {
@@ -89,8 +91,8 @@ TABLES = {
         "timelapse-derain-sample",
         ("-",),
         (
-            Row("B_a", None, ("36.62/.965",)),
-            Row("B_b", None, ("38.03/.972",)),
+            Row("B_a", (*SUPERVISED, "model.memory=false"), ("36.62/.965",)),
+            Row("B_b", SUPERVISED, ("38.03/.972",)),
             Row("B_c", ("model.memory=false", *losses("s", "b", "c")), ("39.82/.982",)),
             Row("{s, b}", losses("s", "b"), ("39.92/.981",)),
             Row("{s, b, w}", losses("s", "b", "w"), ("40.35/.982",)),
@@ -99,8 +101,8 @@ TABLES = {
             Row("B_d = {s, b, c}", losses("s", "b", "c"), ("41.08/.985",)),
             Row("{s, b, c, w}", (), ("41.56/.988",)),
         ),
-        "B_a and B_b (siamese: false) learn from the mean of each scene's frames, which the samples have not. L_s is the\n"
-        "release's, across the frames: the printed one is identically zero.",
+        "B_a and B_b learn from single frames and the mean of their scene's frames. L_s is the release's, across the\n"
+        "frames: the printed one is identically zero.",
     ),
     # Li et al., DRCNet, ECCV 2022
     "drcnet": Table(
@@ -141,9 +143,9 @@ def show(name: str, seeds: list[list[Score]], paper: tuple[str, ...], seconds: f
     cells = []
     for i, printed in enumerate(paper):
         each = [of_seed[i] for of_seed in seeds]
-        own = f"{mean(each).psnr:.2f}/{mean(each).ssim:.4f}" if each else "not run"
+        own = "{psnr:.2f}/{ssim:.4f}".format_map(mean(each).values)
         if len(each) > 1:
-            own += f" ({max(s.psnr for s in each) - min(s.psnr for s in each):.2f})"
+            own += f" ({max(s.values['psnr'] for s in each) - min(s.values['psnr'] for s in each):.2f})"
         cells.append(f"{own:>22}{printed:>14}")
     print(f"{name:<16}{''.join(cells)}" + (f"{seconds:>8.1f}" if seconds is not None else ""), flush=True)
 
@@ -157,9 +159,8 @@ def ablate(table: Table, steps: int, seeds: list[int], data: Path) -> None:
         return read_recipe(table.recipe, [*overrides, *run])
 
     plain = recipe((), seeds[0])
-    shards = data / plain.data.task / "shards.json"
-    if not shards.is_file():
-        raise UserError(f"{shards}: not found; `memoir build {plain.data.task}` writes it")
+    for task in sorted({recipe(row.overrides, seeds[0]).data.task for row in table.rows}):
+        read_shards_json(data / task)
     given = scores(identity, plain)
     print(f"{table.published}\n{table.note}\n")
     sets = sorted({dataset_name(Path(run.data)) for run in plain.evaluation.benchmarks})
@@ -172,9 +173,9 @@ def ablate(table: Table, steps: int, seeds: list[int], data: Path) -> None:
     show("degraded input", [given], table.input, None)
     for row in table.rows:
         began = time.perf_counter()
-        recipes = [recipe(row.overrides, seed) for seed in seeds] if row.overrides is not None else []
+        recipes = [recipe(row.overrides, seed) for seed in seeds]
         results = [scores(train(each, data), each) for each in recipes]
-        show(row.name, results, row.paper, time.perf_counter() - began if results else None)
+        show(row.name, results, row.paper, time.perf_counter() - began)
 
 
 def main() -> None:

@@ -32,7 +32,6 @@ pip install --no-deps --target DIR mosaicml-streaming litdata lightning-utilitie
 
 import argparse
 import gc
-import itertools
 import multiprocessing
 import os
 import platform
@@ -57,7 +56,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.bench import shard_bytes
+from pipeline.bench import copies, shard_bytes
 from pipeline.images import SUFFIXES, write_image
 from pipeline.loader import Loader
 from pipeline.sampling.patches import Grid, RandomCrops
@@ -101,12 +100,9 @@ def memcpy(source: np.ndarray, batch: int, patch: int, channels: int, buffers: i
     size = 2 * batch * patch * patch * channels
 
     def run() -> Batches:
-        targets = itertools.cycle([np.zeros(size, np.uint8) for _ in range(buffers)])
-        while True:
-            for at, buffer in zip(range(0, source.size - size + 1, size), targets, strict=False):
-                buffer[:] = source[at : at + size]
-                gt, lq = torch.from_numpy(buffer.reshape(2, batch, patch, patch, channels))
-                yield gt, lq
+        for buffer in copies(source, size, buffers):
+            gt, lq = torch.from_numpy(buffer.reshape(2, batch, patch, patch, channels))
+            yield gt, lq
 
     return run
 

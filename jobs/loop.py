@@ -78,9 +78,9 @@ class Run:
             cache=cache,
             quarantine=recipe.training.quarantine,
         )
-        # Of scenes without targets there is nothing to validate on: the benchmarks of the recipe tell.
+        # Without targets, or images to validate on, the benchmarks of the recipe tell.
         self.validation: list[Version] = []
-        if "gt" in self.loader.planes:
+        if "gt" in self.loader.planes and "val" in self.loader.shard_set.listing["splits"]:
             versions = ShardSet(data, "val", cache=cache).versions()
             self.validation = list(itertools.islice(versions, recipe.training.validation_images))
         torch.manual_seed(recipe.training.seed)

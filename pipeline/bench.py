@@ -1,5 +1,6 @@
 """How fast a built dataset is loaded on this machine, and whether it keeps a device busy."""
 
+import itertools
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -111,20 +112,28 @@ def shard_bytes(paths: list[Path]) -> np.ndarray:
 
 
 def memcpy(source: np.ndarray, size: int, seconds: float) -> list[float]:
-    """Bytes per second of copies of `size` bytes into one buffer, by one thread: what no loader can exceed in one thread.
+    """Bytes per second of each of `copies` into one buffer, for so long: what no loader can exceed in one thread."""
+    rates: list[float] = []
+    with closing(copies(source, size)) as copied:
+        next(copied)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or not rates:
+            began = time.perf_counter()
+            next(copied)
+            rates.append(size / (time.perf_counter() - began))
+    return rates
+
+
+def copies(source: np.ndarray, size: int, number: int = 1) -> Generator[np.ndarray, None, None]:
+    """`size` bytes at a time, copied in one piece by one thread into one of so many buffers in turn, without end.
 
     source: uint8 (n,), whose bytes are copied in turn, so that they come from memory where it is larger than the caches.
     """
     if size > source.size:
         source = np.resize(source, size)
-    buffer = np.empty(size, np.uint8)
-    buffer[:] = source[:size]  # takes the page faults
-    rates: list[float] = []
-    at = 0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not rates:
-        began = time.perf_counter()
-        buffer[:] = source[at : at + size]
-        rates.append(size / (time.perf_counter() - began))
-        at = at + size if at + 2 * size <= source.size else 0
-    return rates
+    buffers = itertools.cycle([np.ones(size, np.uint8) for _ in range(number)])  # ones: to have the page faults now
+    while True:
+        for at in range(0, source.size - size + 1, size):
+            buffer = next(buffers)
+            buffer[:] = source[at : at + size]
+            yield buffer

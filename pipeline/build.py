@@ -27,7 +27,7 @@ import scipy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.cluster import connect
+from pipeline.cluster import address_to_join, connect
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import noisy_8bit
@@ -37,6 +37,7 @@ from pipeline.images import UnusableImageError, decode_image, source_image, writ
 from pipeline.manifest import read_manifest, write_table
 from pipeline.plan import FORMAT, ROLES, File, Group, ShardPlan, made_levels, plan, recipe_digest
 from pipeline.sampling.negatives import Negative, mixed_image, negatives
+from pipeline.sampling.scene_mean import scene_mean
 from pipeline.sampling.scene_pairs import scene_pairs
 from pipeline.shards import (
     INDEX_SCHEMA,
@@ -173,21 +174,24 @@ def _whole(recipe: str) -> bool:
 def _download(recipes: list[str], shared: Storage) -> set[str]:
     """Copy shards of a shared store into this machine's; returns the recipes that then are whole."""
 
-    def fetch(recipe: str) -> None:
-        with suppress(FileNotFoundError, ValueError):
+    def fetch(recipe: str) -> bool:
+        try:
             shared.download(f"recipes/{recipe}.json", STORE / "recipes" / f"{recipe}.json")
-            if not _whole(recipe):
-                name = _entry(recipe)["name"]
-                shared.download(name, STORE / name)
+            if _whole(recipe):
+                return True
+            name = _entry(recipe)["name"]
+            shared.download(name, STORE / name)
+        except (FileNotFoundError, ValueError):
+            return False
+        return _whole(recipe)
 
     with ThreadPoolExecutor(DOWNLOADS) as pool:
-        list(pool.map(fetch, recipes))
-    return {recipe for recipe in recipes if _whole(recipe)}
+        return {recipe for recipe, whole in zip(recipes, pool.map(fetch, recipes), strict=True) if whole}
 
 
 def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
     """Write the shards as Ray Data tasks, one block and one task per shard; only these small rows pass through Ray."""
-    embedded = not os.environ.get("RAY_ADDRESS")
+    embedded = not address_to_join()
     connect(cpus or (os.cpu_count() or 1 if embedded else 1))
     import ray.data
 
@@ -292,20 +296,25 @@ class Plane(NamedTuple):
 
 
 def sample_planes(group: Group, task: Task) -> list[Plane]:
-    """The planes of a group's images, and their degraded versions. Raises UnusableImagesError."""
+    """The planes of a group's images, and what the task makes of them. Raises UnusableImagesError."""
     planes: list[Plane] = []
     failures = []
+    degradation = task.degradation
+    target = isinstance(degradation, TimeLapse) and degradation.target is not None
     for file in group.files:
         try:
             image = _ingested(file)
             role, _, number = file.name.partition("-")
-            if isinstance(task.degradation, TimeLapse) and task.degradation.size:
-                side = task.degradation.size
+            if isinstance(degradation, TimeLapse) and degradation.size:
+                side = degradation.size
                 image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR).reshape(side, side, -1)
             if task.colour == "y" and role != "mask":
                 image = rgb2ycbcr_y(image)
             elif task.colour != "rgb" or role == "mask":
                 image = rgb2gray(image)
+            if target and planes and image.shape != planes[0].pixels.shape:
+                sizes = " and ".join("{1}x{0} with {2} channels".format(*i.shape) for i in (image, planes[0].pixels))
+                raise UnusableImageError(f"it and the first frame of its scene are {sizes}: leave one of them out")
             planes.append(Plane(file.name, role, image, {"level": int(number)} if number else {}))
             if role == "gt":
                 planes += _degraded(image, task, group.key)
@@ -313,6 +322,9 @@ def sample_planes(group: Group, task: Task) -> list[Plane]:
             failures.append((file.path, str(error)))
     if failures:
         raise UnusableImagesError(failures)
+    if target:
+        parameters = json.dumps({"mean": len(planes)})
+        planes.insert(0, Plane("gt", "gt", scene_mean([p.pixels for p in planes]), {"parameters": parameters}))
     return planes
 
 
@@ -435,10 +447,10 @@ def _fill(
     with ExitStack() as stack:
         index = stack.enter_context(Rows(folder / "index.parquet", INDEX_SCHEMA))
         beside = None
-        if isinstance(task.degradation, TimeLapse):
-            beside = stack.enter_context(Rows(folder / "pairs.parquet", PAIRS_SCHEMA))
-        elif task.negatives is not None:
+        if task.negatives is not None:
             beside = stack.enter_context(Rows(folder / "negatives.parquet", NEGATIVES_SCHEMA))
+        elif isinstance(task.degradation, TimeLapse) and not task.degradation.target:
+            beside = stack.enter_context(Rows(folder / "pairs.parquet", PAIRS_SCHEMA))
         for shard, recipe in built:
             entry = _entry(recipe)
             target = folder / shard.split / entry["name"]
@@ -477,12 +489,13 @@ def _fill(
 
 def _beside(groups: list[Group], task: Task) -> Iterator[dict[str, Any]]:
     """The rows of pairs.parquet or negatives.parquet that one shard has."""
-    if isinstance(task.degradation, TimeLapse):
+    if task.negatives is not None:
+        yield from (negative._asdict() for negative in shard_negatives(groups, task))
+    else:
+        assert isinstance(task.degradation, TimeLapse)
         for group in groups:
             for v, w in _scene_pairs(group, task.degradation):
                 yield {"key": group.key, "v": v, "w": w}
-    else:
-        yield from (negative._asdict() for negative in shard_negatives(groups, task))
 
 
 def _accounted(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[dict[str, int], pa.Table]:

@@ -4,8 +4,8 @@
 matters: not the number of ranks, not the number of threads, not where the run was resumed."
 
 An epoch is an enumeration of (image, level, patch, dihedral view) or (scene, two frames, patch, view): `len` is exact,
-every sample comes once. Patches are views cut from the mapped shards; floats, noise and mixed negatives are made on the
-device.
+every sample comes once; which of two frames is the first is drawn. Patches are views cut from the mapped shards; floats,
+noise and mixed negatives are made on the device.
 """
 
 import json
@@ -112,7 +112,10 @@ class Loader:
             raise UserError(f"{place}: no image of split {split!r} holds a patch of {p}x{p}")
         # only what all samples have can be in a batch
         self.planes = {name: int(s.channels[rows].max()) for name, rows in s.planes.items() if (rows >= 0).all()}
-        self.channels = self.planes.get("gt") or self.planes["v"]
+        self.pairs = "v" in self.planes  # of frames
+        if self.pairs:  # each frame is v of some pairs and w of others
+            self.planes = dict.fromkeys(self.planes, max(self.planes.values()))
+        self.channels = self.planes["v" if self.pairs else "gt"]
         if s.negatives is not None:
             small = (np.minimum(s.height, s.width)[s.negatives] < p).any(1) & (counts > 0)
             if small.any():
@@ -127,10 +130,11 @@ class Loader:
 
     @property
     def delivers(self) -> set[str]:
-        """The images of a batch on the device: gt, lq, mask, negatives; or frames."""
+        """The images of a batch on the device: gt, lq, mask, "intra negatives" or "extra negatives"; or frames."""
         online = {"lq"} if self.shard_set.online_noise else set()
-        mixed = {"negatives"} if self.shard_set.permille.shape[1] else set()
-        return {"frames"} if "v" in self.planes else set(self.planes) | online | mixed
+        negatives = self.shard_set.listing["negatives"]
+        mixed = {f"{negatives['kind']} negatives"} if negatives else set()
+        return {"frames"} if self.pairs else set(self.planes) | online | mixed
 
     def name(self, sample: int) -> str:
         """A sample of the enumeration in words: its image, level and number."""
@@ -215,10 +219,11 @@ class Loader:
         """This rank's part of one global batch.
 
         gt, lq: uint8 (B/W, C, H, W) (no lq when noise is online); mask: uint8 (B/W, 1, H, W) where all samples have one;
-        instead of these, of time-lapse scenes, frames: uint8 (B/W, 2, C, H, W); level: int64 (B/W,); weight: float32
-        (B/W,), 0 for the padding of the last batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 ();
-        count: float32 (), true samples in the global batch / W. Of tasks with n negatives, permille: int32 (B/W, n),
-        thousandths of the lq in each; and negatives: uint8 (B/W, n, C, H, W), unless they are to be mixed of lq and gt.
+        instead of these, of pairs of frames, frames: uint8 (B/W, 2, C, H, W), in an order that is drawn anew in each epoch;
+        level: int64 (B/W,), of a pair the lower frame's number; weight: float32 (B/W,), 0 for the padding of the last
+        batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count: float32 (), true samples in the
+        global batch / W. Of tasks with n negatives, permille: int32 (B/W, n), thousandths of the lq in each; and negatives:
+        uint8 (B/W, n, C, H, W), unless they are to be mixed of lq and gt.
         """
         return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[0][1]
 
@@ -239,13 +244,16 @@ class Loader:
         """The batches from `first` on that these samples make."""
         s, p, n = self.shard_set, self.sampling.patch, len(places.sample)
         rows = {name: s.planes[name][places.version] for name in self.planes}
+        if self.pairs:
+            swapped = hashed(digest64("order of frames", self.seed, first.epoch), places.sample) % np.uint64(2) == 1
+            rows = {a: np.where(swapped, rows[b], rows[a]) for a, b in (("v", "w"), ("w", "v"))}
         columns: dict[str, Tensor] = {}
         for channels in sorted(set(self.planes.values())):
             names = [name for name in self.planes if self.planes[name] == channels]
             patches = self._empty(len(names), n, p, p, channels)
             self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches)
             tensor = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
-            columns |= {"frames": tensor.transpose(0, 1)} if "v" in names else dict(zip(names, tensor, strict=True))
+            columns |= {"frames": tensor.transpose(0, 1)} if self.pairs else dict(zip(names, tensor, strict=True))
         if s.permille.shape[1]:
             columns["permille"] = torch.from_numpy(s.permille[places.version])
         if s.negatives is not None:

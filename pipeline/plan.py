@@ -95,9 +95,12 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
         first = _firsts(manifest, rows) if kind in ROLES else np.arange(len(rows))
         hashes = _hashes(manifest, rows[first], by)
         _check_keys(manifest, rows[first], by, hashes)
-        names = _names(manifest, rows, first, kind)
-        nbytes = np.add.reduceat(_nbytes(manifest, rows, task), first)
-        ends = [int(first[cut + 1]) for cut in _minima(hashes, np.cumsum(nbytes).tolist(), task.shard_bytes // 2)]
+        names = _names(manifest, rows, first, task)
+        nbytes = _nbytes(manifest, rows, task)
+        if isinstance(task.degradation, TimeLapse) and task.degradation.target:
+            nbytes[first] *= 2  # the target is as large as a frame
+        group_ends = np.cumsum(np.add.reduceat(nbytes, first)).tolist()
+        ends = [int(first[cut + 1]) for cut in _minima(hashes, group_ends, task.shard_bytes // 2)]
         for begin, end in itertools.pairwise([0, *ends, len(rows)]):
             shards.append(
                 ShardPlan(split, manifest, rows[begin:end], None if names is None else tuple(names[begin:end]))
@@ -176,17 +179,18 @@ def made_levels(task: Task) -> tuple[int, ...]:
     return ()
 
 
-def _names(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, kind: str) -> list[str] | None:
-    """gt, frame-<n>, lq-<n> or mask-<n>, where n counts the inputs of a target; None if all are gt.
+def _names(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task) -> list[str] | None:
+    """gt, lq-<n> or mask-<n>, where n counts the inputs of a target; of scenes frame-<n>, or lq-<n>; None if all are gt.
 
     first: where groups begin in rows, which are in the order of the shards. Raises UserError for a group without input or
     target.
     """
-    if kind not in ROLES:
+    if task.degradation.kind not in ROLES:
         return None
     taken = manifest.select(["role", "group", "key", "frame"]).take(pa.array(rows))
-    if kind == "timelapse":
-        return [f"frame-{frame}" for frame in taken["frame"].to_pylist()]
+    if isinstance(task.degradation, TimeLapse):
+        name = "lq" if task.degradation.target else "frame"
+        return [f"{name}-{frame}" for frame in taken["frame"].to_pylist()]
     roles = taken["role"].to_pylist()
     for role, lacking in (("lq", "input"), ("gt", "target")):
         without = np.flatnonzero(np.add.reduceat((np.array(roles) == role).astype(np.int64), first) == 0)
@@ -280,7 +284,7 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
 def _stored(task: Task) -> dict[str, object] | None:
     """Of a task's degradation, what the bytes of a shard depend on."""
     if isinstance(task.degradation, TimeLapse):
-        return {"size": task.degradation.size} if task.degradation.size else None
+        return task.degradation.model_dump(mode="json", include={"size", "target"}, exclude_none=True) or None
     if isinstance(task.degradation, Noise) and task.degradation.drawn == "online":
         return {"kind": "noise"}  # the shards hold the clean images
     return task.degradation.model_dump(mode="json")

@@ -26,7 +26,7 @@ from pipeline.shards import (
     PAIRS_SCHEMA,
     damaged,
     file_sha256,
-    read_listing,
+    read_shards_json,
     samples_digest,
 )
 from pipeline.storage import Folder, storage
@@ -38,7 +38,7 @@ DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
 
 @dataclass(frozen=True)
 class Version:
-    """One row of the enumeration: an image at a level, a published pair, or two frames of a scene.
+    """One row of the enumeration: an image at a level, a published pair, a frame with its target, or two frames of a scene.
 
     planes: uint8 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where noise of this level is added
     online; v and w of a time-lapse scene. level: as in the index. quantised: online noise is rounded and clipped to 8 bits.
@@ -74,9 +74,10 @@ class ShardSet:
         self.source = storage(str(place))
         self.place, self.split = str(place).rstrip("/"), split
         self.cache = cache
-        if cache is None and not isinstance(self.source, Folder):
+        self.listing = listing = read_shards_json(self.source)
+        self.store = storage(listing["shards_in"]) if listing["shards_in"] else self.source  # of the shards
+        if cache is None and not isinstance(self.store, Folder):
             self.cache = ShardCache(CACHE)
-        self.listing = listing = read_listing(self._read("shards.json"), f"{self.place}/shards.json")
         self.digest = samples_digest(listing)
         self.colour: str = listing["colour"]
         degradation = listing["degradation"]
@@ -87,7 +88,7 @@ class ShardSet:
         self.shards: list[dict[str, Any]] = [shard for shard in listing["shards"] if shard["split"] == split]
         if not self.shards:
             raise UserError(f"{self.place}: no split {split!r}; the task names the splits that are built")
-        if isinstance(self.source, Folder):
+        if isinstance(self.store, Folder):
             for i in range(len(self.shards)):
                 self._local(i)  # it is better to know now than an hour later
         self.quarantine = quarantine
@@ -112,12 +113,6 @@ class ShardSet:
         return len(self.level)
 
     # what there is
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return self.source.read(name)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.place}/{name}: not found; `memoir build` writes it") from None
 
     def _table(self, name: str, schema: pa.Schema) -> pa.Table:
         """The rows of this split in a table that belongs to shards.json."""
@@ -178,7 +173,7 @@ class ShardSet:
 
     def _versions(self) -> None:
         none = np.full(len(self._keys), -1, np.int64)
-        if self.kind == "timelapse":
+        if self.listing["pairs_sha256"]:
             pairs = self._table("pairs", PAIRS_SCHEMA)
             self.sample = pc.index_in(pairs["key"], self._keys).to_numpy().astype(np.int64)
             v, w = (pairs[name].to_numpy().astype(np.int64) for name in ("v", "w"))
@@ -275,7 +270,7 @@ class ShardSet:
         """Have remote shards copied in the background, in the order in which they will be needed."""
         if self.cache is not None:
             wanted = [self.shards[shard] for shard in shards]
-            self.cache.prefetch(self.source, [(self._file(each), each["bytes"], each["sha256"]) for each in wanted])
+            self.cache.prefetch(self.store, [(self._file(each), each["bytes"], each["sha256"]) for each in wanted])
 
     def close(self) -> None:
         """Unmap everything, and let go of the copies of remote shards."""
@@ -286,16 +281,16 @@ class ShardSet:
             self._leases.clear()
 
     def _file(self, shard: dict[str, Any]) -> str:
-        return f"{self.split}/{shard['name']}"
+        return str(shard["name"] if self.listing["shards_in"] else f"{self.split}/{shard['name']}")
 
     def _local(self, shard: int) -> tuple[Path, Lease | None]:
         """The file of a shard, and the lease that keeps it there."""
         each = self.shards[shard]
         if self.cache is not None:
-            lease = self.cache.get(self.source, self._file(each), each["bytes"], each["sha256"])
+            lease = self.cache.get(self.store, self._file(each), each["bytes"], each["sha256"])
             return lease.path, lease
-        assert isinstance(self.source, Folder)
-        path = self.source.root / self._file(each)
+        assert isinstance(self.store, Folder)
+        path = self.store.root / self._file(each)
         if not path.exists() or path.stat().st_size != each["bytes"]:
             raise UserError(f"{path}: missing or truncated; run `memoir build` again, or `dvc pull`")
         return path, None

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 from pipeline.config import Frozen
 from pipeline.errors import UserError
 from pipeline.plan import FORMAT
+from pipeline.storage import Folder, Storage
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -114,9 +115,12 @@ class Listing(Frozen):
     images: dict[Literal["found", "used", "rejected"], int] = Field(
         description="of the sources; found = used + rejected"
     )
-    pairs_sha256: str | None = Field(None, description="of pairs.parquet, which only time-lapse tasks have")
+    pairs_sha256: str | None = Field(None, description="of pairs.parquet, which tasks of pairs of frames have")
     negatives_sha256: str | None = Field(None, description="of negatives.parquet, which tasks with negatives have")
     shards: tuple[Shard, ...] = Field(min_length=1)
+    shards_in: str | None = Field(
+        None, description="URI of a store that has them by name; null: <split>/ beside this file"
+    )
 
 
 def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> dict[str, Any]:
@@ -191,14 +195,14 @@ def dataset_digest(shards: list[dict[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_shards_json(folder: Path) -> dict[str, Any]:
+def read_shards_json(place: Storage | Path) -> dict[str, Any]:
     """shards.json of a build, as `Listing` has it. Raises UserError if it is missing or damaged."""
-    path = folder / "shards.json"
+    place = Folder(str(place), place) if isinstance(place, Path) else place
+    where = f"{place.uri}/shards.json"
     try:
-        data = path.read_bytes()
+        return read_listing(place.read("shards.json"), where)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: not found; `memoir build` writes it") from None
-    return read_listing(data, str(path))
+        raise UserError(f"{where}: not found; `memoir build` writes it") from None
 
 
 def read_listing(data: bytes, where: str) -> dict[str, Any]:

@@ -76,16 +76,28 @@ class Paired(Frozen):
 
 
 class TimeLapse(Frozen):
-    """The frames of scenes, and which two of them make a sample; there is no clean image."""
+    """The frames of scenes, of which two make a sample, without a clean image; or one and the scene's pseudo ground truth."""
 
     kind: Literal["timelapse"]
     pairs_per_scene: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
-        "all", description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`"
+        "all",
+        description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`; "
+        "which frame of a pair is the first, the loader draws in each epoch",
     )
     seed: int = 0
+    target: Literal["mean"] | None = Field(
+        None,
+        description="mean: each frame is a sample, and the mean of its scene's frames its gt; null: pairs are, without gt",
+    )
     size: Annotated[int, Field(ge=16)] | None = Field(
         None, description="side in pixels of the squares that frames are resized to, bilinear; null: as they are"
     )
+
+    @model_validator(mode="after")
+    def _pairs_or_targets(self) -> "TimeLapse":
+        if self.target and (self.pairs_per_scene, self.seed) != ("all", 0):
+            raise ValueError("with a target each frame is a sample: leave out pairs_per_scene and seed")
+        return self
 
 
 class Negatives(Frozen):
@@ -147,8 +159,8 @@ class Task(Frozen):
     @model_validator(mode="after")
     def _negatives_of_inputs(self) -> "Task":
         if self.negatives is not None:
-            if self.degradation.kind == "timelapse":
-                raise ValueError("negatives are mixed of inputs and targets, and time-lapse scenes have no targets")
+            if isinstance(self.degradation, TimeLapse) and not self.degradation.target:
+                raise ValueError("negatives are mixed of inputs and targets, and pairs of frames have no targets")
             online = isinstance(self.degradation, Noise) and self.degradation.drawn == "online"
             if online and (self.negatives.kind, self.negatives.kept) != ("intra", "planned"):
                 raise ValueError("with noise drawn online, negatives are intra and planned; or draw it stored")

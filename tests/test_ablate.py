@@ -17,6 +17,7 @@ from jobs.recipe import build_model, read_recipe
 from pipeline import build as stage
 from pipeline.errors import UserError
 from pipeline.images import write_image
+from pipeline.task import read_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,10 +33,7 @@ def script() -> ModuleType:
 
 ablate: Any = script()
 ROWS = [
-    pytest.param(table, row, id=f"{name}: {row.name}")
-    for name, table in ablate.TABLES.items()
-    for row in table.rows
-    if row.overrides is not None
+    pytest.param(table, row, id=f"{name}: {row.name}") for name, table in ablate.TABLES.items() for row in table.rows
 ]
 
 
@@ -44,13 +42,12 @@ def options(table: Any, row: Any) -> dict[str, Any]:
 
 
 def changes(name: str) -> dict[str, dict[str, Any]]:
-    """Of each row of a table that is trained, the options in which it differs from its recipe."""
+    """Of each row of a table, the options in which it differs from its recipe."""
     table = ablate.TABLES[name]
     plain = read_recipe(table.recipe).model.model_dump()
     return {
         row.name: {key: value for key, value in options(table, row).items() if value != plain[key]}
         for row in table.rows
-        if row.overrides is not None
     }
 
 
@@ -114,12 +111,22 @@ def test_a_loss_of_the_time_lapse_network_has_the_terms_in_the_rows_name():
     table = ablate.TABLES["timelapse"]
     model: Any
     terms = {"B_c": "bcs"}
-    for row in table.rows:
-        if row.overrides is not None:
-            model = build_model(read_recipe(table.recipe, list(row.overrides)).model)
-            used = {name for name, weight in model.weights.items() if weight}
-            assert used == set(terms.get(row.name) or re.findall(r"\b[bscw]\b", row.name)), row.name
-            assert (model.memory is None) == (row.name == "B_c")
+    for row in table.rows[2:]:
+        model = build_model(read_recipe(table.recipe, list(row.overrides)).model)
+        used = {name for name, weight in model.weights.items() if weight}
+        assert used == set(terms.get(row.name) or re.findall(r"\b[bscw]\b", row.name)), row.name
+        assert (model.memory is None) == (row.name == "B_c")
+
+
+def test_the_supervised_rows_of_the_time_lapse_network_learn_from_the_mean_of_a_scene():
+    table = ablate.TABLES["timelapse"]
+    for row, memory in zip(table.rows[:2], (False, True), strict=True):
+        recipe = read_recipe(table.recipe, list(row.overrides))
+        degradation = read_task(recipe.data.task).degradation
+        assert (degradation.kind, degradation.target) == ("timelapse", "mean")
+        model: Any = build_model(recipe.model)
+        assert (model.siamese, model.memory is not None) == (False, memory)
+    assert {read_recipe(table.recipe, list(row.overrides)).data.task for row in table.rows[2:]} == {"timelapse-pairs"}
 
 
 def test_memnets_figures_are_those_of_its_results():
@@ -213,29 +220,6 @@ def test_several_seeds_are_averaged_and_their_range_is_shown(place, run, monkeyp
         assert float(spread.strip("()")) == pytest.approx(abs(a - b), abs=0.011)
 
 
-def test_what_the_samples_cannot_train_is_printed_with_the_papers_figures(place, capsys):
-    table = ablate.TABLES["memnet"]._replace(rows=(ablate.Row("B_a", None, ("-", "36.62/.965", "-")),))
-    ablate.ablate(table, 2, [0], Path("data"))
-    assert row(capsys.readouterr().out.splitlines(), "B_a") == [
-        "not",
-        "run",
-        "-",
-        "not",
-        "run",
-        "36.62/.965",
-        "not",
-        "run",
-        "-",
-    ]
-
-
-def test_only_the_rows_that_need_the_mean_of_a_scene_are_not_run():
-    assert [row.name for table in ablate.TABLES.values() for row in table.rows if row.overrides is None] == [
-        "B_a",
-        "B_b",
-    ]
-
-
 # mistakes
 
 
@@ -247,9 +231,9 @@ def error(run: Callable[..., list[str]], *arguments: str) -> str:
     return leaving.value.code
 
 
-@pytest.mark.parametrize(("name", "task"), [("memnet", "photos-sr"), ("drcnet", "rain-pairs")])
+@pytest.mark.parametrize(("name", "task"), [("memnet", "photos-sr"), ("timelapse", "timelapse-mean")])
 def test_missing_shards_are_named_with_the_command_that_builds_them(workplace, run, name, task):
-    expected = f"ablate: nowhere/{task}/shards.json: not found; `memoir build {task}` writes it"
+    expected = f"ablate: nowhere/{task}/shards.json: not found; `memoir build` writes it"
     assert error(run, name, "--data", "nowhere") == expected
 
 

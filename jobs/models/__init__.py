@@ -6,7 +6,7 @@ What the loop, the evaluation and the tiler ask of a model:
   (`lq`, `gt`, `mask`, `negatives`, or `frames` of a scene), with `weight` (B,), 0 for padding, and `count`, the number of
   true samples of the global batch divided by the number of ranks: a loss is sum_i weight_i * loss_i / count, so that DDP's
   mean of gradients is that of the global batch; and `progress`, the share of the run's steps that is done;
-- `inputs`: the names of the images that its `training_loss` cannot do without;
+- `inputs`: what its `training_loss` cannot do without: roles of images, `intra negatives` or `extra negatives`;
 - `restore(lq) -> output`: float32 (B, C, H, W) in [0, 1] in and out (not clipped), any H and W, in eval mode;
 - `in_channels`, `receptive_field` (pixels a side that one output pixel sees; None: global statistics, do not tile)
   and `size_multiple` (of H and W).

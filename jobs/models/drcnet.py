@@ -256,7 +256,6 @@ class DRCNet(nn.Module):
     Raises ValueError for arguments that make no network or no objective.
     """
 
-    inputs = ("lq", "gt")
     in_channels = 3
     receptive_field = None
 
@@ -318,6 +317,7 @@ class DRCNet(nn.Module):
             raise ValueError(
                 f"cr_layers {self.cr_layers} and cr_weights {self.omega}: equally many, and none without cr"
             )
+        self.inputs = ("lq", "gt", "intra negatives") if cr == "intra" else ("lq", "gt")
         self.size_multiple = 2 ** (levels - 1)
         self.cr, self.alpha, self.cr_start, self.cr_ramp, self.cr_on = cr, alpha, cr_start, cr_ramp, cr_on
         self.lambdas, self.mix_role = tuple(lambdas), mix_role

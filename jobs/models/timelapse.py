@@ -153,7 +153,7 @@ class TimeLapseNet(nn.Module):
 
     channels, items: C, the width of every feature map, and M.
     siamese: learn from pairs of frames without a clean image. Off (B_a, B_b): each frame is taken alone and supervised,
-        L1 to `gt`, which must be the mean of the scene's frames; the loss weights below are then refused.
+        L1 to the mean of its scene's frames (a task with `target: mean`); the loss weights below are then refused.
     memory: read and write the memory; off (B_a, B_c): D4a takes the query alone.
     norm: BatchNorm as released, or "none", as the paper's text. Without it nothing else keeps the scale of the maps:
         the convolutions start He normal, not as torch's default (release), with which it does not learn; and
@@ -322,18 +322,18 @@ class TimeLapseNet(nn.Module):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective (eq. 14), and one update of the items for each frame.
 
-        batch: `frames` (B, 2, 3, H, W), in [0, 1]. With siamese off also `gt`, the mean of the scene's frames, and each
-        frame is a sample of its own; `lq` (B, 3, H, W), one frame, may stand for `frames`. Sides: multiples of 8.
+        batch: `frames` (B, 2, 3, H, W), in [0, 1]. With siamese off instead `lq` (B, 3, H, W), a frame, and `gt`, the mean
+        of its scene's frames. Sides: multiples of 8.
         Logs each term l_* of weight above 0, l_s_literal (eq. 9, zero but for rounding), query_variance (that of E4b:
         where it goes to 0, L_w has won by shrinking the queries) and, with a target, psnr (dB). Padding moves no item
         and has no loss; BatchNorm's statistics see it.
         Raises ValueError for a batch without what the objective needs, or of other sizes.
         """
-        if "frames" not in batch and (self.siamese or "lq" not in batch):
-            raise ValueError("the batch has no frames: siamese learns from two frames of a scene")
-        if not self.siamese and "gt" not in batch:
-            raise ValueError("the batch has no gt: siamese false learns from the mean of the scene's frames")
-        images = batch["frames"].unbind(1) if "frames" in batch else (batch["lq"],)
+        lacking = [name for name in self.inputs if name not in batch]
+        if lacking:
+            needs = "two frames of a scene" if self.siamese else "a frame, lq, and the mean of its scene's frames, gt"
+            raise ValueError(f"the batch has no {lacking[0]}: siamese {str(self.siamese).lower()} learns from {needs}")
+        images = batch["frames"].unbind(1) if self.siamese else (batch["lq"],)
         self._check(images[0], 8)
         weight, count = batch["weight"], batch["count"]
         separations = self.separate([2 * image - 1 for image in images], weight > 0)
@@ -342,7 +342,7 @@ class TimeLapseNet(nn.Module):
             terms = self._siamese_terms(v, w)
             lambdas = self.weights
         else:
-            terms = {"1": torch.stack([mean_l1(s.B, 2 * batch["gt"] - 1) for s in separations]).mean(0)}
+            terms = {"1": mean_l1(separations[0].B, 2 * batch["gt"] - 1)}
             lambdas = {"1": 1.0}
 
         def share(values: Tensor) -> Tensor:
@@ -354,9 +354,9 @@ class TimeLapseNet(nn.Module):
             logs["query_variance"] = share(torch.stack([s.variance for s in separations]).mean(0))
             logs["l_s_literal"] = share(torch.stack([mean_l1(s.I, s.B + s.R) for s in separations]).sum(0))
             if not self.siamese:
-                errors = torch.stack([((s.B + 1) / 2 - batch["gt"]).square().mean((1, 2, 3)) for s in separations])
+                errors = ((separations[0].B + 1) / 2 - batch["gt"]).square().mean((1, 2, 3))
                 true = weight.sum()
-                mse = (errors.mean(0) * weight).sum() / true.clamp_min(1)
+                mse = (errors * weight).sum() / true.clamp_min(1)
                 logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / count)
         return loss, logs
 

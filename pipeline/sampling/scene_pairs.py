@@ -12,6 +12,8 @@ def scene_pairs(
 ) -> list[tuple[int, int]]:
     """Pairs (v, w), v < w, of positions in `frames`, ascending: all T (T - 1) / 2 of a scene of T frames, or so many of them.
 
+    Which of the two is read first is not stored: the loader draws it in each epoch.
+
     frames: what each frame is known by, e.g. its sha256. A pair is drawn by the hash of its own two frames (rendezvous
     hashing), so that a frame that comes or goes changes no pair but its own and those that it displaces.
     """

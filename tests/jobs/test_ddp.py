@@ -1,6 +1,7 @@
 """Each model on two gloo ranks with half of every batch, beside one process: 20 steps over padded batches."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from jobs.loop import Run
 from jobs.recipe import read_recipe
+from pipeline.errors import UserError
 
 MODELS = {
     "memorynet": "{name: memorynet, n: 8, u: 4, o: 4, cabs: 1, classes: 2, vgg: stand-in}",
@@ -55,9 +57,11 @@ def runs(builder, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
         for n, split in enumerate(("train", "val"))
         for i in range(3)
     }
-    paired = builder("ddp-pairs", pairs, layout="pairs", degradation={"kind": "paired"}, colour="rgb")
+    of_pairs: dict[str, Any] = {"layout": "pairs", "degradation": {"kind": "paired"}, "colour": "rgb"}
+    paired = builder("ddp-pairs", pairs, **of_pairs)
+    mixed = builder("ddp-mixed", pairs, negatives={}, **of_pairs)
     scenes = builder("ddp-scenes", frames, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
-    data = {"memorynet": paired, "timelapse": scenes, "drcnet": paired}
+    data = {"memorynet": paired, "timelapse": scenes, "drcnet": mixed}
     folder = tmp_path_factory.mktemp("ddp")
     for name, model in MODELS.items():
         # Signs of L1 and nearest items turn rounding into decisions, which a larger rate takes apart within 20 steps.
@@ -84,3 +88,19 @@ def test_both_ranks_hold_the_same_weights_and_memory_bit_for_bit(name, runs):
     assert all(torch.equal(first[key], second[key]) for key in first)
     if name == "timelapse":
         assert "memory.items" in first
+
+
+@pytest.mark.parametrize(("negatives", "starts"), [({}, True), ({"kind": "extra", "number": 1}, False), (None, False)])
+def test_mixtures_are_trained_with_on_a_task_of_mixtures_alone(negatives, starts, builder, tmp_path):
+    names = [f"{split}/{{}}/{i}.png" for split in ("train", "val") for i in range(2)]
+    images = {name.format("gt"): photograph(seed, 24, 24) for seed, name in enumerate(names)}
+    images |= {name.format("lq"): photograph(seed, 24, 24) // 2 + 30 for seed, name in enumerate(names)}
+    kind = "none" if negatives is None else negatives.get("kind", "intra")
+    of_pairs: dict[str, Any] = {"layout": "pairs", "degradation": {"kind": "paired"}, "colour": "rgb"}
+    data = builder(f"negatives-{kind}", images, negatives=negatives, **of_pairs)
+    (tmp_path / "drcnet.yaml").write_text(RECIPE.format(model=MODELS["drcnet"], lr=0.01))
+    if starts:
+        Run(read_recipe(str(tmp_path / "drcnet.yaml")), data, torch.device("cpu"))
+        return
+    with pytest.raises(UserError, match=r"^model drcnet needs intra negatives, which task tiny has not$"):
+        Run(read_recipe(str(tmp_path / "drcnet.yaml")), data, torch.device("cpu"))

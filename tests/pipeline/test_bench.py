@@ -1,5 +1,6 @@
 """`memoir bench load`: it counts what the loader delivers, and times it."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,7 +12,7 @@ import torch
 from conftest import photograph
 
 from pipeline import bench
-from pipeline.bench import bench_load, deliver, memcpy, shard_bytes, stall
+from pipeline.bench import bench_load, copies, deliver, memcpy, shard_bytes, stall
 from pipeline.errors import UserError
 from pipeline.loader import Loader
 from pipeline.sampling.patches import Grid, RandomCrops
@@ -135,7 +136,15 @@ def test_the_limit_copies_the_source_in_turn_at_the_size_of_a_batch(clock):
 
     rates = memcpy(np.zeros(100, np.uint8).view(Source), 30, seconds=4)
     assert set(rates) == {30 / 0.25}
-    assert taken[1:6] == [(0, 30), (30, 60), (60, 90), (0, 30), (30, 60)]
+    assert taken[:5] == [(0, 30), (30, 60), (60, 90), (0, 30), (30, 60)]
+
+
+def test_copies_go_into_the_buffers_in_turn():
+    source = np.arange(10, dtype=np.uint8)
+    first, second, third, fourth = itertools.islice(copies(source, 4, 3), 4)
+    assert [each.tolist() for each in (second, third)] == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    assert fourth is first
+    assert fourth.tolist() == [4, 5, 6, 7]
 
 
 def test_the_limit_of_a_batch_larger_than_the_shards():

@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, source_image
 from pipeline.plan import File, Group
 from pipeline.shard_set import ShardSet
-from pipeline.shards import read_shards_json, verify
+from pipeline.shards import file_sha256, read_shards_json, verify
 from pipeline.storage import storage
 from pipeline.task import Jpeg, Noise, Paired, Scale, Task
 
@@ -527,6 +527,78 @@ def test_frames_are_resized_to_the_task_s_square(workplace, without_ray):
     assert whole["encoded"] == len(whole["shards"])
 
 
+# the mean of a scene
+
+SCENES = {"splits": {"train": ["photos/train"]}, "colour": "rgb"}
+MEAN = {"kind": "timelapse", "target": "mean"}
+
+
+@pytest.mark.parametrize("size", [None, 32])
+def test_the_mean_of_a_scene_is_stored_once_beside_its_frames(workplace, without_ray, size):
+    frames = {(s, f): photograph(10 * s + f, 50, 64) for s in range(2) for f in range(3)}
+    for (scene, frame), pixels in frames.items():
+        workplace.add(f"train/{scene}/{frame}.png", pixels)
+    workplace.ingest("scenes")
+    listing = workplace.build(degradation=MEAN | {"size": size}, **SCENES)
+    rows = pq.read_table(OUT / "index.parquet").to_pylist()
+    assert [(row["member"], row["role"], row["level"]) for row in rows] == [
+        ("gt.npy", "gt", None),
+        *((f"lq-{i}.npy", "lq", i) for i in range(3)),
+        ("json", "json", None),
+    ] * 2
+    assert [row["parameters"] for row in rows[::5]] == ['{"mean": 3}'] * 2
+    assert listing["pairs_sha256"] is None
+    assert not (OUT / "pairs.parquet").exists()
+    assert list(verify(OUT)) == []
+    versions = list(ShardSet(OUT, "train").versions())
+    assert [(version.key, version.level) for version in versions] == [
+        (f"photos-train-{s}", f) for s in range(2) for f in range(3)
+    ]
+    for s in range(2):
+        stored = [version.planes["lq"].astype(float) for version in versions[3 * s : 3 * s + 3]]
+        for f, version in enumerate(versions[3 * s : 3 * s + 3]):
+            if size is None:
+                assert (stored[f] == frames[s, f]).all()
+            assert stored[f].shape[:2] == ((size, size) if size else (50, 64))
+            assert (version.planes["gt"] == np.floor(np.mean(stored, axis=0) + 0.5)).all()
+
+
+def test_pairs_and_the_mean_of_the_same_frames_are_other_shards(workplace, without_ray):
+    for frame in range(3):
+        workplace.add(f"train/s/{frame}.png", photograph(frame, 50, 64))
+    workplace.ingest("scenes")
+    digests = [workplace.build(degradation=each, **SCENES)["digest"] for each in ({"kind": "timelapse"}, MEAN)]
+    assert digests[0] != digests[1]
+
+
+def test_negatives_of_a_frame_are_mixed_with_the_mean_of_its_scene(workplace, without_ray):
+    for frame in range(3):
+        workplace.add(f"train/s/{frame}.png", photograph(frame, 30, 40))
+    workplace.ingest("scenes")
+    workplace.build(degradation=MEAN, negatives={"number": 1, "lambdas": [0.5], "kept": "stored"}, **SCENES)
+    assert list(verify(OUT)) == []
+    dataset = ShardSet(OUT, "train")
+    assert dataset.negatives is not None
+    for i, version in enumerate(dataset.versions()):
+        half = (version.planes["lq"].astype(int) + version.planes["gt"] + 1) // 2
+        assert (dataset.pixels(int(dataset.negatives[i, 0])) == half).all()
+
+
+@pytest.mark.parametrize(("shape", "said"), [((50, 60, 3), "60x50 with 3"), ((50, 64, 1), "64x50 with 1")])
+def test_a_frame_unlike_the_others_of_its_scene_has_no_mean_with_them(workplace, without_ray, shape, said):
+    for frame in range(3):
+        workplace.add(f"train/s/{frame}.png", photograph(frame, *(shape if frame == 1 else (50, 64, 3))))
+    workplace.ingest("scenes")
+    with pytest.raises(UserError) as error:
+        workplace.build(degradation=MEAN, **SCENES)
+    assert str(error.value).endswith(
+        f"photos/train/s/1.png: it and the first frame of its scene are {said} channels and 64x50 with 3 channels: "
+        "leave one of them out"
+    )
+    assert "\n" not in str(error.value)
+    workplace.build(degradation={"kind": "timelapse"}, **SCENES)  # pairs of them are cut where both have pixels
+
+
 # every image is accounted for
 
 
@@ -574,6 +646,17 @@ def test_what_one_machine_built_another_takes_from_the_shared_store(filled, kind
     assert other.build(store=store)["encoded"] == 1
     assert digests(OUT) == before
     assert len(storage(store).read(name)) == first["shards"][0]["bytes"]
+
+
+def test_a_shard_that_is_there_is_read_once_when_another_machine_s_recipe_comes(filled, tmp_path, monkeypatch):
+    store = f"file://{tmp_path}/shared"
+    names = [shard["name"] for shard in filled.build(store=store)["shards"]]
+    shutil.rmtree(STORE / "recipes")
+    (STORE / names[0]).unlink()
+    read = []
+    monkeypatch.setattr(stage, "file_sha256", lambda path: [read.append(path.name), file_sha256(path)][1])
+    assert filled.build(store=store)["encoded"] == 0
+    assert sorted(name for name in read if name.endswith(".tar")) == sorted([names[0], *names])
 
 
 def upload(folder: Path, uri: str) -> None:

@@ -18,6 +18,7 @@ from pipeline.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.loader import Loader, Position, counter_normal, dihedral, gather, turn
 from pipeline.sampling.patches import Grid, RandomCrops
+from pipeline.sampling.scene_mean import scene_mean
 from pipeline.shard_set import ShardSet, validation_pair
 from pipeline.storage import storage
 
@@ -331,6 +332,7 @@ def test_two_frames_of_one_scene_are_a_sample_seen_from_the_same_side(builder):
     folder = builder("loader-scenes", frames, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
     loader = load(folder, batch=8)
     assert loader.samples == 2 * (4 * 3 // 2) * 2 * 8
+    assert loader.delivers == {"frames"}
     places = {
         dihedral(pixels[:, x : x + PATCH], view).tobytes(): (name, x, view)
         for name, pixels in frames.items()
@@ -346,9 +348,76 @@ def test_two_frames_of_one_scene_are_a_sample_seen_from_the_same_side(builder):
             (first, *place), (second, *same_place) = places[v.tobytes()], places[w.tobytes()]
             assert place == same_place
             assert first.split("/")[1] == second.split("/")[1]
-            assert first < second
-            seen.add((first, second, *place))
+            assert first != second
+            seen.add((*sorted((first, second)), *place))
     assert len(seen) == loader.samples
+
+
+@pytest.fixture(scope="session")
+def grey_scenes(builder) -> Path:
+    frames = {f"train/s{s}/{f}.png": np.full((24, 24, 1), 10 * s + f, np.uint8) for s in range(3) for f in range(5)}
+    return builder("loader-order", frames, layout="scenes", degradation={"kind": "timelapse"})
+
+
+def ordered(loaders: list[Loader], epoch: int) -> dict[int, tuple[int, int]]:
+    """sample -> the values of its first and second frame, of one epoch."""
+    found: dict[int, tuple[int, int]] = {}
+    for i in range(len(loaders[0])):
+        for batch in (loader.cut(Position(epoch, i)) for loader in loaders):
+            true = batch["weight"] == 1
+            pairs = batch["frames"][true, :, 0, 0, 0].tolist()
+            found |= dict(zip(batch["sample"][true].tolist(), map(tuple, pairs), strict=True))
+    return found
+
+
+def test_the_order_of_two_frames_is_drawn_anew_in_each_epoch_and_belongs_to_the_sample(grey_scenes):
+    def loaders(world_size: int = 1, **changes) -> list[Loader]:
+        ranks = range(world_size)
+        return [load(grey_scenes, batch=6, rank=rank, world_size=world_size, **changes) for rank in ranks]
+
+    one = loaders()
+    epochs = [ordered(one, epoch) for epoch in range(8)]
+    for found in epochs:  # C(5, 2) pairs of 3 scenes, in 8 views
+        assert sorted(found) == list(range(3 * 10 * 8))
+        each = [tuple(sorted(pair)) for pair in found.values()]
+        assert {each.count(pair) for pair in set(each)} == {8}
+    swapped = np.array([[found[i][0] > found[i][1] for i in range(3 * 10 * 8)] for found in epochs])
+    assert abs(swapped.mean() - 0.5) < 0.04  # 1,920 draws: over three deviations
+    assert (abs(swapped.mean(1) - 0.5) < 0.15).all()
+    assert 0 < swapped.mean(0).min() + swapped.mean(0).max() < 2
+    assert not (swapped[0] == swapped[1]).all()
+    assert ordered(loaders(3, threads=2), 1) == epochs[1]
+    assert ordered(loaders(seed=6), 1) != epochs[1]
+
+
+def test_frames_with_and_without_colours_are_pairs_too(builder):
+    frames = {f"train/s/{f}.png": photograph(f, 24, 24, 1 if f else 3) for f in range(3)}  # no pair has w in colour
+    folder = builder("loader-coloured-scene", frames, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
+    loader = load(folder, batch=8, sampling=Grid(PATCH, STRIDE, dihedral=False))
+    assert loader.samples == 3
+    known = {np.broadcast_to(pixels, (24, 24, 3)).tobytes(): name for name, pixels in frames.items()}
+    for epoch in range(4):
+        pairs = loader.cut(Position(epoch, 0))["frames"][:3].permute(0, 1, 3, 4, 2).numpy()
+        names = {tuple(sorted(known[frame.tobytes()] for frame in pair)) for pair in pairs}
+        assert names == set(itertools.combinations(frames, 2))
+
+
+def test_a_frame_and_the_mean_of_its_scene_are_a_sample(builder):
+    frames = {f"train/s{s}/{f}.png": photograph(10 * s + f, 24, 40, 3) for s in range(2) for f in range(4)}
+    mean = {"kind": "timelapse", "target": "mean"}
+    loader = load(builder("loader-mean", frames, layout="scenes", degradation=mean, colour="rgb"), batch=8)
+    assert loader.samples == 2 * 4 * 2 * 8
+    assert loader.delivers == {"lq", "gt"}
+    means = [scene_mean([frames[f"train/s{s}/{f}.png"] for f in range(4)]) for s in range(2)]
+    for i in range(len(loader)):
+        batch = loader.cut(Position(0, i))
+        for sample, level, lq, gt in zip(*(batch[name] for name in ("sample", "level", "lq", "gt")), strict=True):
+            (version, x), view = divmod(int(sample) // 8, 2), int(sample) % 8
+            scene, frame = divmod(version, 4)
+            assert int(level) == frame
+            for whole, patch in ((frames[f"train/s{scene}/{frame}.png"], lq), (means[scene], gt)):
+                wanted = dihedral(whole[:, STRIDE * x : STRIDE * x + PATCH], view)
+                assert (patch.permute(1, 2, 0).numpy() == wanted).all()
 
 
 def test_so_many_pairs_of_each_scene_are_drawn_and_belong_to_the_digest(builder):
@@ -406,6 +475,15 @@ def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_ep
 
 
 # negatives
+
+
+@pytest.mark.parametrize("kind", ["intra", "extra"])
+@pytest.mark.parametrize("kept", ["planned", "stored"])
+def test_the_kind_of_the_negatives_is_among_what_a_task_delivers(builder, kind, kept):
+    sampling = {"kind": kind, "number": 1, "kept": kept}
+    files = {name: pixels for name, pixels in FILES.items() if name != "train/low.png"}
+    loader = load(builder(f"delivers-{kind}-{kept}", files, shard_bytes=2**18, negatives=sampling))
+    assert loader.delivers == {"lq", "gt", f"{kind} negatives"}
 
 
 def negatives_of(folder: Path, **changes) -> dict[int, tuple[list[float], torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -15,6 +15,7 @@ from pipeline.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
 
 AVERAGE = 2**16
+PAIRS, MEAN = TimeLapse(kind="timelapse"), TimeLapse(kind="timelapse", target="mean")
 
 
 def row(key: str, split: str = "train", **changes) -> dict:
@@ -219,6 +220,16 @@ def test_the_frames_of_a_scene_are_one_group_in_their_order():
     ]
 
 
+def test_with_a_target_the_frames_of_a_scene_are_its_inputs_and_the_target_counts_as_one_more():
+    rows = [row(f"{s}-{f}", role="frame", group=f"{s}", scene=f"{s}", frame=f) for s in range(300) for f in (2, 1)]
+    pairs, targets = (plan(table(rows), task(degradation=each, shard_bytes=10 * AVERAGE)) for each in (PAIRS, MEAN))
+    assert keys(targets) == keys(pairs)
+    assert {tuple(file.name for file in group.files) for shard in targets for group in shard.groups} == {
+        ("lq-1", "lq-2")
+    }
+    assert 1.3 < len(targets) / len(pairs) < 1.7  # three images in the place of two
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -256,6 +267,13 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
         digest(degradation=Jpeg(kind="jpeg", quality=(10,))),
     ]
     assert len({digest(), *others}) == 10
+
+
+def test_the_size_of_the_frames_and_their_target_change_the_shard():
+    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("lq-0",))
+    kinds = [{"size": size, "target": target} for size in (None, 32, 64) for target in (None, "mean")]
+    digests = {recipe_digest(shard, task(degradation=TimeLapse(kind="timelapse", **kind)), {}) for kind in kinds}
+    assert len(digests) == len(kinds)
 
 
 def test_which_pairs_of_a_scene_are_drawn_changes_no_shard():

@@ -20,6 +20,11 @@ def test_so_many_pairs_are_drawn_each_once_and_in_order(frames, number, seed):
     assert all(0 <= v < w < len(frames) for v, w in everything)
 
 
+def test_the_scenes_of_the_paper_have_its_number_of_pairs():
+    pairs = scene_pairs([str(i) for i in range(30)])
+    assert (186 * len(pairs), 170 * len(pairs)) == (80_910, 73_950)  # TimeLap, SPA
+
+
 @given(FRAMES, st.integers(1, 20), st.data())
 def test_a_frame_that_goes_changes_no_pair_of_others_that_was_drawn(frames, number, data):
     gone = data.draw(st.integers(0, len(frames) - 1))

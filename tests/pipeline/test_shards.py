@@ -23,6 +23,7 @@ from pipeline.shards import (
     verify,
     write_shard,
 )
+from pipeline.storage import storage
 
 FILES = {
     f"{split}/{i}.png": photograph(seed, 60 + 7 * i, 90, 3 if i % 2 else 1)
@@ -281,8 +282,18 @@ def test_a_damaged_shards_json_is_one_line(folder, damage, what):
 def test_a_folder_without_a_build_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for place in (tmp_path, tmp_path / "missing", tmp_path / "file"):
-        with pytest.raises(UserError, match=r"shards\.json: not found; `memoir build` writes it$"):
+        with pytest.raises(UserError) as error:
             list(verify(place))
+        assert str(error.value) == f"{place}/shards.json: not found; `memoir build` writes it"
+
+
+def test_the_shards_json_of_a_bucket_is_that_of_the_folder(folder, s3):
+    place = storage(f"{s3}/data")
+    with pytest.raises(UserError) as error:
+        read_shards_json(place)
+    assert str(error.value) == f"{s3}/data/shards.json: not found; `memoir build` writes it"
+    place.write("shards.json", folder / "shards.json")
+    assert read_shards_json(place) == read_shards_json(folder)
 
 
 def test_the_command_prints_a_line_for_each_problem(folder, cli):

@@ -4,13 +4,20 @@ from pipeline.task import Task, read_task
 
 SPLITS = {"train": ("photos/train",)}
 NOISE = {"kind": "noise", "sigma": (25,)}
+MEAN = {"kind": "timelapse", "target": "mean"}
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
         ({"degradation": NOISE | {"drawn": "stored"}}, "stored noise is in 8 bits: add quantised: true"),
-        ({"degradation": {"kind": "timelapse"}, "negatives": {}}, "time-lapse scenes have no targets"),
+        ({"degradation": {"kind": "timelapse"}, "negatives": {}}, "pairs of frames have no targets"),
+        ({"degradation": MEAN | {"pairs_per_scene": 3}}, "with a target each frame is a sample: leave out pairs_per_"),
+        (
+            {"degradation": MEAN | {"seed": 1}},
+            "with a target each frame is a sample: leave out pairs_per_scene and seed",
+        ),
+        ({"degradation": MEAN | {"target": "median"}}, "'mean'"),
         ({"degradation": NOISE, "negatives": {"kind": "extra"}}, "negatives are intra and planned; or draw it stored"),
         ({"degradation": NOISE, "negatives": {"kept": "stored"}}, "negatives are intra and planned; or draw it stored"),
         ({"degradation": {"kind": "jpeg", "subsampling": "4:1:1"}}, "'4:2:0', '4:2:2' or '4:4:4'"),
@@ -33,14 +40,17 @@ def test_a_task_that_cannot_be_built_is_refused(changes, problem):
         },
         {"degradation": NOISE, "negatives": {}},
         {"degradation": {"kind": "paired"}, "negatives": {"kept": "stored"}},
+        {"degradation": MEAN | {"size": 64}},
+        {"degradation": MEAN, "negatives": {}},
     ],
 )
 def test_a_task_that_can_be_built_is_not(changes):
-    Task.model_validate({"colour": "rgb", "splits": SPLITS} | changes)
+    task = Task.model_validate({"colour": "rgb", "splits": SPLITS} | changes)
+    assert Task.model_validate(task.model_dump(mode="json")) == task  # as a worker gets it
 
 
 def test_the_papers_negatives_are_in_the_tasks_of_their_recipes():
-    for name in ("rain13k", "sidd", "gopro"):
+    for name in ("rain13k", "sidd", "gopro", "rain-pairs"):
         negatives = read_task(name).negatives
         assert negatives is not None
         assert (negatives.kind, negatives.number, negatives.lambdas) == ("intra", 3, (1, 0.95, 0.9))
