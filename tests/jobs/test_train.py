@@ -1,21 +1,29 @@
 """Ray Train around the loop: real workers, killed for real."""
 
 import errno
+import itertools
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import yaml
+from ray.cluster_utils import Cluster
+from tensorboardX.proto.event_pb2 import Event
 
 from jobs.train import _mendable
 from pipeline.images import write_image
+from pipeline.storage import storage
 
 pytestmark = pytest.mark.slow
 
@@ -71,28 +79,43 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(root: Path, store: str) -> subprocess.Popen[bytes]:
+def train(root: Path, store: str, *overrides: str, address: str | None = None) -> subprocess.Popen[bytes]:
     """`memoir train` in a session of its own, its output in <store>.log."""
     log = (root / f"{store}.log").open("ab")
-    command = [sys.executable, "-m", "memoir", "train", "tiny.yaml", "--store", store, "--runs", f"runs-{store}"]
-    return subprocess.Popen(command, cwd=root, stdout=log, stderr=log, start_new_session=True)
+    sets = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, "-m", "memoir", "train", "tiny.yaml", "--store", store, "--runs", f"runs-{store}", *sets]
+    environment = {**os.environ, **({"RAY_ADDRESS": address} if address else {})}
+    return subprocess.Popen(command, cwd=root, stdout=log, stderr=log, start_new_session=True, env=environment)
 
 
 def finish(root: Path, store: str, process: subprocess.Popen[bytes]) -> dict:
-    assert process.wait(timeout=240) == 0, (root / f"{store}.log").read_text()
+    assert process.wait(timeout=400) == 0, (root / f"{store}.log").read_text()
     return json.loads((root / f"runs-{store}/tiny/checkpoint.json").read_text())
+
+
+def until(
+    root: Path, store: str, process: subprocess.Popen[bytes], condition: Callable[[list[dict[str, Any]]], bool]
+) -> None:
+    """Wait until the records of rank 0 are so."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (root / f"{store}.log").read_text()
+        for path in root.glob(f"{store}/runs/*/metrics.jsonl"):
+            if condition([json.loads(line) for line in path.read_text().splitlines()[:-1]]):
+                return
+        time.sleep(0.05)
+    pytest.fail("training did not get there")
 
 
 def until_step(root: Path, store: str, step: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until rank 0 has logged a step."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, (root / f"{store}.log").read_text()
-        for path in root.glob(f"{store}/runs/*/metrics.jsonl"):
-            if any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
-                return
-        time.sleep(0.05)
-    pytest.fail("training did not get there")
+    until(root, store, process, lambda said: any(record["step"] >= step for record in said))
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The ranks of an embedded run."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return [each for each in family if "RayTrainWorker" in " ".join(each.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +133,7 @@ def records(root: Path, store: str) -> list[dict]:
 def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_run(workplace, undisturbed):
     process = train(workplace, "worker")
     until_step(workplace, "worker", 60, process)
-    workers = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-    ]
+    workers = workers_of(process)
     assert len(workers) == 2
     workers[0].kill()
     assert finish(workplace, "worker", process)["sha256"] == undisturbed["sha256"]
@@ -174,3 +195,81 @@ def test_a_full_disk_under_a_worker_is_told_and_a_defect_is_not():
         assert _mendable(failed(error)) == "store/model.safetensors: No space left on device"
     assert _mendable(failed(OSError(errno.EIO, "Input/output error"))) is None
     assert _mendable(failed(ValueError("a defect"))) is None
+
+
+def test_a_worker_that_stands_still_is_ended_with_the_stacks_of_the_one_that_waits_for_it(workplace, undisturbed):
+    process = train(workplace, "still", "training.hang_s=20")
+    until_step(workplace, "still", 60, process)
+    workers_of(process)[0].suspend()
+    assert finish(workplace, "still", process)["sha256"] == undisturbed["sha256"]
+    stacks = [path.read_text() for path in workplace.glob("still/runs/*/hung/*.txt")]
+    assert any("torch/distributed/" in text and "in step" in text for text in stacks)
+    assert "stood still for 20 s; its stacks: " in (workplace / "still.log").read_text()
+
+
+def test_a_damaged_shard_ends_the_run_in_one_line(workplace):
+    shutil.copytree(workplace / "data", workplace / "damaged")
+    shard = next((workplace / "damaged/tiny/train").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:5000] + b"x" + shard.read_bytes()[5001:])
+    done = memoir("train", "tiny.yaml", "--store", "none", "--data", "damaged", cwd=workplace)
+    assert done.returncode == 1
+    assert shard.name in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_in_a_bucket_leaves_there_what_one_in_a_folder_leaves(workplace, undisturbed, s3):
+    done = memoir("train", "tiny.yaml", "--store", s3, "--runs", "runs-bucket", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    pointer = json.loads((workplace / "runs-bucket/tiny/checkpoint.json").read_text())
+    assert pointer["sha256"] == undisturbed["sha256"]
+    there = storage(f"{s3}/runs/{pointer['run']}")
+    steps = sorted({name.split("/")[0] for name in there.names("step-")})
+    assert steps[-2:] == ["step-00000220", "step-00000240"]
+    assert len(steps) <= 3  # and the best on the val split
+    assert len(there.names(steps[-1])) == 6
+    assert there.read("metrics.jsonl") == there.read("step-00000240/metrics.jsonl")
+    assert curves(there.read(there.names("tensorboard/")[0]))["loss"] == [
+        (record["step"], pytest.approx(record["loss"]))
+        for record in records(workplace, "undisturbed")
+        if "loss" in record
+    ]
+
+
+def curves(events: bytes) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of an event file: its records are a length, a checksum, a message and a checksum."""
+    shown: dict[str, list[tuple[int, float]]] = {}
+    at = 0
+    while at < len(events):
+        (length,) = struct.unpack_from("<Q", events, at)
+        event = Event.FromString(events[at + 12 : at + 12 + length])
+        for value in event.summary.value:
+            shown.setdefault(value.tag, []).append((event.step, value.simple_value))
+        at += 16 + length
+    return shown
+
+
+def test_workers_come_and_go_and_the_steps_are_those_of_a_fixed_number(workplace):
+    """2, 1 and 2 workers on nodes that are added and lost, beside 2 all the time. fp32: sums differ in their last bits."""
+    options = ["optimisation.length={steps: 1200}", "optimisation.precision=fp32", "training.resize_every_s=2"]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = train(workplace, "elastic", *options, "training.workers=[1, 2]", address=cluster.address)
+        until_step(workplace, "elastic", 100, process)
+        cluster.remove_node(node, allow_graceful=False)
+        until(workplace, "elastic", process, lambda said: any(record.get("workers") == 1 for record in said))
+        cluster.add_node(num_cpus=1)
+        finish(workplace, "elastic", process)
+        finish(workplace, "fixed", train(workplace, "fixed", *options, address=cluster.address))
+    finally:
+        cluster.shutdown()
+    elastic, fixed = (
+        {record["step"]: record for record in records(workplace, store) if "loss" in record}
+        for store in ("elastic", "fixed")
+    )
+    numbers = [record["workers"] for record in elastic.values()]
+    assert [number for number, _ in itertools.groupby(numbers)] == [2, 1, 2]
+    assert elastic.keys() == fixed.keys()
+    for step, record in elastic.items():
+        assert record["epoch"] == fixed[step]["epoch"]
+        assert record["loss"] == pytest.approx(fixed[step]["loss"], rel=0.01), step
