@@ -19,6 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="for machines")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]
 Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
 Data = Annotated[Path, typer.Option(help="where the built datasets are")]
+TrainData = Annotated[str, typer.Option("--data", help="where the built datasets are: a folder or s3://bucket/prefix")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
 
 
@@ -100,20 +101,17 @@ def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a bu
     from pipeline.storage import Folder, storage
 
     place = storage(path)
+    shards = read_shards_json(place)["shards"]
     with TemporaryDirectory(prefix="memoir-verify-") as copy:
         folder = place.root if isinstance(place, Folder) else Path(copy)
         if not isinstance(place, Folder):
-            names = place.names()
-            if "shards.json" not in names:
-                raise UserError(f"{path}/shards.json: not found; `memoir build` writes it")
-            for name in names:
+            for name in place.names():
                 place.download(name, folder / name)
         problems = [problem.replace(str(folder), path.rstrip("/")) for problem in verify(folder)]
         for problem in problems:
             print(problem, file=sys.stderr)
         if problems:
             raise typer.Exit(1)
-        shards = read_shards_json(folder)["shards"]
     print(f"{path}: {len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes: whole")
 
 
@@ -121,15 +119,40 @@ def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a bu
 def train(
     recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
     overrides: Set = None,
-    data: Annotated[str, typer.Option(help="where the built datasets are: a folder or s3://bucket/prefix")] = "data",
+    data: TrainData = "data",
     store: Annotated[str, typer.Option(help="for checkpoints: a folder or s3://bucket/prefix")] = "store",
     runs: Runs = Path("runs"),
+    run: Annotated[str | None, typer.Option(help="of a job: the run that it must be")] = None,
 ) -> None:
-    """Train a recipe with Ray Train; resumes by itself."""
+    """Train a recipe with Ray Train, here or on the cluster at RAY_ADDRESS=http://...; resumes by itself."""
     from jobs.train import train
 
-    pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides)
+    pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run)
     print(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
+
+
+@app.command()
+def submit(
+    recipes: Annotated[list[str] | None, typer.Argument(help="names of files in jobs/recipes, or YAML files")] = None,
+    every: Annotated[bool, typer.Option("--all", help="the recipes of params.yaml")] = False,
+    overrides: Set = None,
+    data: TrainData = "data",
+    store: Annotated[str | None, typer.Option(help="for checkpoints; that of params.yaml by default")] = None,
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Send recipes to the Ray cluster at RAY_ADDRESS=http://..., and leave; `memoir train` then follows its job."""
+    from jobs.submit import client, submit
+    from jobs.train import plan_run
+    from pipeline.params import read_params
+
+    if every == bool(recipes):
+        raise UserError("submit: name recipes, or --all for those of params.yaml")
+    store = store or read_params(params).store
+    cluster = client()
+    for recipe in recipes or read_params(params).recipes:
+        planned = plan_run(recipe, data=data, store=store, overrides=overrides)
+        finished = "done.json" in planned.place.names("done.json")
+        print(f"{planned.run}: finished" if finished else submit(planned, cluster))
 
 
 @app.command()
@@ -162,7 +185,7 @@ def evaluate(
         str | None, typer.Option(help="e.g. jpeg-q10, sr-x3, noise-50; a recipe's own by default")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="folder of clean images; of pairs-y and pairs-rgb, of a published data set")
+        Path | None, typer.Option(help="folder of clean images; of pairs-..., of a published data set")
     ] = None,
     layout: Annotated[str | None, typer.Option(help="of a published data set: a layout's NAME or NAME:VARIANT")] = None,
     subset: Annotated[
@@ -174,6 +197,7 @@ def evaluate(
 ) -> None:
     """Score a model beside the degraded input and the paper's row."""
     from jobs.evaluate import evaluate, evaluate_recipe
+    from jobs.protocols import table
     from jobs.recipe import BenchmarkRun
 
     if (benchmark is None) != (data is None):
@@ -189,17 +213,8 @@ def evaluate(
         return
     for name, score in scores.items():
         print(f"{name} ({score['images']} images, {score['protocol']})")
-        rows = {
-            "degraded input": score["baseline"],
-            **{f"paper's {k}": v for k, v in score["paper"].items()},
-            model: score,
-        }
-        for label, values in rows.items():
-            print(f"  {label:<24} {_decibel(values['psnr']):>9}  {values['ssim']:.4f}")
-
-
-def _decibel(psnr: float | None) -> str:
-    return "identical" if psnr is None else f"{psnr:.2f} dB"
+        for metric, before, after, paper in [("", "input", "output", "as published"), *table(score)]:
+            print(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
 
 
 @app.command()
@@ -219,6 +234,7 @@ def publish(
 @app.command()
 def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json = False) -> None:
     """What the store holds."""
+    from jobs.protocols import measured
     from jobs.publish import models
 
     held = models(uri)
@@ -226,7 +242,8 @@ def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json 
         print(json.dumps(held, indent=1))
         return
     for version in held:
-        scores = "  ".join(f"{name} {_decibel(score['psnr'])}" for name, score in version["scores"].items())
+        first = {name: (measured(score)[0], score) for name, score in version["scores"].items()}
+        scores = "  ".join(f"{name} {m.text(score[m.name])} {m.unit}" for name, (m, score) in first.items())
         print(f"{version['recipe']}/{version['version']}{'  latest' if version['latest'] else ''}  {scores}")
 
 
@@ -319,7 +336,7 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"memoir: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))  # that of a job on a cluster
     except OSError as error:
         if error.errno not in MENDABLE:
             raise

@@ -77,13 +77,17 @@ def _data(params: Params) -> Iterator[Finding]:
 
 
 def _cluster() -> Finding:
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        return Finding(True, "cluster", f"none named by RAY_ADDRESS: embedded, {os.cpu_count()} CPUs")
-    from pipeline.cluster import connect
+    from pipeline.cluster import address_to_join, connect, jobs_address
 
     try:
-        connect(1, wait_seconds=5)
+        if jobs_address():
+            from jobs.submit import client
+
+            return Finding(True, "cluster", f"takes training jobs, Ray {client().ray_version()}")
+        address = address_to_join()
+        if not address:
+            return Finding(True, "cluster", f"none named by RAY_ADDRESS: embedded, {os.cpu_count()} CPUs")
+        connect(0)
     except UserError as error:
         return Finding(False, "cluster", str(error))
     import ray

@@ -17,7 +17,7 @@ from rich.progress import track
 from jobs.checkpoint import load_model
 from jobs.protocols import Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import BenchmarkRun, read_recipe
-from jobs.restore import restore_plane
+from jobs.restore import on_device, restore_plane
 from pipeline.errors import UserError
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
 from pipeline.layouts import layout
@@ -144,7 +144,7 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
 def evaluate(model: str, run: BenchmarkRun, runs: Path) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model."""
     chosen = benchmark(run.benchmark)
-    restore = identity if model == "identity" else restorer(load_model(model, runs).model)
+    restore = identity if model == "identity" else restorer(on_device(load_model(model, runs).model))
     dataset = dataset_of(run)
     row = summary(chosen, dataset, score_folder(restore, chosen, run))
     return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
@@ -159,7 +159,7 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     recipe = read_recipe(recipe_name)
     name = Path(recipe_name).stem
     trained = load_model(name, runs)
-    restore = restorer(trained.model)
+    restore = restorer(on_device(trained.model))
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     pictures = runs / name / "pictures"
@@ -196,13 +196,14 @@ def memory_sheets(model: Any, lq: np.ndarray) -> dict[str, np.ndarray]:
     lq: float32 (H, W, 3) in [0, 1]. Returns uint8 (h, w, 3) by the bank's name; none of a bank of more than ITEMS items.
     """
     x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None].clamp(0, 1)
+    x = x.to(next(model.parameters()).device)
     size = (SHEET_WIDTH, round(SHEET_WIDTH * lq.shape[0] / lq.shape[1]))
     sheets = {}
     for bank, weights in model.read_weights(x).items():
         if weights.shape[1] > ITEMS:
             continue
         cells = [cv2.resize(to_uint8(lq), size, interpolation=cv2.INTER_AREA)]
-        for item in weights[0].numpy():
+        for item in weights[0].cpu().numpy():
             level = (item - item.min()) / max(float(item.max() - item.min()), 1e-12)
             cell = cv2.resize(to_uint8(level), size, interpolation=cv2.INTER_NEAREST)
             cells.append(np.repeat(cell[..., None], 3, axis=2))

@@ -3,15 +3,17 @@
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import Field, SerializeAsAny, create_model, model_validator
-from torch import nn
 
 from pipeline.config import Frozen, read_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.sampling.patches import Grid, RandomCrops
+
+if TYPE_CHECKING:
+    from torch import nn  # takes seconds, and whoever only reads a recipe does without
 
 RECIPES = Path(__file__).parent / "recipes"
 # jobs/models/<name>.py: its class
@@ -137,9 +139,7 @@ class BenchmarkRun(Frozen):
     """One evaluation: a benchmark of jobs/protocols.py on the images of a folder."""
 
     benchmark: str
-    data: str = Field(
-        description="folder of clean images; of pairs-y and pairs-rgb, of a data set in its published layout"
-    )
+    data: str = Field(description="folder of clean images; of pairs-..., of a data set in its published layout")
     layout: str | None = Field(None, description="of published pairs: name, or name:variant, of pipeline/layouts")
     split: Literal["val", "test"] = Field("test", description="of published pairs")
     subset: str | None = Field(None, description="of published pairs: only the test images of this subset")
@@ -206,7 +206,7 @@ def _schema(path: Path) -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, model=(options, ...))
 
 
-def resolved_model(recipe: dict[str, Any]) -> nn.Module:
+def resolved_model(recipe: dict[str, Any]) -> "nn.Module":
     """The untrained model of a resolved recipe, as checkpoints and published versions carry it.
 
     Raises UserError for a model, or arguments of its class, that this version of memoir does not have.
@@ -221,12 +221,12 @@ def resolved_model(recipe: dict[str, Any]) -> nn.Module:
         raise UserError(f"model {name}: {error}") from None
 
 
-def model_class(name: str) -> type[nn.Module]:
+def model_class(name: str) -> "type[nn.Module]":
     """The class of a model by its name in recipes."""
     return getattr(importlib.import_module(f"jobs.models.{name}"), MODELS[name])
 
 
-def build_model(options: ModelOptions) -> nn.Module:
+def build_model(options: ModelOptions) -> "nn.Module":
     """The model, initialised from torch's global generator. Raises UserError for arguments that it refuses."""
     try:
         return model_class(options.name)(**options.model_dump(exclude={"name"}))

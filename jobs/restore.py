@@ -36,7 +36,7 @@ def restore(model: str, source: Path, target: Path, runs: Path, *, scale: int | 
     if scale is not None:
         _check_scale(scale, trained, task["degradation"])
     pairs, problems = _files(source, target)
-    network = trained.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    network = on_device(trained.model)
     for path, out in track(pairs, "restore", transient=True, disable=len(pairs) < 2):
         try:
             image, _ = read_image(path)
@@ -74,6 +74,11 @@ def restore_image(model: nn.Module, image: np.ndarray, colour: str, scale: int =
     if not np.isfinite(output).all():
         raise UserError("the restored image holds NaN or infinity, the model has diverged (take an earlier version)")
     return np.floor(output.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    """The model on the GPU, where there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def restore_plane(model: nn.Module, plane: np.ndarray, tile: int | None = None) -> np.ndarray:

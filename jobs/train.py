@@ -6,18 +6,19 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.recipe import Recipe, Training, read_recipe
 from jobs.resume import Checkpoints
-from pipeline.cluster import connect
+from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
-from pipeline.shards import file_sha256, read_listing, samples_digest
+from pipeline.shards import file_sha256, read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
 
 CONTROLLER_FAILURES = 5  # of 120 s each, in which the workers found no room
@@ -34,29 +35,70 @@ CODE = (
 )
 
 
-def train(recipe_name: str, *, data: str, store: str, runs: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
+class Planned(NamedTuple):
+    """A training run before it begins.
 
-    data, store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
-    continues a killed run, finds a finished one and never mixes two. Writes runs/<recipe>/checkpoint.json (the pointer),
-    metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
+    name: of the recipe. run: its name in the store, with a digest of data, recipe and code. built: the dataset, and what its
+    shards.json lists. place: the run's folder in the store.
     """
+
+    name: str
+    recipe: Recipe
+    run: str
+    built: Storage
+    listing: dict[str, Any]
+    store: Storage
+    place: Storage
+
+
+def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | None = None) -> Planned:
+    """What `train` would do. Raises UserError for a mistake in the recipe, data or store."""
     recipe = read_recipe(recipe_name, overrides)
     name = Path(recipe_name).stem
     built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
-    try:
-        listing = read_listing(built.read("shards.json"), f"{built.uri}/shards.json")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{built.uri}/shards.json: not found; `memoir build {recipe.data.task}` writes it") from None
-    shards = str(built.root.resolve()) if isinstance(built, Folder) else built.uri
+    listing = read_shards_json(built)
     run = f"{name}-{run_digest(recipe, samples_digest(listing))}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
+    return Planned(name, recipe, run, built, listing, storage(store), place)
+
+
+def train(
+    recipe_name: str,
+    *,
+    data: str,
+    store: str,
+    runs: Path,
+    overrides: list[str] | None = None,
+    run: str | None = None,
+) -> dict[str, Any]:
+    """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
+
+    data, store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
+    continues a killed run, finds a finished one and never mixes two. With an http(s) address of a Ray cluster it trains
+    there. run: that it must be, of a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer),
+    metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
+    """
+    planned = plan_run(recipe_name, data=data, store=store, overrides=overrides)
+    name, place, listing = planned.name, planned.place, planned.listing
+    if run not in (None, planned.run):
+        raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
     if "done.json" not in place.names("done.json"):
-        place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, run, shards, place)}).encode())
+        if run is None and jobs_address():
+            from jobs.submit import train_there
+
+            train_there(planned)
+        else:
+            recipe = planned.recipe
+            if run is not None:
+                from jobs.submit import with_weights
+
+                recipe = with_weights(recipe, planned.store)
+            shards = str(planned.built.root.resolve()) if isinstance(planned.built, Folder) else planned.built.uri
+            place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, planned.run, shards, place)}).encode())
     checkpoint = storage(f"{place.uri}/{json.loads(place.read('done.json'))['checkpoint']}")
     pointer = {
         "recipe": name,
-        "run": run,
+        "run": planned.run,
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
         "step": json.loads(checkpoint.read("state.json"))["step"],
@@ -100,10 +142,11 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     """Run Ray Train to the end and return the name of the final checkpoint's folder in `place`."""
     training = recipe.training
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-    embedded = not os.environ.get("RAY_ADDRESS")
+    embedded = not address_to_join()
     cpus = training.most * training.cpus_per_worker
     needed = max(cpus, os.cpu_count() or 1) if embedded else training.fewest * training.cpus_per_worker
-    connect(needed, gpus=training.fewest if training.gpu else 0)
+    patience = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+    connect(needed, gpus=training.fewest if training.gpu else 0, wait_seconds=patience)
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -143,7 +186,10 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         try:
             returned = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
-            mendable = ray.get(feed.fatal.remote()) or _mendable(error)
+            fatal = None
+            with suppress(ray.exceptions.RayError):  # the feed is lost with its node
+                fatal = ray.get(feed.fatal.remote(), timeout=10)
+            mendable = fatal or _mendable(error)
             if mendable:
                 raise UserError(
                     f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
@@ -152,6 +198,11 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
                 raise UserError(
                     f"{run}: the cluster had no room for {training.workers} workers; {_room(training)}"
                 ) from None
+            if _lost(error):
+                raise UserError(
+                    f"{run}: workers or their nodes were lost, more often than the {training.max_failures} times that "
+                    "training.max_failures allows, or with the node of this process; the same command continues"
+                ) from None
             raise RuntimeError(f"training {run} failed and its {training.max_failures} restarts are used up") from error
         finally:
             stop.set()
@@ -159,6 +210,22 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     if "error" in returned:
         raise UserError(returned["error"])
     return str(returned["checkpoint"])
+
+
+def _causes(error: Exception) -> Iterator[BaseException]:
+    """What is behind a failure of Ray Train: of each worker, and of the controller, down to the first cause."""
+    for cause in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error):
+        while cause is not None:
+            yield cause
+            inner = getattr(cause, "_base_exc", None) or getattr(cause, "health_check_failure", None)  # Ray's wrappers
+            cause = inner or cause.__cause__ or cause.__context__
+
+
+def _lost(error: Exception) -> bool:
+    """Whether processes went away, whatever the others then ran into."""
+    from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
+
+    return any(isinstance(cause, (RayActorError, NodeDiedError, WorkerCrashedError)) for cause in _causes(error))
 
 
 def _here() -> Any:
@@ -182,15 +249,11 @@ def _room(training: Training) -> str:
 
 def _mendable(error: Exception) -> str | None:
     """What the user can mend, in a failure of Ray Train's workers or controller: a full disk, a store that is away."""
-    causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
-    for cause in causes:
-        cause = getattr(cause, "_base_exc", cause)  # Ray's wrapper of what a worker raised
-        while cause is not None:
-            if isinstance(cause, OSError) and cause.errno in MENDABLE:
-                return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
-            if isinstance(cause, UserError):
-                return str(cause)
-            cause = cause.__cause__ or cause.__context__
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in MENDABLE:
+            return f"{cause.filename}: {cause.strerror}" if cause.filename else cause.strerror
+        if isinstance(cause, UserError):
+            return str(cause)
     return None
 
 

@@ -4,6 +4,7 @@ In columns from end to end: an image costs tens of bytes here, not an object.
 """
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from pipeline.shards import (
 )
 from pipeline.storage import Folder, storage
 
-CACHE = Path(".cache/remote")  # copies of remote shards, by content
+CACHE = Path(os.environ.get("MEMOIR_CACHE", ".cache/remote"))  # copies of remote shards, by content
 OPEN = 64  # shards that are mapped at a time
 DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
 

@@ -3,6 +3,8 @@
 import copy
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -247,6 +249,7 @@ def test_the_cache_and_shared_memory_are_volumes(templates):
     for name, template in templates.items():
         (container,) = template["spec"]["containers"]
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str((HOME / CACHE).parent) == str(Path(documents("namespace.yaml")[2]["data"]["MEMOIR_CACHE"]).parent)
         assert str((HOME / CACHE).parent) in mounts, name
         assert {"/tmp/ray", "/dev/shm"} <= mounts, name
         assert {mount["name"] for mount in container["volumeMounts"]} == {
@@ -283,6 +286,12 @@ def test_the_settings_reach_the_store_and_ray(monkeypatch):
     assert isinstance(place, Bucket)
     assert place.client.meta.region_name == settings.pop("AWS_DEFAULT_REGION")
     assert place.client.meta.endpoint_url == settings.pop("AWS_ENDPOINT_URL")
+    told = "from pipeline.shard_set import CACHE; print(CACHE)"
+    environment = {**os.environ, "MEMOIR_CACHE": settings["MEMOIR_CACHE"]}
+    cache = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert cache.stdout.strip() == settings.pop("MEMOIR_CACHE")
     (left,) = settings
     assert f'setdefault("{left}"' in (ROOT / "jobs" / "train.py").read_text()
 

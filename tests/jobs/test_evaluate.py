@@ -312,7 +312,7 @@ def test_benchmarks_with_other_metrics_and_in_tiles_stand_in_one_table(shadow, t
 # what a memory responds to
 
 
-class Remembering:
+class Remembering(torch.nn.Linear):
     """Reads two banks: items that answer to the left and to the right half, and too many."""
 
     def read_weights(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -323,7 +323,7 @@ class Remembering:
 
 def test_a_sheet_shows_the_image_and_what_each_item_responds_to():
     lq = np.random.default_rng(0).random((40, 60, 3), np.float32)
-    sheets = memory_sheets(Remembering(), lq)
+    sheets = memory_sheets(Remembering(1, 1), lq)
     assert set(sheets) == {"items"}  # a hundred parts are too many to look at
     sheet = sheets["items"]
     width, height = 150 + 4, 100 + 4

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +358,12 @@ def test_a_recipe_says_either_stride_or_crops(file):
     both = complaint(file, overrides=["data.crops=2", "data.stride=3"])
     assert both.endswith("data: give stride (a grid of patches) or crops (random places), one of the two")
     assert read_recipe(str(file), ["data.crops=2", "data.stride=null"]).data.sampling == RandomCrops(31, 2)
+
+
+def test_what_only_reads_recipes_does_without_torch():
+    """The driver, Ray's helpers and the command line: an import of torch takes each of them seconds."""
+    check = (
+        "import sys, jobs.train, jobs.recipe; print([m for m in ('torch', 'ray', 'tensorboardX') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

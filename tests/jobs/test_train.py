@@ -21,9 +21,9 @@ import yaml
 from ray.cluster_utils import Cluster
 from tensorboardX.proto.event_pb2 import Event
 
-from jobs.train import _mendable
+from jobs.train import _lost, _mendable
 from pipeline.images import write_image
-from pipeline.storage import storage
+from pipeline.storage import UnavailableError, storage
 
 pytestmark = pytest.mark.slow
 
@@ -181,20 +181,31 @@ def test_a_recipe_for_gpus_on_a_machine_without_is_one_line(workplace):
     assert "Traceback" not in done.stderr
 
 
-def test_a_full_disk_under_a_worker_is_told_and_a_defect_is_not():
+def test_what_ended_a_run_is_told_by_its_cause():
+    from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-    def failed(error: Exception) -> WorkerGroupError:
-        return WorkerGroupError("failed", {0: UserExceptionWithTraceback(error, "traceback")})
+    def failed(*errors: Exception) -> WorkerGroupError:
+        workers = {i: UserExceptionWithTraceback(error, "traceback") for i, error in enumerate(errors)}
+        return WorkerGroupError("failed", workers)
 
     full = OSError(errno.ENOSPC, "No space left on device", "store/model.safetensors")
     wrapped = RuntimeError("upload failed")
     wrapped.__cause__ = full
     for error in (full, wrapped):
         assert _mendable(failed(error)) == "store/model.safetensors: No space left on device"
+    assert (
+        _mendable(failed(RuntimeError("connection closed by peer"), UnavailableError("the store is away")))
+        == "the store is away"
+    )
     assert _mendable(failed(OSError(errno.EIO, "Input/output error"))) is None
     assert _mendable(failed(ValueError("a defect"))) is None
+    assert not _lost(failed(ValueError("a defect")))
+    gone = WorkerHealthCheckFailedError("rank 1 is gone", RayActorError())
+    assert _lost(
+        WorkerGroupError("failed", {0: UserExceptionWithTraceback(RuntimeError("closed by peer"), ""), 1: gone})
+    )
 
 
 def test_a_worker_that_stands_still_is_ended_with_the_stacks_of_the_one_that_waits_for_it(workplace, undisturbed):
