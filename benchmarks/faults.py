@@ -328,7 +328,7 @@ class Hosts(NamedTuple):
 
 @contextmanager
 def local() -> Iterator[Hosts]:
-    """Both nodes on this machine, with addresses that differ: a driver joins the node of its address, the first."""
+    """Both nodes on this machine; by their addresses Ray Train takes them for two."""
     yield Hosts((Host("127.0.0.1", [], None), Host("127.0.0.2", [], None)), "lo", "127.0.0.1")
 
 

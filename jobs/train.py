@@ -189,8 +189,9 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
             fatal = None
             with suppress(ray.exceptions.RayError):  # the feed is lost with its node
                 fatal = ray.get(feed.fatal.remote(), timeout=10)
-            mendable = fatal or _mendable(error)
-            if mendable:
+            if fatal:
+                raise UserError(fatal) from None
+            if mendable := _mendable(error):
                 raise UserError(
                     f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
                 ) from None
@@ -229,11 +230,11 @@ def _lost(error: Exception) -> bool:
 
 
 def _here() -> Any:
-    """Scheduling on the driver's node: what would be lost with another one."""
+    """Scheduling on the driver's node and no other, with which it would be lost."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _room(training: Training) -> str:
@@ -370,7 +371,8 @@ def _worker(config: dict[str, Any]) -> dict[str, str]:
         raise
     except OSError as error:
         if error.errno in MENDABLE:
-            ray.get(feed.fail.remote(_mendable(error)))
+            where = error.filename or config["place"]
+            ray.get(feed.fail.remote(f"{where}: {error.strerror}; mend it, and the same command continues"))
         raise
 
 

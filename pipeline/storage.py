@@ -320,5 +320,8 @@ def _written(target: Path, blocks: Iterable[bytes]) -> Iterator[Path]:
             file.flush()
             os.fsync(file.fileno())
         yield temporary
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a full disk names no file by itself
+        raise
     finally:
         temporary.unlink(missing_ok=True)
