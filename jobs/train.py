@@ -21,7 +21,7 @@ from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
 
-CONTROLLER_FAILURES = 5  # of 120 s each, in which the workers found no room
+WITHOUT_ROOM_S = 600  # in which lost workers found no room, until the run ends
 CODE = (
     "jobs/loop.py",
     "jobs/models/batchnorm.py",
@@ -141,12 +141,14 @@ def _curve(records: list[dict[str, Any]]) -> str:
 def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     """Run Ray Train to the end and return the name of the final checkpoint's folder in `place`."""
     training = recipe.training
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+    patience = float(os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120"))
     embedded = not address_to_join()
     cpus = training.most * training.cpus_per_worker
     needed = max(cpus, os.cpu_count() or 1) if embedded else training.fewest * training.cpus_per_worker
-    patience = float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
     connect(needed, gpus=training.fewest if training.gpu else 0, wait_seconds=patience)
+    if training.most > training.fewest:  # else Ray waits as long for a worker whose node it does not know to be lost
+        patience = 15
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{patience:g}"
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -177,7 +179,8 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
                 # are verified when they are read, and need no file system of pyarrow's.
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(
-                    max_failures=training.max_failures, controller_failure_limit=CONTROLLER_FAILURES
+                    max_failures=training.max_failures,
+                    controller_failure_limit=max(1, round(WITHOUT_ROOM_S / patience)),
                 ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
