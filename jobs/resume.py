@@ -1,6 +1,7 @@
 """Checkpoints of a run in its store: written in the background, verified when read.
 
-A checkpoint is the folder step-<8 digits>. Its SHA256SUMS is written last and removed first: without it there is none.
+A checkpoint is the folder step-<8 digits>. Its checkpoint.sha256 is written last and removed first: without it there is
+none.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage, UnavailableError
 
-SUMS = "SHA256SUMS"
+SUMS = "checkpoint.sha256"  # not SHA256SUMS, which makes a folder a published version
 PATIENCE = 300  # seconds in which a store that does not answer is tried again, while training goes on
 NAME = re.compile(r"step-(\d{8})/")
 

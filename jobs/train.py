@@ -155,7 +155,6 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri
-    place.names("done.json")  # a missing bucket or credential is told here, and not by a worker
     feed = ray.remote(num_cpus=0)(Feed).options(scheduling_strategy=_here()).remote()
     stop = threading.Event()
     bar = threading.Thread(target=_show, args=(run, feed, stop), daemon=True)

@@ -4,6 +4,7 @@ import threading
 import pytest
 
 from jobs import resume
+from jobs.checkpoint import find_version
 from jobs.resume import Checkpoints
 from pipeline.errors import UserError
 from pipeline.storage import Storage, UnavailableError, storage
@@ -70,13 +71,13 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes(place
     assert steps(place) == [5, 15]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.sha256"])
 @pytest.mark.parametrize("damage", ["truncated", "other", "missing"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(place, tmp_path, name, damage):
     checkpoints = saved(place, 5, 10)
     file = f"step-00000010/{name}"
     whole = place.read(file)
-    if damage == "missing" and name != "SHA256SUMS":
+    if damage == "missing" and name != "checkpoint.sha256":
         place.remove(file)
     else:
         place.write(file, {"truncated": whole[: len(whole) // 2 - 20], "other": b"x" + whole, "missing": b""}[damage])
@@ -87,6 +88,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(place, tmp_pa
     assert "going back to the checkpoint before it" in told[0]
     saved(place, 10)  # trained anew
     assert checkpoints.newest(tmp_path / "copy", never) == "step-00000010"
+
+
+def test_a_checkpoint_in_training_is_no_published_version(place):
+    saved(place, 5)
+    with pytest.raises(UserError, match="half published, or a checkpoint in training; run `memoir publish`"):
+        find_version(f"{place.uri}/step-00000005")
 
 
 def test_a_run_of_which_every_checkpoint_is_damaged_is_one_line(place, tmp_path):
