@@ -105,6 +105,24 @@ def test_a_run_of_which_every_checkpoint_is_damaged_is_one_line(place, tmp_path)
     assert "\n" not in str(error.value)
 
 
+def test_a_checkpoint_that_is_written_anew_is_none_until_it_is_whole(tmp_path):
+    place = storage(str(tmp_path / "run"))
+    saved(place, 5, 10)
+    write = place.write
+
+    def killed(name, data):
+        if name.endswith("state.json"):
+            raise OSError("killed")
+        write(name, data)
+
+    place.write = killed
+    again = Checkpoints(place, keep_last=2, keep_best=0)
+    again.save(10, files(10), {}, {})
+    with pytest.raises(OSError, match="killed"):
+        again.wait()
+    assert again.newest(tmp_path / "copy", never) == "step-00000005"
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
     place, gate = storage(str(tmp_path)), threading.Event()
     write = place.write
