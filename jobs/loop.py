@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.models import collective
 from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.cache import ShardCache
 from pipeline.errors import UserError
@@ -63,8 +64,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, data: Path | str, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank, self.world_size = collective.rank(), collective.world_size()
         remote = isinstance(storage(str(data)), Bucket)
         cache = ShardCache(CACHE, limit_bytes=recipe.training.cache_bytes) if remote else None
         self.loader = Loader(
@@ -131,13 +131,15 @@ class Run:
                 batch = self.loader.to_device(batch, self.device)
                 meter.waited()
                 lr = self.lr()
+                before = collective.seconds()
                 loss, logs, norm = self.step(batch)
+                meter.network += collective.seconds() - before
                 self.state = State(self.state.step + 1, Position(position.epoch, position.batch + 1))
                 meter.add(self.recipe.data.batch, loss=loss, grad_norm=norm, **logs)
                 last = self.state.step == self.total
                 if last or self.state.step % every.log_every == 0:
-                    network = self._network_seconds(meter.steps)
-                    record = {**meter.record(self.device), "network_s": network, "workers": self.world_size}
+                    meter.network += self._ddp_seconds(meter.steps)
+                    record = {**meter.record(self.device), "workers": self.world_size}
                     if self.loader.shard_set.quarantined:
                         record["quarantined"] = sorted(self.loader.shard_set.quarantined.values())
                     self._log(log, {"epoch": position.epoch, "lr": lr, **record})
@@ -202,7 +204,7 @@ class Run:
         """Learning rate of the next step."""
         return learning_rate(self.recipe.optimisation, self.state.step, self.total, len(self.loader))
 
-    def _network_seconds(self, steps: int) -> float:
+    def _ddp_seconds(self, steps: int) -> float:
         """Of so many steps, waiting for other ranks' gradients when one's own were computed (sampled)."""
         if not isinstance(self.objective, DistributedDataParallel):
             return 0.0
@@ -226,8 +228,8 @@ class Run:
             output = self.model.restore(lq.to(self.device)).cpu()
             mse = (output.double() - gt.double()).square().mean()
             total += torch.stack((-10 * torch.log10(mse.clamp_min(1e-10)), torch.ones_like(mse)))
-        total = all_reduce(total, self.device)
-        return float(total[0] / total[1])
+        psnr, images = collective.all_reduce(total.to(self.device))
+        return float(psnr / images)
 
     def save(self) -> dict[str, bytes]:
         """The whole state, the same on every rank, as files by name.
@@ -276,7 +278,7 @@ class Meter:
     def reset(self) -> None:
         """Begin the next interval."""
         self.sums: dict[str, Tensor] = {}
-        self.steps, self.images, self.wait, self.began = 0, 0, 0.0, time.perf_counter()
+        self.steps, self.images, self.wait, self.network, self.began = 0, 0, 0.0, 0.0, time.perf_counter()
 
     def start(self) -> None:
         """The loop asks for a batch."""
@@ -294,13 +296,16 @@ class Meter:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
 
     def record(self, device: torch.device) -> dict[str, Any]:
-        """Means over the interval's steps and all ranks, with images/s (global), seconds of waiting for data, peak memory."""
+        """Means over the interval's steps and all ranks, with images/s (global), peak memory, and the seconds of waiting
+        for data and for the network, which is the other ranks.
+        """
         names = sorted(self.sums)
-        means = all_reduce(torch.stack([self.sums[name].double().cpu() for name in names]) / self.steps, device)
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        sums = torch.stack([self.sums[name].double().cpu() for name in names]).to(device)
+        means = collective.all_reduce(sums) / (self.steps * collective.world_size())
         seconds = time.perf_counter() - self.began
-        record = {name: float(mean) / world_size for name, mean in zip(names, means, strict=True)}
-        record |= {"images_per_s": self.images / seconds, "seconds": seconds, "wait_s": self.wait}
+        record = dict(zip(names, means.tolist(), strict=True))
+        record |= {"images_per_s": self.images / seconds, "seconds": seconds}
+        record |= {"wait_s": self.wait, "network_s": self.network}
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
         record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
         if device.type == "cuda":
@@ -343,14 +348,6 @@ class Watchdog:
 def json_lines(records: list[dict[str, Any]]) -> str:
     """One line of JSON for each record."""
     return "".join(json.dumps(record) + "\n" for record in records)
-
-
-def all_reduce(value: Tensor, device: torch.device) -> Tensor:
-    """Sum over ranks; the value itself without a process group."""
-    if dist.is_initialized():
-        value = value.to(device)
-        dist.all_reduce(value)
-    return value.cpu()
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -7,10 +7,11 @@ M + 1 of them) share them: one collective forward and one backward for each tens
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from jobs.models.collective import all_gather, world_size
 
 
 class Statistics(NamedTuple):
@@ -26,40 +27,34 @@ def batch_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
 
     Every rank must hold equally many elements: the ranks' means are averaged as they are.
     """
-    world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    mean, var = _Statistics.apply(x, world_size, eps)
-    return Statistics(mean, var, x.numel() // x.shape[1] * world_size)
+    mean, var = _Statistics.apply(x, eps)
+    return Statistics(mean, var, x.numel() // x.shape[1] * world_size())
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, world_size, eps):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, eps):  # type: ignore[no-untyped-def]
         # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
         one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
         _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)
         var = rstd.pow(-2) - eps
-        if world_size > 1:
-            ranks = mean.new_empty(world_size * 2 * len(mean))
-            dist.all_gather_single(ranks, torch.cat((mean, var)))
-            means, variances = ranks.view(world_size, 2, -1).unbind(1)
+        if world_size() > 1:
+            means, variances = all_gather(torch.stack((mean, var))).unbind(1)
             mean = means.mean(0)
             var = (variances + (means - mean).square()).mean(0)
         var = var.clamp_min(0)
         ctx.save_for_backward(x, mean)
-        ctx.world_size = world_size
         return mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_mean, d_var):  # type: ignore[no-untyped-def]
         x, mean = ctx.saved_tensors
-        grads = torch.stack((d_mean, d_var))
-        if ctx.world_size > 1:
-            dist.all_reduce(grads)  # every rank's loss depends on these statistics
-        d_mean, d_var = grads / (x.numel() // x.shape[1] * ctx.world_size)
+        grads = all_gather(torch.stack((d_mean, d_var))).sum(0)  # every rank's loss depends on these statistics
+        d_mean, d_var = grads / (x.numel() // x.shape[1] * world_size())
         scale = 2 * d_var
         shift = d_mean - scale * mean
-        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), None, None
+        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), None
 
 
 class _Normalise(torch.autograd.Function):

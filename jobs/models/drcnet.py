@@ -8,10 +8,10 @@ meant as printed: `DRCNet` says where. Equation 1 describes the product of two b
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.models.collective import all_gather, rank
 from jobs.models.vgg import VGG19Features, distance
 
 Batch = dict[str, Tensor]
@@ -431,7 +431,7 @@ class DRCNet(nn.Module):
         if self.cr == "extra":
             images, true, start = I, weight > 0, 0
             if B == 1:
-                images, true, start = _gather(images), _gather(true), _rank()
+                images, true, start = all_gather(images).flatten(0, 1), all_gather(true).flatten(0, 1), rank()
                 if len(images) == 1:
                     raise ValueError("cr extra takes other images of the batch as negatives: use a batch of 2 or more")
             others, has = other_images(images, true, start, B, n)
@@ -472,16 +472,3 @@ def _exact(x: Tensor) -> Tensor:
 def _norms(maps: list[Tensor]) -> Tensor:
     """The norm of each sample over all of these (B, C, H, W): (B,)."""
     return torch.stack([x.flatten(1).norm(dim=1) for x in maps]).norm(dim=0)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _gather(x: Tensor) -> Tensor:
-    """x of all ranks, in their order, along the first dimension; without a process group x itself."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d
+from jobs.models.collective import all_reduce, world_size
 
 Batch = dict[str, Tensor]
 
@@ -110,7 +111,7 @@ class Memory(nn.Module):
             amount = beta.sum((0, 1))
         # One matmul: index_add_ over the nearest items would differ from run to run on a GPU.
         sums = torch.cat((beta.flatten(0, 1).T @ q.flatten(0, 1), amount[:, None].to(q.dtype)), 1)
-        total, amount = all_reduce(sums, dist.ReduceOp.SUM).split((q.shape[-1], 1), 1)  # (M, C), (M, 1)
+        total, amount = all_reduce(sums).split((q.shape[-1], 1), 1)  # (M, C), (M, 1)
         if self.update == "literal":
             total = total / amount.clamp_min(1e-30)
         return torch.where(amount > 0, F.normalize(p + total, dim=1), p)  # eq. 6
@@ -118,23 +119,11 @@ class Memory(nn.Module):
     @torch.no_grad()
     def commit(self, p: Tensor) -> None:
         """Make p the items. They must be the same on all ranks: checked at the first update and every CHECK_EVERY."""
-        if distributed() and self.updates % CHECK_EVERY == 0:
+        if world_size() > 1 and self.updates % CHECK_EVERY == 0:
             spread = all_reduce(torch.stack((p, -p)), dist.ReduceOp.MAX).sum(0)  # largest - smallest over ranks
             assert not spread.any(), "the ranks hold different memory items"
         self.updates += 1
         self.items.copy_(p)
-
-
-def distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-    """x reduced over the ranks; x itself without a process group."""
-    if distributed():
-        x = x.contiguous()
-        dist.all_reduce(x, op)
-    return x
 
 
 class Separation(NamedTuple):
