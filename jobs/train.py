@@ -25,6 +25,7 @@ WITHOUT_ROOM_S = 600  # in which lost workers found no room, until the run ends
 CODE = (
     "jobs/loop.py",
     "jobs/models/batchnorm.py",
+    "jobs/models/collective.py",
     "jobs/models/vgg.py",
     "pipeline/keyed.py",
     "pipeline/loader.py",

@@ -12,7 +12,8 @@ from torch import nn
 from jobs.loop import learning_rate
 from jobs.models.memnet import MemNet
 from jobs.protocols import benchmark
-from jobs.recipe import RECIPES, Optimisation, Span, build_model, read_recipe
+from jobs.recipe import MODELS, RECIPES, Optimisation, Span, build_model, read_recipe
+from jobs.train import CODE
 from pipeline.errors import UserError
 from pipeline.layouts import layout
 from pipeline.sampling.patches import RandomCrops
@@ -367,3 +368,10 @@ def test_what_only_reads_recipes_does_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_is_named_after_all_code_that_the_models_share():
+    files = {path.stem for path in (RECIPES.parent / "models").glob("*.py")} - {"__init__"}
+    shared = files - set(MODELS)  # of these a run has the recipe's own
+    assert len(shared) < len(files)
+    assert {f"jobs/models/{name}.py" for name in shared} <= set(CODE)
