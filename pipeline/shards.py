@@ -12,7 +12,9 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import cv2
@@ -24,7 +26,7 @@ from pydantic import Field, ValidationError
 from pipeline.config import Frozen
 from pipeline.errors import UserError
 from pipeline.plan import FORMAT
-from pipeline.storage import Folder, Storage
+from pipeline.storage import Folder, Storage, storage
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -216,63 +218,75 @@ def read_listing(data: bytes, where: str) -> dict[str, Any]:
         ) from None
 
 
-def verify(folder: Path) -> Iterator[str]:
+def verify(place: Storage | Path) -> Iterator[str]:
     """Everything that is wrong with a built dataset, one line each; nothing if it is whole.
 
     Every shard's length and sha256 against shards.json, the index against shards.json, every member against the index.
-    Raises UserError if shards.json is missing or damaged.
+    Of a bucket one file at a time is on this machine. Raises UserError if shards.json is missing or damaged.
     """
-    listing = read_shards_json(folder)
+    place = Folder(str(place), place) if isinstance(place, Path) else place
+    listing = read_shards_json(place)
     if dataset_digest(listing["shards"]) != listing["digest"]:
-        yield f"{folder / 'shards.json'}: its dataset digest does not match its shards; build again"
-    index = folder / "index.parquet"
+        yield f"{place.uri}/shards.json: its dataset digest does not match its shards; build again"
     by_shard: dict[tuple[str, str], list[dict[str, Any]]] | None = None  # None: no index to compare with
-    if not index.exists():
-        yield f"{index}: missing; build again, or `dvc pull`"
-    elif file_sha256(index) != listing["index_sha256"]:
-        yield f"{index}: damaged, or of another build than shards.json; build again"
-    else:
-        by_shard = {}
-        for row in pq.read_table(index, schema=INDEX_SCHEMA).to_pylist():
-            by_shard.setdefault((row["split"], row["shard"]), []).append(row)
-    for name in ("pairs", "negatives"):
-        table = folder / f"{name}.parquet"
-        if listing[f"{name}_sha256"] and not table.exists():
-            yield f"{table}: missing; build again, or `dvc pull`"
-        elif listing[f"{name}_sha256"] and file_sha256(table) != listing[f"{name}_sha256"]:
-            yield f"{table}: damaged, or of another build than shards.json; build again"
+    for name in ("index", "pairs", "negatives"):
+        if listing[f"{name}_sha256"]:
+            where = f"{place.uri}/{name}.parquet"
+            with _local(place, f"{name}.parquet") as table:
+                if not table.exists():
+                    yield f"{where}: missing; build again, or `dvc pull`"
+                elif file_sha256(table) != listing[f"{name}_sha256"]:
+                    yield f"{where}: damaged, or of another build than shards.json; build again"
+                elif name == "index":
+                    by_shard = {}
+                    for row in pq.read_table(table, schema=INDEX_SCHEMA).to_pylist():
+                        by_shard.setdefault((row["split"], row["shard"]), []).append(row)
     expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
     for split, name in sorted((by_shard or {}).keys() - expected):
-        yield f"{index}: lists {split}/{name}, which shards.json lacks; build again"
-    for path in sorted(folder.glob("*/*.tar")):
-        if (path.parent.name, path.name) not in expected:
-            yield f"{path}: not in shards.json; remove it, or build again"
+        yield f"{place.uri}/index.parquet: lists {split}/{name}, which shards.json lacks; build again"
+    for name in place.names():
+        if name.count("/") == 1 and name.endswith(".tar") and tuple(name.split("/")) not in expected:
+            yield f"{place.uri}/{name}: not in shards.json; remove it, or build again"
+    store = storage(listing["shards_in"]) if listing["shards_in"] else place
     for shard in listing["shards"]:
         rows = None if by_shard is None else by_shard.get((shard["split"], shard["name"]), [])
-        problem = _verify_shard(folder / shard["split"] / shard["name"], shard, rows)
-        if problem:
-            yield problem
+        name = shard["name"] if listing["shards_in"] else f"{shard['split']}/{shard['name']}"
+        with _local(store, name) as path:
+            if problem := _verify_shard(path, shard, rows):
+                yield f"{store.uri}/{name}: {problem}"
+
+
+@contextmanager
+def _local(store: Storage, name: str) -> Iterator[Path]:
+    """A file of a store on this machine, or a path where there is none."""
+    if isinstance(store, Folder):
+        yield store.root / name
+        return
+    with TemporaryDirectory(prefix="memoir-verify-") as copy:
+        with suppress(FileNotFoundError):
+            store.download(name, Path(copy, "file"))
+        yield Path(copy, "file")
 
 
 def _verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]] | None) -> str:
     if not path.exists():
-        return f"{path}: missing; build again, or `dvc pull`"
+        return "missing; build again, or `dvc pull`"
     size = path.stat().st_size
     if size != shard["bytes"]:
         what = "truncated" if size < shard["bytes"] else "too long"
-        return f"{path}: {what}: {size:,} bytes of {shard['bytes']:,}; build again"
+        return f"{what}: {size:,} bytes of {shard['bytes']:,}; build again"
     if file_sha256(path) != shard["sha256"]:
         members = [(row["offset"], row["length"], row["sha256"]) for row in rows or ()]
         for row in (rows[i] for i in damaged(path, members) if rows):
             where = f"in {row['key']}.{row['member']} at byte {row['offset']:,}"
-            return f"{path}: changed since it was built, {where}; build again"
-        return f"{path}: changed since it was built{', between its members' if rows else ''}; build again"
+            return f"changed since it was built, {where}; build again"
+        return f"changed since it was built{', between its members' if rows else ''}; build again"
     if rows is not None:
         with tarfile.open(path) as tar:
             inside = [(member.name, member.offset_data, member.size) for member in tar]
         if inside != [(f"{row['key']}.{row['member']}", row["offset"], row["length"]) for row in rows]:
-            return f"{path}: its {len(inside)} members are not the {len(rows)} of the index; build again"
+            return f"its {len(inside)} members are not the {len(rows)} of the index; build again"
         if (len(rows), len({row["key"] for row in rows})) != (shard["members"], shard["groups"]):
             counted = f"{shard['groups']} groups and {shard['members']} members"
-            return f"{path}: not the {counted} that shards.json counts; build again"
+            return f"not the {counted} that shards.json counts; build again"
     return ""

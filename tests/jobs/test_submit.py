@@ -30,7 +30,7 @@ from pipeline import build as stage
 from pipeline.cluster import address_to_join, jobs_address
 from pipeline.errors import UserError
 from pipeline.shard_set import ShardSet
-from pipeline.shards import samples_digest
+from pipeline.shards import read_shards_json, samples_digest
 from pipeline.storage import Folder, storage
 
 RECIPE = {
@@ -353,6 +353,25 @@ def test_a_dataset_in_a_bucket_has_the_samples_and_the_run_of_the_folder(root, s
     assert plan_run("tiny.yaml", data=data, store=s3).run == plan_run("tiny.yaml", data="data", store=s3).run
     pairs = zip(here.versions(), there.versions(), strict=True)
     assert all((a.planes["lq"] == b.planes["lq"]).all() and (a.planes["gt"] == b.planes["gt"]).all() for a, b in pairs)
+
+
+def test_a_dataset_in_a_bucket_is_verified_there(root, s3, cli):
+    place = f"{send(root, s3)}/tiny"
+    code, out, err = cli("verify", place)
+    assert (code, out.startswith(f"{place}: "), err) == (0, True, "")
+    (other, cut, *_) = sorted({shard["name"] for shard in read_shards_json(storage(place))["shards"]})
+    whole = storage(s3).read(f"shards/{cut}")
+    storage(s3).write(f"shards/{cut}", whole[:-1])
+    storage(s3).remove(f"shards/{other}")
+    storage(place).write("index.parquet", b"")
+    code, out, err = cli("verify", place)
+    assert (code, out) == (1, "")
+    damaged, *lines = err.splitlines()
+    assert damaged.startswith(f"{place}/index.parquet: damaged")
+    assert sorted(lines) == [
+        f"{s3}/shards/{other}: missing; build again, or `dvc pull`",
+        f"{s3}/shards/{cut}: truncated: {len(whole) - 1:,} bytes of {len(whole):,}; build again",
+    ]
 
 
 def test_only_what_a_bucket_lacks_is_sent(root, s3, capsys, monkeypatch):
