@@ -1,9 +1,13 @@
 """memoir: from raw photographs to evaluated checkpoints of image restoration models."""
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  a cluster's Python may be older than what the package was installed with
+    sys.exit("memoir: needs Python 3.11 or newer, and {} is Python {}.{}".format(sys.executable, *sys.version_info))
+
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -337,6 +337,13 @@ def test_another_release_of_ray_and_another_server_are_told(answer, parts, root,
     assert error.count("\n") == 1
 
 
+def test_an_older_python_on_the_cluster_is_one_line():
+    older = "import runpy, sys; sys.version_info = (3, 9, 18); runpy.run_module('memoir', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", older], capture_output=True, text=True)
+    line = f"memoir: needs Python 3.11 or newer, and {sys.executable} is Python 3.9"
+    assert (done.returncode, done.stderr.splitlines()) == (1, [line])
+
+
 # data in a bucket
 
 
