@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import re
 import sys
 import time
@@ -73,6 +74,11 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
                 _temp_dir=os.environ.get("RAY_TMPDIR"),
             )
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        if other := re.search(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)", str(error)):
+            raise UserError(
+                f"{address}: the cluster has Ray {other[1]} and Python {other[2]}, here are Ray {ray.__version__} and "
+                f"Python {platform.python_version()}; install the same releases on both"
+            ) from None
         first = re.split(r"\.+ Ensure|\n", str(error).strip() or type(error).__name__)[0]
         hint = f"; if it takes a token, {TOKEN}" if address else ""
         raise UserError(f"cannot start or reach Ray ({address or 'embedded'}): {first}{hint}") from error

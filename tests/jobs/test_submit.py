@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -20,14 +21,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import yaml
 from conftest import SECRET, Workplace, photograph, run_here
+from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from jobs import submit
 from jobs.train import plan_run, run_digest
 from pipeline import build as stage
-from pipeline.cluster import address_to_join, jobs_address
+from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError
 from pipeline.shard_set import ShardSet
 from pipeline.shards import read_shards_json, samples_digest
@@ -335,6 +338,17 @@ def test_another_release_of_ray_and_another_server_are_told(answer, parts, root,
     assert error.startswith(f"memoir: http://127.0.0.1:{server.server_port}: ")
     assert all(part in error for part in parts)
     assert error.count("\n") == 1
+
+
+def test_a_cluster_to_join_of_another_ray_or_python_is_one_line(monkeypatch):
+    theirs = {"ray_version": "2.9.0", "python_version": "3.10.13"}
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", lambda **_: check_version_info(theirs, "here"))  # as Ray itself does
+    with pytest.raises(UserError) as told:
+        connect(1)
+    here = f"here are Ray {ray.__version__} and Python {platform.python_version()}"
+    beginning = f"10.0.0.1:6379: the cluster has Ray 2.9.0 and Python 3.10.13, {here};"
+    assert str(told.value).startswith(beginning)
 
 
 def test_an_older_python_on_the_cluster_is_one_line():
