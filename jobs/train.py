@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.recipe import Recipe, Training, read_recipe
 from jobs.resume import Checkpoints
-from pipeline.cluster import address_to_join, connect, jobs_address
+from pipeline.cluster import address_to_join, connect, jobs_address, taken, wait_for
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json, samples_digest
@@ -146,7 +146,8 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     embedded = not address_to_join()
     cpus = training.most * training.cpus_per_worker
     needed = max(cpus, os.cpu_count() or 1) if embedded else training.fewest * training.cpus_per_worker
-    connect(needed, gpus=training.fewest if training.gpu else 0, wait_seconds=patience)
+    gpus = training.fewest if training.gpu else 0
+    connect(needed, gpus=gpus, wait_seconds=patience)
     if training.most > training.fewest:  # else Ray waits as long for a worker whose node it does not know to be lost
         patience = 15
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{patience:g}"
@@ -187,7 +188,14 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         )
         bar.start()
         try:
-            returned = trainer.fit().return_value
+            while True:
+                try:
+                    returned = trainer.fit().return_value
+                    break
+                except ray.train.ControllerError:
+                    if not taken(needed, gpus=gpus):
+                        raise
+                    wait_for(needed, gpus=gpus, wait_seconds=patience)  # another job was faster to take what was free
         except ray.train.TrainingFailedError as error:
             fatal = None
             with suppress(ray.exceptions.RayError):  # the feed is lost with its node

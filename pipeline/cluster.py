@@ -51,7 +51,6 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
     reached, or does not get as much within wait_seconds.
     """
     import ray
-    from ray.autoscaler.sdk import request_resources
     from ray.exceptions import AuthenticationError
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -82,7 +81,19 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
         first = re.split(r"\.+ Ensure|\n", str(error).strip() or type(error).__name__)[0]
         hint = f"; if it takes a token, {TOKEN}" if address else ""
         raise UserError(f"cannot start or reach Ray ({address or 'embedded'}): {first}{hint}") from error
-    deadline = time.monotonic() + (wait_seconds if address else min(wait_seconds, 5))
+    wait_for(cpus, gpus=gpus, wait_seconds=wait_seconds if address else min(wait_seconds, 5))
+
+
+def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
+    """Return when Ray has this much free, which others may use for as long as it takes.
+
+    Raises UserError when it does not get as much within wait_seconds.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    address = address_to_join()
+    deadline = time.monotonic() + wait_seconds
     told = asked = False
     for resource, needed in (("CPU", cpus), ("GPU", gpus)):
         while (free := ray.available_resources().get(resource, 0)) < needed:
@@ -103,3 +114,13 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
             time.sleep(0.5)
     if asked:
         request_resources(num_cpus=0)  # from now on the work itself holds the nodes
+
+
+def taken(cpus: int, *, gpus: int = 0) -> bool:
+    """Whether the cluster that was joined has this much, and others use it."""
+    import ray
+
+    free, total = ray.available_resources(), ray.cluster_resources()
+    needed = {"CPU": cpus, "GPU": gpus}
+    enough = all(total.get(name, 0) >= number for name, number in needed.items())
+    return bool(address_to_join()) and enough and any(free.get(name, 0) < number for name, number in needed.items())

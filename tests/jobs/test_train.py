@@ -286,3 +286,32 @@ def test_workers_come_and_go_and_the_steps_are_those_of_a_fixed_number(workplace
     for step, record in elastic.items():
         assert record["epoch"] == fixed[step]["epoch"]
         assert record["loss"] == pytest.approx(fixed[step]["loss"], rel=0.01), step
+
+
+# `memoir train` whose CPU somebody else takes between the look at what is free and the start of the workers
+LATE = """
+import os, time, ray, memoir, jobs.train
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.train.WITHOUT_ROOM_S = "3", 6
+look = jobs.train.connect
+def connect(*arguments, **options):
+    look(*arguments, **options)
+    jobs.train.other = ray.remote(num_cpus=1)(lambda: time.sleep(40)).remote()
+    while ray.available_resources()["CPU"] > 1:
+        time.sleep(0.1)
+jobs.train.connect = connect
+memoir.main()
+"""
+
+
+def test_a_run_whose_room_another_took_first_waits_for_it(workplace, undisturbed):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        command = [sys.executable, "-c", LATE, "train", "tiny.yaml", "--store", "late", "--runs", "runs-late"]
+        address = cluster.address
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=400)
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert f"2 CPUs are needed and Ray ({address}) has 1 of 2 free: waiting" in done.stdout + done.stderr
+    assert json.loads((workplace / "runs-late/tiny/checkpoint.json").read_text())["sha256"] == undisturbed["sha256"]
