@@ -21,7 +21,9 @@ import memoir
 from pipeline import build as stage
 from pipeline.images import write_image
 from pipeline.manifest import Counts, Source, ingest
+from pipeline.shards import file_sha256
 from pipeline.storage import Bucket, storage
+from pipeline.task import read_task
 
 settings.register_profile("memoir", deadline=None)  # the time of one example says more of the machine than of the code
 settings.load_profile("memoir")
@@ -46,6 +48,41 @@ def encode(pixels: np.ndarray, suffix: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, suffix, **options)
     return buffer.getvalue()
+
+
+def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Path:
+    """The checkpoint of a recipe `tiny` as `memoir train` leaves it, with random weights; returns the folder of runs.
+
+    recipe: the YAML file's text. results: JSON files beside the pointer, by name.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from jobs.loop import weights
+    from jobs.recipe import build_model, read_recipe
+
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "tiny.yaml").write_text(recipe)
+    resolved = read_recipe(str(place / "tiny.yaml"))
+    checkpoint = place / "store/runs" / f"tiny-{seed}" / "step-00000006"
+    checkpoint.mkdir(parents=True)
+    torch.manual_seed(seed)
+    save_file(weights(build_model(resolved.model)), checkpoint / "model.safetensors")
+    (checkpoint / "recipe.json").write_text(resolved.model_dump_json(indent=1))
+    task = resolved.data.task
+    pointer = {
+        "recipe": "tiny",
+        "run": f"tiny-{seed}",
+        "uri": checkpoint.as_posix(),
+        "sha256": file_sha256(checkpoint / "model.safetensors"),
+        "step": 6,
+        "data": {"task": task, "digest": "d1935", **read_task(task).model_dump(mode="json")},
+    }
+    run = place / "runs/tiny"
+    run.mkdir(parents=True, exist_ok=True)
+    for name, value in {"checkpoint": pointer, **results}.items():
+        (run / f"{name}.json").write_text(json.dumps(value))
+    return place / "runs"
 
 
 @dataclass

@@ -8,17 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from conftest import untrained_run
 
 from jobs.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
-from jobs.loop import weights
 from jobs.protocols import GRAY_FLOAT, ISTD, METRICS, RGB, Y_MATLAB, Y_RGB, benchmark, psnr, score
-from jobs.recipe import BenchmarkRun, build_model, read_recipe
+from jobs.recipe import BenchmarkRun
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
 from pipeline.images import read_image, write_image
-from pipeline.shards import file_sha256
-from pipeline.task import read_task
 
 
 def run(benchmark: str, folder: Path, **more: str) -> BenchmarkRun:
@@ -258,33 +255,14 @@ def test_masks_that_are_no_masks_are_one_line(shadow, tmp_path, break_it, layout
 
 def train(place: Path, benchmarks: str) -> Path:
     """The checkpoint of a small DRCNet, whose statistics are those of the whole image; returns the folder of runs."""
-    place.mkdir()
-    recipe_file = place / "tiny.yaml"
-    recipe_file.write_text(f"""
+    recipe = f"""
 model: {{name: drcnet, width: 2, levels: 2, cr: none}}
 data: {{task: shadow-pairs, patch: 16, crops: 1, batch: 2}}
 optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 1}}}}
 training: {{workers: 1}}
 evaluation: {{benchmarks: {benchmarks}}}
-""")
-    recipe = read_recipe(str(recipe_file))
-    checkpoint = place / "store/runs/tiny-1/step-00000001"
-    checkpoint.mkdir(parents=True)
-    torch.manual_seed(0)
-    save_file(weights(build_model(recipe.model)), checkpoint / "model.safetensors")
-    (checkpoint / "recipe.json").write_text(recipe.model_dump_json())
-    pointer = {
-        "recipe": "tiny",
-        "run": "tiny-1",
-        "uri": checkpoint.as_posix(),
-        "sha256": file_sha256(checkpoint / "model.safetensors"),
-        "step": 1,
-        "data": {"task": "shadow-pairs", "digest": "d1", **read_task("shadow-pairs").model_dump(mode="json")},
-    }
-    run_folder = place / "runs/tiny"
-    run_folder.mkdir(parents=True)
-    (run_folder / "checkpoint.json").write_text(json.dumps(pointer))
-    return place / "runs"
+"""
+    return untrained_run(place, recipe)
 
 
 def test_benchmarks_with_other_metrics_and_in_tiles_stand_in_one_table(shadow, tmp_path, monkeypatch):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import untrained_run
 from safetensors.torch import load_file, save_file
 
 from jobs.checkpoint import load_model
-from jobs.loop import weights
 from jobs.publish import FILES, _card, models, publish
 from jobs.recipe import build_model, read_recipe
 from pipeline.errors import UserError
@@ -48,34 +48,10 @@ SCORES = {
 }
 
 
-DATA = {"task": "photos-jpeg", "digest": "d1935", **read_task("photos-jpeg").model_dump(mode="json")}
-
-
 def train(place: Path, seed: int = 0) -> Path:
     """The files of a trained and evaluated recipe `tiny`; returns the folder of runs."""
-    recipe_file = place / "tiny.yaml"
-    place.mkdir(parents=True, exist_ok=True)
-    recipe_file.write_text(RECIPE)
-    recipe = read_recipe(str(recipe_file))
-    torch.manual_seed(seed)
-    checkpoint = place / "store" / "runs" / f"tiny-{seed}" / "step-00000006"
-    checkpoint.mkdir(parents=True)
-    save_file(weights(build_model(recipe.model)), checkpoint / "model.safetensors")
-    (checkpoint / "recipe.json").write_text(recipe.model_dump_json(indent=1))
-    pointer = {
-        "recipe": "tiny",
-        "run": f"tiny-{seed}",
-        "uri": checkpoint.as_posix(),
-        "sha256": sha256(checkpoint / "model.safetensors"),
-        "step": 6,
-        "data": DATA,
-    }
-    run = place / "runs" / "tiny"
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "checkpoint.json").write_text(json.dumps(pointer))
-    (run / "metrics.json").write_text(json.dumps({"step": 6, "loss": 0.00001, "val_psnr": 27.5}))
-    (run / "scores.json").write_text(json.dumps(SCORES))
-    return place / "runs"
+    metrics = {"step": 6, "loss": 0.00001, "val_psnr": 27.5}
+    return untrained_run(place, RECIPE, seed, metrics=metrics, scores=SCORES)
 
 
 def sha256(path: Path) -> str:

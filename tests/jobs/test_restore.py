@@ -1,6 +1,5 @@
 """Restoring pictures: tiles, colours, files and folders."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -9,22 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import untrained_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jobs import restore as module
-from jobs.loop import weights
 from jobs.models.memnet import MemNet
 from jobs.publish import publish
-from jobs.recipe import build_model, read_recipe
 from jobs.restore import _starts, restore, restore_image, restore_plane, restore_tiled
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
 from pipeline.images import read_image, write_image
-from pipeline.shards import file_sha256
-from pipeline.task import read_task
 
 
 def untrained(**options) -> MemNet:
@@ -252,33 +247,14 @@ def test_enlarging_is_bicubic_and_comes_before_the_model():
 
 def train(place: Path, task: str) -> Path:
     """The checkpoint of a small model, as the training leaves it; returns the folder of runs."""
-    place.mkdir(parents=True)
-    (place / "tiny.yaml").write_text(f"""
+    recipe = f"""
 model: {{name: memnet, memory_blocks: 1, recursions: 1, channels: 4}}
 data: {{task: {task}, patch: 31, stride: 21, batch: 16}}
 optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 6}}}}
 training: {{workers: 1}}
 evaluation: {{benchmarks: [{{benchmark: jpeg-q10, data: datasets/Classic5}}]}}
-""")
-    recipe = read_recipe(str(place / "tiny.yaml"))
-    checkpoint = place / "store" / "runs" / "tiny-1" / "step-00000006"
-    checkpoint.mkdir(parents=True)
-    torch.manual_seed(0)
-    save_file(weights(build_model(recipe.model)), checkpoint / "model.safetensors")
-    (checkpoint / "recipe.json").write_text(recipe.model_dump_json())
-    pointer = {
-        "recipe": "tiny",
-        "run": "tiny-1",
-        "uri": checkpoint.as_posix(),
-        "sha256": file_sha256(checkpoint / "model.safetensors"),
-        "step": 6,
-        "data": {"task": task, "digest": "d1935", **read_task(task).model_dump(mode="json")},
-    }
-    run = place / "runs" / "tiny"
-    run.mkdir(parents=True)
-    for name, value in (("checkpoint", pointer), ("scores", {}), ("metrics", {})):
-        (run / f"{name}.json").write_text(json.dumps(value))
-    return place / "runs"
+"""
+    return untrained_run(place, recipe, scores={}, metrics={})
 
 
 @pytest.fixture(scope="module")
