@@ -371,19 +371,19 @@ def _worker(config: dict[str, Any]) -> dict[str, str]:
     import ray
 
     feed = config["feed"]
-    if error := ray.get(feed.fatal.remote()):
+    if error := ray.get(feed.fatal.remote(), timeout=60):
         return {"error": error}
     try:
         return _rank(**config)
     except UnavailableError:  # may be over when all have started again
         raise
     except UserError as error:
-        ray.get(feed.fail.remote(str(error)))
+        ray.get(feed.fail.remote(str(error)), timeout=60)
         raise
     except OSError as error:
         if error.errno in MENDABLE:
             where = error.filename or config["place"]
-            ray.get(feed.fail.remote(f"{where}: {error.strerror}; mend it, and the same command continues"))
+            ray.get(feed.fail.remote(f"{where}: {error.strerror}; mend it, and the same command continues"), timeout=60)
         raise
 
 
@@ -392,7 +392,7 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
     import ray.train
     import ray.train.torch
     import torch
-    from ray.train.collective import broadcast_from_rank_zero
+    from ray.train.v2._internal.execution.context import get_train_context
 
     from jobs.loop import Run, Watchdog, json_lines
 
@@ -401,6 +401,7 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     with suppress(FileNotFoundError):  # on another machine
         os.chdir(here)  # a recipe's relative paths are the project's
+    context = get_train_context()
     store = storage(place)
     checkpoints = Checkpoints(store, keep_last=training.keep_last, keep_best=training.keep_best)
     run = Run(recipe, data, ray.train.torch.get_device())
@@ -409,8 +410,9 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
         feed.note.remote(line)
 
     with tempfile.TemporaryDirectory(prefix="memoir-checkpoint-") as copy:
-        name = broadcast_from_rank_zero(checkpoints.newest(Path(copy), note) if run.rank == 0 else None)
-        if name:
+        newest = [checkpoints.newest(Path(copy), note) if run.rank == 0 else None]
+        torch.distributed.broadcast_object_list(newest)  # rank 0's
+        if name := newest[0]:
             if run.rank > 0:
                 checkpoints.fetch(name, Path(copy))
             run.load(Path(copy))
@@ -433,12 +435,13 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
         if live:
             with live.open("a") as file:
                 file.write(json_lines([record]))
-        preempted = ray.train.get_preemption_info()
-        if preempted and not warned:
+        # ray.train.get_preemption_info() asks the other ranks through an actor: a cut in the network loses the answer, and
+        # the rank would wait for it without end.
+        preempted = context.preemption_context.preemption_info
+        if preempted and run.rank == 0 and not warned:
             warned = True
             save(run)
-            if run.rank == 0:
-                note(f"the nodes of ranks {preempted.preempted_ranks} will be taken: saving step {run.state.step}")
+            note(f"the nodes of ranks {preempted.preempted_ranks} will be taken: saving step {run.state.step}")
 
     def save(run: Run) -> None:
         if board:

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -286,6 +287,32 @@ def test_workers_come_and_go_and_the_steps_are_those_of_a_fixed_number(workplace
     for step, record in elastic.items():
         assert record["epoch"] == fixed[step]["epoch"]
         assert record["loss"] == pytest.approx(fixed[step]["loss"], rel=0.01), step
+
+
+def test_a_node_that_will_be_taken_has_the_state_saved_at_once(workplace, undisturbed):
+    """As a cloud tells it: the node is drained, and gone soon after. No checkpoint is due before the end."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        process = train(workplace, "taken", "training.checkpoint_every=1000", address=cluster.address)
+        until_step(workplace, "taken", 40, process)
+        command = [Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address]
+        reason = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        subprocess.run([*command, *reason, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
+        log, saved = workplace / "taken.log", None
+        while not (saved := re.search(r"nodes of ranks \[(\d)\] will be taken: saving step (\d+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        checkpoint = f"step-{int(saved[2]):08d}"
+        while not list(workplace.glob(f"taken/runs/*/{checkpoint}/checkpoint.sha256")):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=1)
+        assert finish(workplace, "taken", process)["sha256"] == undisturbed["sha256"]
+    finally:
+        cluster.shutdown()
+    assert f"2 workers, from {checkpoint}\n" in log.read_text()
 
 
 # `memoir train` whose CPU somebody else takes between the look at what is free and the start of the workers
