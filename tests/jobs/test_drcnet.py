@@ -1011,7 +1011,7 @@ def test_it_learns_to_remove_noise_that_varies_over_the_image(monkeypatch, width
         loss.backward()
         if step == 0:
             responses = [m.conv.weight for m in model.modules() if isinstance(m, RegionNorm)]
-            assert all(weight.grad.any() for weight in responses)
+            assert all(weight.grad is not None and weight.grad.any() for weight in responses)
         nn.utils.clip_grad_norm_(model.parameters(), 0.01)
         optimiser.step()
     model.eval()

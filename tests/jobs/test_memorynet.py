@@ -856,8 +856,10 @@ def noisy(gt: Tensor, rng: np.random.Generator) -> Tensor:
     return gt + 25 / 255 * torch.from_numpy(rng.standard_normal((len(gt), 1, *gt.shape[2:]), np.float32))
 
 
-def learn(model: MemoryNet, side: int, steps: int, lr: float) -> tuple[float, list[float], float]:
-    """Denoising: PSNR of the input, PSNRs of stages 3, 2, 1, and how far the part bank moved, relative."""
+def learn(model: MemoryNet, side: int, steps: int, lr: float) -> tuple[float, list[float], float, list[float]]:
+    """Denoising: PSNR of the input, PSNRs of stages 3, 2, 1, how far the part bank moved, relative, and what each stage
+    owes to it: the RMS of its change without the bank.
+    """
     rng = np.random.default_rng(0)
     before = model.memory.part.detach().clone()
     optimiser = torch.optim.Adam(model.parameters(), lr)
@@ -871,10 +873,15 @@ def learn(model: MemoryNet, side: int, steps: int, lr: float) -> tuple[float, li
     gt = scenes(16, side, rng)
     lq = noisy(gt, rng)
     with torch.no_grad():
-        psnr = [float(-10 * torch.log10((y - gt).square().mean())) for y in (lq, *model.eval().stages(lq))]
+        stages = model.eval().stages(lq)
+        psnr = [float(-10 * torch.log10((y - gt).square().mean())) for y in (lq, *stages)]
         moved = float((model.memory.part - before).norm() / before.norm())
-    print(f"input {psnr[0]:.2f} dB, stages 3, 2, 1 {[round(p, 2) for p in psnr[1:]]}, bank moved {moved:.3f}")
-    return psnr[0], psnr[1:], moved
+        model.memory.part.zero_()
+        used = [float((a - b).square().mean().sqrt()) for a, b in zip(stages, model.stages(lq), strict=True)]
+    print(
+        f"input {psnr[0]:.2f} dB, stages 3, 2, 1 {[round(p, 2) for p in psnr[1:]]}, bank moved {moved:.3f}, used {used}"
+    )
+    return psnr[0], psnr[1:], moved, used
 
 
 def blind(**options: object) -> MemoryNet:
@@ -888,10 +895,11 @@ def blind(**options: object) -> MemoryNet:
 def test_it_learns_to_denoise_and_cannot_from_the_cosine_of_pixels():
     size = {"n": 8, "u": 4, "o": 4, "cabs": 1, "recon": "off", "contrastive": False}
     torch.manual_seed(0)
-    before, stages, moved = learn(MemoryNet(**size), 24, 40, 4e-3)
+    before, stages, moved, used = learn(MemoryNet(**size), 24, 40, 4e-3)
     assert min(stages) >= before + 3
     assert moved > 0.01
-    before, stages, _ = learn(blind(**size), 24, 40, 4e-3)
+    assert min(used) > 1e-3
+    before, stages, *_ = learn(blind(**size), 24, 40, 4e-3)
     assert max(stages) < before + 2
 
 
@@ -899,9 +907,10 @@ def test_it_learns_to_denoise_and_cannot_from_the_cosine_of_pixels():
 def test_it_learns_to_denoise_by_6_db_on_its_best_and_last_stage():
     size = {"n": 16, "u": 8, "o": 8, "cabs": 2, "recon": "off", "contrastive": False}
     torch.manual_seed(0)
-    before, stages, moved = learn(MemoryNet(**size), 48, 200, 1e-3)
+    before, stages, moved, used = learn(MemoryNet(**size), 48, 200, 1e-3)
     assert stages[0] >= before + 6
     assert max(stages) >= before + 6
     assert moved > 0.01
-    before, stages, _ = learn(blind(**size), 48, 200, 1e-3)
+    assert min(used) > 1e-3
+    before, stages, *_ = learn(blind(**size), 48, 200, 1e-3)
     assert max(stages) < before + 2
