@@ -4,7 +4,8 @@
 
 plain: jobs.loop in one process, without Ray and without checkpoints. Each worker has one core, and the plain loop too.
 images/s over all steps but those up to the first record, the median of the rounds, which take turns. network: the share of
-the steps' time that a worker waits for the others: their gradients, BatchNorm's statistics, the memory's update. Targets: one worker within 3 % of the plain loop.
+the steps' time that a worker waits for the others: their gradients, BatchNorm's statistics, the memory's update. Targets:
+one worker within 3 % of the plain loop.
 start: seconds from the command to the first step, beside those that the plain loop takes for imports and data.
 """
 

@@ -298,7 +298,15 @@ def test_a_node_that_will_be_taken_has_the_state_saved_at_once(workplace, undist
         until_step(workplace, "taken", 40, process)
         command = [Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address]
         reason = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+        family = psutil.Process().children(recursive=True)
+        ranks = [each for each in family if "RayTrainWorker" in " ".join(each.cmdline())]
+        assert len(ranks) == 2
+        for rank in ranks:  # else they might be through before the notice comes
+            rank.suspend()
         subprocess.run([*command, *reason, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
+        time.sleep(6)  # Ray looks every 5 s
+        for rank in ranks:
+            rank.resume()
         log, saved = workplace / "taken.log", None
         while not (saved := re.search(r"nodes of ranks \[(\d)\] will be taken: saving step (\d+)", log.read_text())):
             assert process.poll() is None, log.read_text()
