@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +23,8 @@ from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
 
-WITHOUT_ROOM_S = 600  # in which lost workers found no room, until the run ends
+WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
+PAUSE_S = 10  # between two starts of the workers, after one that failed
 CODE = (
     "jobs/loop.py",
     "jobs/models/batchnorm.py",
@@ -181,21 +184,14 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(
                     max_failures=training.max_failures,
-                    controller_failure_limit=max(1, round(WITHOUT_ROOM_S / patience)),
+                    controller_failure_limit=0,  # see _fit_again
                 ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
         bar.start()
         try:
-            while True:
-                try:
-                    returned = trainer.fit().return_value
-                    break
-                except ray.train.ControllerError:
-                    if not taken(needed, gpus=gpus):
-                        raise
-                    wait_for(needed, gpus=gpus, wait_seconds=patience)  # another job was faster to take what was free
+            returned = _fit_again(trainer, feed, training.max_failures, cpus=needed, gpus=gpus, patience=patience)
         except ray.train.TrainingFailedError as error:
             fatal = None
             with suppress(ray.exceptions.RayError):  # the feed is lost with its node
@@ -206,7 +202,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
                 raise UserError(
                     f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
                 ) from None
-            if isinstance(error, ray.train.ControllerError):
+            if _without_room(error):
                 raise UserError(
                     f"{run}: the cluster had no room for {training.workers} workers; {_room(training)}"
                 ) from None
@@ -224,6 +220,63 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     return str(returned["checkpoint"])
 
 
+def _fit_again(trainer: Any, feed: Any, max_failures: int, *, cpus: int, gpus: int, patience: float) -> Any:
+    """What the workers return; where they do not start, they are started again, each time by a new controller.
+
+    A controller of Ray's that tries again by itself waits for room that the workers of a start which failed halfway still
+    hold (Ray 2.60). Raises Ray's TrainingFailedError when they did not start max_failures times in a row after the first,
+    or found no room, which nobody had taken, for WITHOUT_ROOM_S.
+    """
+    import ray
+    import ray.train
+
+    on_sigint = signal.getsignal(signal.SIGINT)
+    reached, since, failed = None, time.monotonic(), 0
+    while True:
+        try:
+            return trainer.fit().return_value
+        except ray.train.ControllerError as error:
+            failure = error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_sigint)  # Ray's exits with 0 from now on
+        _remove_placement_groups()
+        before = reached
+        with suppress(ray.exceptions.RayError):  # the feed is lost with its node
+            reached = ray.get(feed.get.remote(0), timeout=10)
+        if reached != before:  # they trained meanwhile
+            since, failed = time.monotonic(), 0
+        if not _without_room(failure):
+            failed += 1
+            if failed > max_failures:
+                raise failure
+            time.sleep(PAUSE_S)
+        elif taken(cpus, gpus=gpus):  # another job was faster to take what was free
+            wait_for(cpus, gpus=gpus, wait_seconds=patience)
+            since = time.monotonic()
+        elif time.monotonic() - since > WITHOUT_ROOM_S:
+            raise failure
+
+
+def _remove_placement_groups() -> None:
+    """Free what the workers of this job held: Ray does so when the job ends, and not when their controller has."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
+def _without_room(error: Exception) -> bool:
+    """Whether workers were not started, for want of CPUs or GPUs."""
+    from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError
+
+    failure = getattr(error, "controller_failure", None)
+    return isinstance(failure, (InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError))
+
+
 def _causes(error: Exception) -> Iterator[BaseException]:
     """What is behind a failure of Ray Train: of each worker, and of the controller, down to the first cause."""
     for cause in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error):
@@ -236,8 +289,10 @@ def _causes(error: Exception) -> Iterator[BaseException]:
 def _lost(error: Exception) -> bool:
     """Whether processes went away, whatever the others then ran into."""
     from ray.exceptions import NodeDiedError, RayActorError, WorkerCrashedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-    return any(isinstance(cause, (RayActorError, NodeDiedError, WorkerCrashedError)) for cause in _causes(error))
+    lost = (NodeDiedError, RayActorError, WorkerCrashedError, WorkerGroupStartupFailedError)
+    return any(isinstance(cause, lost) for cause in _causes(error))
 
 
 def _here() -> Any:

@@ -350,3 +350,39 @@ def test_a_run_whose_room_another_took_first_waits_for_it(workplace, undisturbed
     assert done.returncode == 0, done.stderr
     assert f"2 CPUs are needed and Ray ({address}) has 1 of 2 free: waiting" in done.stdout + done.stderr
     assert json.loads((workplace / "runs-late/tiny/checkpoint.json").read_text())["sha256"] == undisturbed["sha256"]
+
+
+# `memoir train` whose workers are lost, the first time, after they took their room and before they train
+HALFWAY = """
+import os, ray, memoir, jobs.train, ray.train.torch
+from pathlib import Path
+jobs.train.PAUSE_S = 0
+first = Path("halfway").resolve()
+class Halfway(ray.train.torch.TorchConfig):
+    @property
+    def backend_cls(self):
+        base = super().backend_cls
+        class Backend(base):
+            def on_start(self, *arguments, **options):
+                try:
+                    first.touch(exist_ok=False)
+                except FileExistsError:
+                    return base().on_start(*arguments, **options)
+                raise ray.exceptions.ActorDiedError
+        return Backend
+ray.train.torch.TorchConfig = Halfway
+memoir.main()
+"""
+
+
+def test_a_start_that_fails_halfway_does_not_keep_the_room_of_the_next(workplace, undisturbed):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        command = [sys.executable, "-c", HALFWAY, "train", "tiny.yaml", "--store", "half", "--runs", "runs-half"]
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=100)
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert (workplace / "halfway").exists()
+    assert json.loads((workplace / "runs-half/tiny/checkpoint.json").read_text())["sha256"] == undisturbed["sha256"]
