@@ -156,7 +156,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{patience:g}"
     import ray
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri
@@ -164,7 +164,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     stop = threading.Event()
     bar = threading.Thread(target=_show, args=(run, feed, stop), daemon=True)
     with tempfile.TemporaryDirectory(prefix="memoir-ray-") as scratch:
-        trainer = TorchTrainer(
+        trainer = _trainer_class()(
             _worker,
             train_loop_config={"recipe": recipe, "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
             torch_config=TorchConfig(
@@ -191,8 +191,8 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         )
         bar.start()
         try:
-            returned = _fit_again(trainer, feed, training.max_failures, cpus=needed, gpus=gpus, patience=patience)
-        except ray.train.TrainingFailedError as error:
+            returned = _fit_again(trainer, feed, training.max_failures, cpus=needed, gpus=gpus)
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
             fatal = None
             with suppress(ray.exceptions.RayError):  # the feed is lost with its node
                 fatal = ray.get(feed.fatal.remote(), timeout=10)
@@ -220,12 +220,29 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     return str(returned["checkpoint"])
 
 
-def _fit_again(trainer: Any, feed: Any, max_failures: int, *, cpus: int, gpus: int, patience: float) -> Any:
-    """What the workers return; where they do not start, they are started again, each time by a new controller.
+def _trainer_class() -> Any:
+    """Ray's TorchTrainer without its PlacementGroupCleaner.
+
+    It is detached from the job to free the room of a lost controller, which `_remove_placement_groups` does, and the end of
+    the job; and it stays for good if the job ends before it has begun (Ray 2.60).
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    return Trainer
+
+
+def _fit_again(trainer: Any, feed: Any, max_failures: int, *, cpus: int, gpus: int) -> Any:
+    """What the workers return; where they do not start, or their controller is lost, they are started again by a new one.
 
     A controller of Ray's that tries again by itself waits for room that the workers of a start which failed halfway still
-    hold (Ray 2.60). Raises Ray's TrainingFailedError when they did not start max_failures times in a row after the first,
-    or found no room, which nobody had taken, for WITHOUT_ROOM_S.
+    hold (Ray 2.60). Raises Ray's TrainingFailedError or RayActorError when that happened max_failures times in a row after
+    the first, or when they found no room, which nobody had taken, for WITHOUT_ROOM_S.
     """
     import ray
     import ray.train
@@ -235,8 +252,8 @@ def _fit_again(trainer: Any, feed: Any, max_failures: int, *, cpus: int, gpus: i
     while True:
         try:
             return trainer.fit().return_value
-        except ray.train.ControllerError as error:
-            failure = error
+        except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
+            failure: Exception = error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, on_sigint)  # Ray's exits with 0 from now on
@@ -252,7 +269,7 @@ def _fit_again(trainer: Any, feed: Any, max_failures: int, *, cpus: int, gpus: i
                 raise failure
             time.sleep(PAUSE_S)
         elif taken(cpus, gpus=gpus):  # another job was faster to take what was free
-            wait_for(cpus, gpus=gpus, wait_seconds=patience)
+            wait_for(cpus, gpus=gpus, wait_seconds=WITHOUT_ROOM_S)
             since = time.monotonic()
         elif time.monotonic() - since > WITHOUT_ROOM_S:
             raise failure

@@ -113,10 +113,15 @@ def until_step(root: Path, store: str, step: int, process: subprocess.Popen[byte
     until(root, store, process, lambda said: any(record["step"] >= step for record in said))
 
 
+def rays(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
+    """Processes of an embedded run, by a part of their titles."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return [each for each in family if name in " ".join(each.cmdline())]
+
+
 def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The ranks of an embedded run."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    return [each for each in family if "RayTrainWorker" in " ".join(each.cmdline())]
+    return rays(process, "RayTrainWorker")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,26 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed
     workers[0].kill()
     assert finish(workplace, "worker", process)["sha256"] == undisturbed["sha256"]
     assert records(workplace, "worker") == records(workplace, "undisturbed")
+
+
+def test_a_killed_controller_of_ray_is_replaced(workplace, undisturbed):
+    process = train(workplace, "controller")
+    until_step(workplace, "controller", 60, process)
+    (controller,) = rays(process, "TrainController")
+    controller.kill()
+    assert finish(workplace, "controller", process)["sha256"] == undisturbed["sha256"]
+    assert "2 workers, from step-" in (workplace / "controller.log").read_text()
+    assert records(workplace, "controller") == records(workplace, "undisturbed")
+
+
+def test_a_run_leaves_no_actor_to_the_cluster_that_would_outlive_a_killed_driver(workplace):
+    process = train(workplace, "detached")
+    until_step(workplace, "detached", 20, process)
+    names = {" ".join(each.cmdline()) for each in rays(process, "ray::")}
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert any("TrainController" in name for name in names)
+    assert not [name for name in names if "PlacementGroupCleaner" in name]
 
 
 def test_the_same_command_continues_a_run_whose_every_process_was_killed(workplace, undisturbed):
@@ -354,7 +379,7 @@ def test_a_run_whose_room_another_took_first_waits_for_it(workplace, undisturbed
 
 # `memoir train` whose workers are lost, the first time, after they took their room and before they train
 HALFWAY = """
-import os, ray, memoir, jobs.train, ray.train.torch
+import os, ray, signal, memoir, jobs.train, ray.train.torch
 from pathlib import Path
 jobs.train.PAUSE_S = 0
 first = Path("halfway").resolve()
@@ -371,18 +396,58 @@ class Halfway(ray.train.torch.TorchConfig):
                 raise ray.exceptions.ActorDiedError
         return Backend
 ray.train.torch.TorchConfig = Halfway
-memoir.main()
+try:
+    memoir.main()
+finally:
+    print("Ctrl-C is Python's:", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
 
 
 def test_a_start_that_fails_halfway_does_not_keep_the_room_of_the_next(workplace, undisturbed):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    command = [sys.executable, "-c", HALFWAY, "train", "tiny.yaml", "--store", "half", "--runs", "runs-half"]
+    options = {"env": {**os.environ, "RAY_ADDRESS": cluster.address}, "cwd": workplace, "timeout": 100}
     try:
-        command = [sys.executable, "-c", HALFWAY, "train", "tiny.yaml", "--store", "half", "--runs", "runs-half"]
-        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=100)
+        once = ["--set", "training.max_failures=0"]
+        failed = subprocess.run([*command, *once], capture_output=True, text=True, check=False, **options)
+        (workplace / "halfway").unlink()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     finally:
         cluster.shutdown()
+    assert failed.returncode == 1
+    assert "more often than the 0 times that training.max_failures allows" in failed.stderr
+    assert "Traceback" not in failed.stderr
     assert done.returncode == 0, done.stderr
     assert (workplace / "halfway").exists()
+    assert "Ctrl-C is Python's: True" in done.stdout
     assert json.loads((workplace / "runs-half/tiny/checkpoint.json").read_text())["sha256"] == undisturbed["sha256"]
+
+
+# `memoir train` with less patience
+HASTY = """
+import os, memoir, jobs.train
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.train.WITHOUT_ROOM_S = "3", 6
+memoir.main()
+"""
+
+
+def test_a_run_whose_node_is_lost_for_good_ends_in_one_line_and_goes_on_where_there_is_room(workplace, undisturbed):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        command = [sys.executable, "-c", HASTY, "train", "tiny.yaml", "--store", "alone", "--runs", "runs-alone"]
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        with (workplace / "alone.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=workplace, stdout=log, stderr=log, env=environment)
+        until_step(workplace, "alone", 40, process)
+        cluster.remove_node(node, allow_graceful=False)
+        assert process.wait(timeout=120) == 1
+        said = (workplace / "alone.log").read_text()
+        unknown_yet = r"2 CPUs are needed and Ray \(.*\) has 1 of 1 free: ask for fewer"  # that it is lost
+        assert re.search(rf"had no room for 2 workers; CPU: each needs 1, and there are 1\n|{unknown_yet}", said)
+        assert "Traceback" not in said
+        cluster.add_node(num_cpus=1)
+        again = train(workplace, "alone", address=cluster.address)
+        assert finish(workplace, "alone", again)["sha256"] == undisturbed["sha256"]
+    finally:
+        cluster.shutdown()
