@@ -152,8 +152,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     gpus = training.fewest if training.gpu else 0
     connect(needed, gpus=gpus, wait_seconds=patience)
     if training.most > training.fewest:  # else Ray waits as long for a worker whose node it does not know to be lost
-        patience = 15
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{patience:g}"
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
     import ray
     import ray.train
     from ray.train.torch import TorchConfig
