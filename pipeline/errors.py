@@ -3,8 +3,9 @@
 import difflib
 import errno
 
-# A full disk, a missing permission: the user's to mend. Any other OSError is a defect and keeps its traceback.
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+# A full disk, a missing permission, a file where a folder was named: the user's to mend. Any other OSError is a defect and
+# keeps its traceback.
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOTDIR)
 
 
 class UserError(ValueError):

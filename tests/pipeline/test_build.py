@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -413,6 +414,14 @@ def test_a_worker_with_other_libraries_is_refused(filled, monkeypatch):
     monkeypatch.setattr(stage, "_orders", of_a_driver_with_another_numpy)
     with pytest.raises(UserError, match=r"node .* has .*, the build needs .*'numpy': '0\.0'.*: install the same$"):
         filled.build()
+
+
+def test_a_store_in_a_file_is_one_line(filled, cli):
+    filled.task()
+    Path("file").write_text("")
+    code, out, err = cli("build", "tiny.yaml", "--store", "file/store")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"memoir: \S*file/store\S*: Not a directory\n", err)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 7])
