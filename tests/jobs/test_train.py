@@ -406,7 +406,7 @@ finally:
 def test_a_start_that_fails_halfway_does_not_keep_the_room_of_the_next(workplace, undisturbed):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     command = [sys.executable, "-c", HALFWAY, "train", "tiny.yaml", "--store", "half", "--runs", "runs-half"]
-    options = {"env": {**os.environ, "RAY_ADDRESS": cluster.address}, "cwd": workplace, "timeout": 100}
+    options = {"env": {**os.environ, "RAY_ADDRESS": cluster.address}, "cwd": workplace, "timeout": 400}
     try:
         once = ["--set", "training.max_failures=0"]
         failed = subprocess.run([*command, *once], capture_output=True, text=True, check=False, **options)
