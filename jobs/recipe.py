@@ -94,7 +94,7 @@ class Training(Frozen):
     """How the run is carried out. Only `seed` changes its numbers; `workers` changes their last bits."""
 
     workers: int | tuple[int, int] = Field(
-        2, description="DDP ranks; [min, max]: as many as the cluster has free, resized while it trains"
+        2, description="DDP ranks; [min, max]: as many as divide `batch` and the cluster has free, resized meanwhile"
     )
     resize_every_s: float = Field(
         60, gt=0, description="of [min, max] workers: seconds between two looks at the cluster"
@@ -168,12 +168,11 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> "Recipe":
-        B, t = self.data.batch, self.training
-        if any(B % W for W in range(t.fewest, t.most + 1)):
-            fitting = ", ".join(str(W) for W in range(1, B + 1) if B % W == 0)
-            raise ValueError(
-                f"training.workers {t.workers}: every number of them must divide data.batch, {B}: {fitting}"
-            )
+        B = self.data.batch
+        for W in (self.training.fewest, self.training.most):
+            if B % W:
+                fitting = ", ".join(str(W) for W in range(1, B + 1) if B % W == 0)
+                raise ValueError(f"training.workers: {W} does not divide data.batch, {B}; these do: {fitting}")
         return self
 
 

@@ -163,7 +163,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     stop = threading.Event()
     bar = threading.Thread(target=_show, args=(run, feed, stop), daemon=True)
     with tempfile.TemporaryDirectory(prefix="memoir-ray-") as scratch:
-        trainer = _trainer_class()(
+        trainer = _trainer_class(recipe)(
             _worker,
             train_loop_config={"recipe": recipe, "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
             torch_config=TorchConfig(
@@ -219,16 +219,31 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     return str(returned["checkpoint"])
 
 
-def _trainer_class() -> Any:
-    """Ray's TorchTrainer without its PlacementGroupCleaner.
+def _trainer_class(recipe: Recipe) -> Any:
+    """Ray's TorchTrainer with two changes of what is inside it (Ray 2.60).
 
-    It is detached from the job to free the room of a lost controller, which `_remove_placement_groups` does, and the end of
-    the job; and it stays for good if the job ends before it has begun (Ray 2.60).
+    Of [min, max] workers it takes numbers that divide the global batch, not whatever the cluster has free.
+
+    Its PlacementGroupCleaner is left out. It is detached from the job to free the room of a lost controller, which
+    `_remove_placement_groups` does, and the end of the job; and it stays for good if the job ends before it has begun.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+    B = recipe.data.batch
+
+    class Policy(ElasticScalingPolicy):
+        def _count_possible_workers(self, reserved_resources: Any) -> int:
+            W = super()._count_possible_workers(reserved_resources)
+            return next(fewer for fewer in range(W, -1, -1) if fewer == 0 or B % fewer == 0)
 
     class Trainer(TorchTrainer):
+        def _initialize_and_run_controller(self, **options: Any) -> Any:
+            if isinstance(options["scaling_policy"], ElasticScalingPolicy):
+                options["scaling_policy"] = Policy(self.scaling_config)
+            return super()._initialize_and_run_controller(**options)
+
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
             return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]

@@ -125,6 +125,17 @@ def test_a_wrong_value_names_file_line_and_key(old, new, where, file):
     assert complaint(file, old, new).startswith(f"{file}:{where}")
 
 
+@pytest.mark.parametrize(("workers", "wrong"), [("3", 3), ("[1, 3]", 3), ("[3, 4]", 3), ("[1, 32]", 32)])
+def test_numbers_of_workers_that_do_not_divide_the_batch_are_refused(workers, wrong, file):
+    said = complaint(file, "workers: 2", f"workers: {workers}")
+    assert f"training.workers: {wrong} does not divide data.batch, 16; these do: 1, 2, 4, 8, 16" in said
+
+
+def test_a_range_of_workers_may_have_numbers_between_that_do_not_divide_the_batch(file):
+    file.write_text(file.read_text().replace("workers: 2", "workers: [1, 4]"))
+    assert read_recipe(str(file)).training.workers == (1, 4)
+
+
 @pytest.mark.parametrize("key", ["data", "optimisation.length", "model.name", "evaluation.benchmarks.0.data"])
 def test_a_missing_key_is_named(key, file):
     lines = {

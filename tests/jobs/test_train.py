@@ -293,11 +293,11 @@ def test_workers_come_and_go_and_the_steps_are_those_of_a_fixed_number(workplace
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)
-        process = train(workplace, "elastic", *options, "training.workers=[1, 2]", address=cluster.address)
+        process = train(workplace, "elastic", *options, "training.workers=[1, 4]", address=cluster.address)
         until_step(workplace, "elastic", 60, process)
         cluster.remove_node(node, allow_graceful=False)
         until(workplace, "elastic", process, lambda said: any(record.get("workers") == 1 for record in said))
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=2)  # room for 3, which does not divide the batch
         finish(workplace, "elastic", process)
         finish(workplace, "fixed", train(workplace, "fixed", *options, address=cluster.address))
     finally:
