@@ -4,8 +4,8 @@
 
 A recipe of seconds trains on a Ray cluster of two nodes with one rank each: undisturbed, and then for each fault and time
 in a store of its own, with the fault at a moment that is drawn evenly from the start of the fit to the last step of the
-undisturbed run: so long after the step that was seen last at that moment. Where `memoir train` ends with an error, or is killed, the cause is mended and the same command is given
-once more. Faults:
+undisturbed run: so long after the step that was seen last at that moment. Where `memoir train` ends with an error, or is
+killed, the cause is mended and the same command is given once more. Faults:
 
 - rank0, rank1: SIGKILL of a rank;
 - node: SIGKILL of the second node with all its processes; a new node joins;
@@ -22,9 +22,10 @@ once more. Faults:
 each, and a series that was stopped goes on after the last.
 
 Outcomes: recovered (without help), again (by the same command), error (told in a line, twice); and bad ones: weights
-(others than undisturbed), loss (records missing or doubled), hang (ten times as long as undisturbed), traceback, crash (no line at all).
-Steps lost are those done again, seconds lost those of `memoir train` beyond the undisturbed run. Orphans are processes
-that outlive the run by 60 s. Ends with 1 after a bad outcome or an orphan.
+(others than undisturbed), loss (records missing or doubled), hang (ten times as long as undisturbed),
+traceback, crash (no line at all). Steps lost are those done again, seconds lost those of `memoir train` beyond the one
+undisturbed run, so a machine whose speed changes meanwhile changes them. Orphans are processes that outlive the run by
+60 s. Ends with 1 after a bad outcome or an orphan.
 """
 
 import argparse
