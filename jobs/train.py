@@ -236,7 +236,7 @@ def _trainer_class(recipe: Recipe) -> Any:
     class Policy(ElasticScalingPolicy):
         def _count_possible_workers(self, reserved_resources: Any) -> int:
             W = super()._count_possible_workers(reserved_resources)
-            return next(fewer for fewer in range(W, -1, -1) if fewer == 0 or B % fewer == 0)
+            return max((fewer for fewer in range(1, W + 1) if B % fewer == 0), default=0)
 
     class Trainer(TorchTrainer):
         def _initialize_and_run_controller(self, **options: Any) -> Any:

@@ -113,8 +113,8 @@ def until_step(root: Path, store: str, step: int, process: subprocess.Popen[byte
     until(root, store, process, lambda said: any(record["step"] >= step for record in said))
 
 
-def rays(process: subprocess.Popen[bytes], name: str) -> list[psutil.Process]:
-    """Processes of an embedded run, by a part of their titles."""
+def rays(process: subprocess.Popen[bytes] | psutil.Process, name: str) -> list[psutil.Process]:
+    """Ray's processes below one, by a part of their titles."""
     family = psutil.Process(process.pid).children(recursive=True)
     return [each for each in family if name in " ".join(each.cmdline())]
 
@@ -159,11 +159,11 @@ def test_a_killed_controller_of_ray_is_replaced(workplace, undisturbed):
 def test_a_run_leaves_no_actor_to_the_cluster_that_would_outlive_a_killed_driver(workplace):
     process = train(workplace, "detached")
     until_step(workplace, "detached", 20, process)
-    names = {" ".join(each.cmdline()) for each in rays(process, "ray::")}
+    controllers, cleaners = rays(process, "TrainController"), rays(process, "PlacementGroupCleaner")
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
-    assert any("TrainController" in name for name in names)
-    assert not [name for name in names if "PlacementGroupCleaner" in name]
+    assert controllers
+    assert not cleaners
 
 
 def test_the_same_command_continues_a_run_whose_every_process_was_killed(workplace, undisturbed):
@@ -323,8 +323,7 @@ def test_a_node_that_will_be_taken_has_the_state_saved_at_once(workplace, undist
         until_step(workplace, "taken", 40, process)
         command = [Path(sys.executable).parent / "ray", "drain-node", "--address", cluster.address]
         reason = ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
-        family = psutil.Process().children(recursive=True)
-        ranks = [each for each in family if "RayTrainWorker" in " ".join(each.cmdline())]
+        ranks = rays(psutil.Process(), "RayTrainWorker")
         assert len(ranks) == 2
         for rank in ranks:  # else they might be through before the notice comes
             rank.suspend()
