@@ -1,6 +1,5 @@
 """`memoir doctor`: is everything here that the stages need?"""
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.recipe import read_recipe
+from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.layouts import layout
 from pipeline.params import Params, read_params
@@ -86,7 +86,7 @@ def _cluster() -> Finding:
             return Finding(True, "cluster", f"takes training jobs, Ray {client().ray_version()}")
         address = address_to_join()
         if not address:
-            return Finding(True, "cluster", f"none named by RAY_ADDRESS: embedded, {os.cpu_count()} CPUs")
+            return Finding(True, "cluster", f"none named by RAY_ADDRESS: embedded, {available_cpus()} CPUs")
         connect(0)
     except UserError as error:
         return Finding(False, "cluster", str(error))

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.recipe import Recipe, Training, read_recipe
 from jobs.resume import Checkpoints
 from pipeline.cluster import address_to_join, connect, jobs_address, taken, wait_for
+from pipeline.cpus import available_cpus
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json, samples_digest
@@ -148,7 +149,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     patience = float(os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120"))
     embedded = not address_to_join()
     cpus = training.most * training.cpus_per_worker
-    needed = max(cpus, os.cpu_count() or 1) if embedded else training.fewest * training.cpus_per_worker
+    needed = max(cpus, available_cpus()) if embedded else training.fewest * training.cpus_per_worker
     gpus = training.fewest if training.gpu else 0
     connect(needed, gpus=gpus, wait_seconds=patience)
     if training.most > training.fewest:  # else Ray waits as long for a worker whose node it does not know to be lost

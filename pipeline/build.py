@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cluster import address_to_join, connect
+from pipeline.cpus import available_cpus
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import noisy_8bit
@@ -192,7 +193,7 @@ def _download(recipes: list[str], shared: Storage) -> set[str]:
 def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
     """Write the shards as Ray Data tasks, one block and one task per shard; only these small rows pass through Ray."""
     embedded = not address_to_join()
-    connect(cpus or (os.cpu_count() or 1 if embedded else 1))
+    connect(cpus or (available_cpus() if embedded else 1))
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)

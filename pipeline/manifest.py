@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.config import Frozen
+from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.images import UnusableImageError, source_image, write_bytes
 from pipeline.layouts import layout
@@ -87,7 +88,7 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
     used: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     counts: list[Counts] = []
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         for name, source in sources.items():
             root = local_folder(source.root)
             raw = layout(source.layout, name, root, source.variant)

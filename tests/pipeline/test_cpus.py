@@ -1,0 +1,72 @@
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cpus import available_cpus
+
+HERE = len(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def many_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+
+
+def write(folder, **files):
+    """Files of a control group: contents by name, with _ for the dot after cpu."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("cpu_", "cpu.", 1)).write_text(text)
+
+
+def test_a_process_that_is_bound_to_one_cpu_has_one():
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from pipeline.cpus import available_cpus; print(available_cpus())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_without_limits_it_is_the_affinity(tmp_path):
+    write(tmp_path / "cgroup", cpu_max="max 100000\n")
+    (tmp_path / "own").write_text("0::/\n")
+    assert available_cpus(tmp_path / "cgroup", tmp_path / "own") == HERE
+    assert available_cpus(tmp_path / "none", tmp_path / "none") == HERE
+
+
+@pytest.mark.usefixtures("many_cpus")
+@pytest.mark.parametrize(
+    ("quota", "cpus"), [("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1), ("max 100000", 64)]
+)
+def test_a_quota_of_version_2_counts_in_whole_cpus(tmp_path, quota, cpus):
+    write(tmp_path / "cgroup", cpu_max=f"{quota}\n")
+    (tmp_path / "own").write_text("0::/\n")
+    assert available_cpus(tmp_path / "cgroup", tmp_path / "own") == cpus
+
+
+@pytest.mark.usefixtures("many_cpus")
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+def test_a_quota_of_version_1_counts_in_whole_cpus(tmp_path, mount):
+    write(tmp_path / "cgroup" / mount, cpu_cfs_quota_us="300000\n", cpu_cfs_period_us="100000\n")
+    (tmp_path / "own").write_text(
+        f"9:memory:/docker/a:b\n3:{mount}:/docker/a:b\n"
+    )  # names a group that is not seen here
+    assert available_cpus(tmp_path / "cgroup", tmp_path / "own") == 3
+    write(tmp_path / "cgroup" / mount, cpu_cfs_quota_us="-1\n")
+    assert available_cpus(tmp_path / "cgroup", tmp_path / "own") == 64
+
+
+@pytest.mark.usefixtures("many_cpus")
+@given(st.lists(st.one_of(st.none(), st.integers(1, 100)), min_size=1, max_size=5))
+def test_the_narrowest_of_nested_groups_counts(tmp_path_factory, limits):
+    root = tmp_path_factory.mktemp("nested")
+    folder = root / "cgroup"
+    for depth, limit in enumerate(limits):
+        folder = folder / f"level{depth}" if depth else folder
+        write(folder, cpu_max=f"{'max' if limit is None else limit * 100_000} 100000\n")
+    (root / "own").write_text(f"0::/{folder.relative_to(root / 'cgroup')}\n")
+    expected = min([64, *(limit for limit in limits if limit is not None)])
+    assert available_cpus(root / "cgroup", root / "own") == expected
