@@ -5,10 +5,9 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import Field, SerializeAsAny, create_model, model_validator
 
-from pipeline.config import Frozen, read_yaml
+from pipeline.config import Frozen, parse_yaml, read_limited, read_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.sampling.patches import Grid, RandomCrops
 
@@ -190,9 +189,8 @@ def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 def _schema(path: Path) -> type[Recipe]:
     """Recipe, with the options of the model that the file names."""
     try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-        model = raw["model"]["name"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        model = parse_yaml(read_limited(path), str(path))["model"]["name"]
+    except (KeyError, TypeError):
         return Recipe  # read_yaml says what is wrong
     if not isinstance(model, str) or model not in MODELS:
         raise UserError(f"{path}: model.name: unknown model {model!r}; {nearest(str(model), list(MODELS))}")

@@ -1,5 +1,12 @@
-"""YAML files checked against typed, closed schemas; a mistake is one line with file, line and the nearest known key."""
+"""YAML files checked against typed, closed schemas; a mistake is one line with file, line and the nearest known key.
 
+All YAML and JSON that memoir reads from files of others comes through here.
+"""
+
+import json
+import math
+import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,11 +19,15 @@ from pipeline.errors import UserError, nearest
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+YAML_BYTES = 2**17  # of one file; the longest recipe has 3,000, and these take a second to read
+DEPTH = 32  # of nesting
+DIGITS = 100  # of a number
+
 
 class Frozen(BaseModel):
     """Base of every configuration: unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def read_yaml(path: Path, schema: type[Schema], overrides: list[str] | None = None) -> Schema:
@@ -25,20 +36,7 @@ def read_yaml(path: Path, schema: type[Schema], overrides: list[str] | None = No
     overrides: `section.key=value` strings (value in YAML) that replace what the file says.
     Raises UserError naming file, line, key and the nearest known key.
     """
-    try:
-        text = path.read_text("utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {_problem(error)}") from None
-    if (twice := _twice(root)) is not None:
-        raise UserError(f"{path}:{twice.start_mark.line + 1}: {twice.value} is given twice; keep one")
+    root, data = _parsed(read_limited(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(data).__name__}")
     for override in overrides or []:
@@ -47,6 +45,157 @@ def read_yaml(path: Path, schema: type[Schema], overrides: list[str] | None = No
         return schema.model_validate(data)
     except ValidationError as error:
         raise UserError(_explain(path, root, schema, error)) from None
+
+
+def read_limited(path: Path) -> bytes:
+    """The contents of a configuration file. Raises UserError if it cannot be read, or is longer than any has to be."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(YAML_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if len(data) > YAML_BYTES:
+        raise UserError(f"{path}: longer than {YAML_BYTES:,} bytes, which no configuration needs")
+    return data
+
+
+def parse_yaml(data: bytes, where: str) -> Any:
+    """What YAML text from anywhere says: dictionaries with keys of text, lists, text, numbers, booleans and None.
+
+    data: UTF-8. where: for messages. It takes time and memory in proportion to the text, which ends at YAML_BYTES.
+    Raises UserError, with the line, for what is not YAML or no configuration needs: tags such as !!python/object,
+    aliases (a few lines of them can stand for billions of values), nesting deeper than DEPTH, a key that is given twice
+    or that is not text, dates, and numbers that YAML takes for other ones than they look like (010, 12:30).
+    """
+    return _parsed(data, where)[1]
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """What JSON text from anywhere says. data: UTF-8. where: for messages.
+
+    Raises UserError for what is not JSON, for a key that is given twice, for NaN, infinite and endless numbers, for text
+    that is not Unicode, and for nesting deeper than Python's JSON reader goes.
+    """
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_once, parse_constant=_not_finite, parse_float=_finite)
+        if "\\ud" in text.lower():  # the half of a pair alone can be neither printed nor written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not a text file in UTF-8") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: not JSON: it holds half a character") from None
+    except RecursionError:
+        raise UserError(f"{where}: not JSON that memoir writes: nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {' '.join(str(error).split())}") from None
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{_short(next(name for name in found if names.count(name) > 1))} is given twice")
+    return found
+
+
+def _not_finite(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{_short(text)} is too large for a number")
+    return value
+
+
+TEXT = "tag:yaml.org,2002:str"
+KINDS = {  # what YAML takes a key for that is not text
+    "tag:yaml.org,2002:null": "nothing",
+    "tag:yaml.org,2002:bool": "true or false",
+    "tag:yaml.org,2002:int": "a number",
+    "tag:yaml.org,2002:float": "a number",
+    "tag:yaml.org,2002:timestamp": "a date",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what can make a short text large, deep, or another thing than it looks like."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _mistake(f"*{event.anchor} repeats another value; write it out", event)
+        if getattr(event, "tag", None) is not None:
+            tag = _short(event.tag.replace("tag:yaml.org,2002:", "!!"))
+            raise _mistake(f"the tag {tag} is not taken; write the value plainly", event)
+        if self.depth == DEPTH:
+            raise _mistake(f"nested more than {DEPTH} deep", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            self._check_keys(node)
+        return node
+
+    def _check_keys(self, mapping: yaml.MappingNode) -> None:
+        seen = set()
+        for key, _ in mapping.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _mistake("a key is a list or a mapping; keys are words", key)
+            if key.tag not in (TEXT, "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"):
+                what = KINDS.get(key.tag, "no text")
+                raise _mistake(
+                    f"the key {_short(key.value) or 'of no letters'} is {what} in YAML; put it in quotes", key
+                )
+            if key.tag != TEXT:
+                raise _mistake(f"the key {key.value} means something else in YAML; write the keys out", key)
+            if key.value in seen:
+                raise _mistake(f"{_short(key.value)} is given twice; keep one", key)
+            seen.add(key.value)
+
+    def construct_scalar(self, node: Any) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float") and len(node.value) > DIGITS:
+            raise _mistake(f"{_short(node.value)}: a number of {len(node.value):,} characters", node)
+        if kind in ("int", "float") and ":" in node.value:
+            raise _mistake(f"{node.value} is a number in base 60 in YAML; write it plainly, or '{node.value}'", node)
+        if kind == "int" and re.match(r"[-+]?0[0-7_]+$", node.value):
+            raise _mistake(f"{node.value} is a number in base 8 in YAML; write it without 0, or '{node.value}'", node)
+        if kind == "timestamp":
+            raise _mistake(f"{node.value} is a date in YAML; put it in quotes", node)
+        if not node.value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            raise _mistake("half a character, which can be neither printed nor written", node)
+        return super().construct_scalar(node)
+
+
+def _mistake(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _parsed(data: bytes, where: str, lines: bool = True) -> tuple[Any, Any]:
+    """The tree of a YAML text with its lines, and what it says. Raises UserError as `parse_yaml`, with the line if asked."""
+    if len(data) > YAML_BYTES:
+        raise UserError(f"{where}: longer than {YAML_BYTES:,} bytes, which no configuration needs")
+    try:
+        loader = _Loader(data.decode("utf-8"))
+        root = loader.get_single_node()
+        return root, None if root is None else loader.construct_document(root)
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not a text file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"{where}{f':{mark.line + 1}' if mark and lines else ''}: {_problem(error)}") from None
+    except ValueError as error:  # of a number such as 0x_
+        raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:
@@ -58,30 +207,13 @@ def _override(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise UserError(f"--set {override}: {section} has no keys of its own")
-    try:
-        data[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: not valid YAML: {_problem(error)}") from None
+    data[key] = _parsed(os.fsencode(value), f"--set {override}", lines=False)[1]
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    return " ".join(str(getattr(error, "problem", None) or error).split())
-
-
-def _twice(node: Any) -> Any:
-    """The first key, as a node of the YAML tree, that stands twice in one mapping; YAML lets the last one win."""
-    below = []
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                return key
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-            below.append(value)
-    elif isinstance(node, yaml.SequenceNode):
-        below = node.value
-    return next((key for each in below if (key := _twice(each)) is not None), None)
+    if type(error) is yaml.MarkedYAMLError:
+        return str(error.problem)  # of `_mistake`
+    return "not valid YAML: " + " ".join(str(getattr(error, "problem", None) or error).split())
 
 
 def _explain(path: Path, root: Any, schema: type[BaseModel], error: ValidationError) -> str:
@@ -95,9 +227,27 @@ def _explain(path: Path, root: Any, schema: type[BaseModel], error: ValidationEr
     if first["type"] == "missing":
         return message + "missing; add it"
     given = first.get("input")
-    shown = f" (given: {given!r})" if not isinstance(given, dict | list) else ""
+    shown = f" (given: {_short(repr(given))})" if not isinstance(given, dict | list) else ""
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return message + first["msg"].removeprefix("Value error, ") + shown + more
+    return message + first["msg"].removeprefix("Value error, ") + shown + _turned(root, loc, first) + more
+
+
+def _turned(root: Any, loc: tuple[int | str, ...], error: ErrorDetails) -> str:
+    """What to write, where YAML has taken a value for another kind than it looks like."""
+    given, kind = error.get("input"), error["type"]
+    if isinstance(given, str) and kind in ("int_parsing", "int_type", "float_type", "float_parsing"):
+        try:
+            number = float(given)
+        except ValueError:
+            return ""
+        plain = str(int(number)) if kind.startswith("int") and number.is_integer() else repr(number)
+        return f"; {_short(given)} is text in YAML; write {plain}"
+    if kind in ("string_type", "literal_error") and isinstance(given, bool | int | float):
+        node = _at(root, loc)[1]
+        text = node.value if isinstance(node, yaml.ScalarNode) else str(given).lower()
+        what = "true or false" if isinstance(given, bool) else "a number"
+        return f"; {_short(text)} is {what} in YAML; for the text write '{_short(text)}'"
+    return ""
 
 
 def _misspelt(errors: list[ErrorDetails]) -> ErrorDetails | None:
@@ -111,18 +261,25 @@ def _misspelt(errors: list[ErrorDetails]) -> ErrorDetails | None:
     return None
 
 
-def _line(node: Any, loc: tuple[int | str, ...]) -> int:
-    line = node.start_mark.line
+def _line(root: Any, loc: tuple[int | str, ...]) -> int:
+    return _at(root, loc)[0]
+
+
+def _at(node: Any, loc: tuple[int | str, ...]) -> tuple[int, Any]:
+    """The line, from 1 on, of the deepest part of a place that the file has; and its node, None where it lacks the rest."""
+    line, rest = node.start_mark.line, node
     for part in loc:
         if isinstance(node, yaml.MappingNode):
             match = [(k, v) for k, v in node.value if k.value == str(part)]
             if not match:
+                rest = None
                 continue  # the tag of a union, or a key given on the command line
             line, node = match[0][0].start_mark.line, match[0][1]
+            rest = node
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
+            node = rest = node.value[part]
             line = node.start_mark.line
-    return int(line) + 1
+    return int(line) + 1, rest
 
 
 def _keys(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -1,9 +1,14 @@
+import json
+import time
+from fnmatch import fnmatch
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from pipeline.config import Frozen, read_yaml
+from pipeline.config import YAML_BYTES, Frozen, parse_json, parse_yaml, read_yaml
 from pipeline.errors import UserError
 from pipeline.params import read_params
 from pipeline.task import TASKS, Jpeg, read_task
@@ -99,7 +104,7 @@ def test_a_key_given_twice_is_a_mistake(mistake):
     ("text", "message"),
     [
         ("name: [a\n", "run.yaml:2: not valid YAML: "),
-        ("name: !!python/object:os.system a\n", "run.yaml:1: not valid YAML: "),
+        ("name: !!python/object:os.system a\n", "run.yaml:1: the tag !!python/object:os.system is not taken; "),
         ("name: \x01\n", "run.yaml: not valid YAML: "),
         (b"name: \xff\n", "run.yaml: not a text file in UTF-8"),
         ("", "run.yaml: expected `key: value` lines, found NoneType"),
@@ -108,6 +113,115 @@ def test_a_key_given_twice_is_a_mistake(mistake):
 )
 def test_what_is_no_configuration_is_one_line(mistake, text, message):
     assert mistake(text).startswith(message)
+
+
+# what is made to harm
+
+HOSTILE = {
+    "aliases that stand for 10^10 values": "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a]\n" for i in range(9)),
+    "a list that holds itself": "a: &a [*a]\n",
+    "merged keys": "a: &a {b: 1}\nc: {<<: *a}\n",
+    "merged keys without an alias": "name: a\n<<: {stages: []}\n",
+    "an object": "!!python/object/apply:os.system ['touch PWNED']\n",
+    "a tag of one's own": "name: !mine a\n",
+    "5,000 lists": "a: " + "[" * 5000 + "\n",
+    "5,000 mappings": "a: " + "{b: " * 5000 + "\n",
+    "5,000 lists of blocks": "- " * 5000 + "a\n",
+    "a number of 9,000 digits": "a: " + "9" * 9000 + "\n",
+    "a hexadecimal number without digits": "a: 0x_\n",
+    "a number in base 60": "a: " + "1:" * 5000 + "1\n",
+    "half a character": 'a: "\\ud800"\n',
+    "more than any configuration has": "a: " + "x" * YAML_BYTES + "\n",
+    "a list as a key": "? [a]\n: b\n",
+    "an equals sign": "a: =\n",
+    "a version from the future": "%YAML 9.9\n---\na: b\n",
+    "control characters": "a: \x00\n",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_yaml_is_one_line_at_once(mistake, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    began = time.process_time()
+    assert len(mistake(text)) < 200
+    assert time.process_time() - began < 1
+    assert not (tmp_path / "PWNED").exists()
+
+
+def test_the_largest_configuration_is_read_in_seconds(tmp_path):
+    began = time.process_time()
+    assert len(parse_yaml(b"[" + b"1," * (YAML_BYTES // 2 - 1) + b"]", "here")) == YAML_BYTES // 2 - 1
+    assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\noptimisation: {steps: 1e5}\n", "2: optimisation.steps: Input should be a valid integer*; 1e5 is text in YAML; write 100000"),
+        ("name: a\noptimisation: {steps: 1.5e5}\n", "2: optimisation.steps: *; 1.5e5 is text in YAML; write 150000"),
+        ("name: on\n", "1: name: *(given: True); on is true or false in YAML; for the text write 'on'"),
+        ("name: 291\n", "1: name: *(given: 291); 291 is a number in YAML; for the text write '291'"),
+        ("name: 2026-01-01\n", "1: 2026-01-01 is a date in YAML; put it in quotes"),
+        ("optimisation: {steps: 010}\n", "1: 010 is a number in base 8 in YAML; write it without 0, or '010'"),
+        ("optimisation: {steps: 12:30}\n", "1: 12:30 is a number in base 60 in YAML; write it plainly, or '12:30'"),
+        ("name: a\non: 1\n", "2: the key on is true or false in YAML; put it in quotes"),
+        ("name: a\n~: 1\n", "2: the key ~ is nothing in YAML; put it in quotes"),
+        ("name: a\n1: 1\n", "2: the key 1 is a number in YAML; put it in quotes"),
+        ("name: a\noptimisation: {lr: .inf}\n", "2: optimisation.lr: Input should be a finite number*"),
+        ("name: a\noptimisation: {lr: .nan}\n", "2: optimisation.lr: Input should be a finite number*"),
+    ],
+)  # fmt: skip
+def test_what_yaml_turns_into_something_else_is_told_with_what_to_write(mistake, text, message):
+    said = mistake(text)
+    assert fnmatch(said, f"run.yaml:{message}"), said
+
+
+def test_text_that_yaml_takes_for_numbers_is_read_where_a_number_is_due(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: '12:30'\noptimisation: {lr: 1e-4, steps: 1_000}\n")
+    assert read_yaml(path, Run) == Run(name="12:30", optimisation=Optimisation(lr=1e-4, steps=1000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        '{"a": ' * 100_000,
+        "1" * 9000,
+        "1e999",
+        "[NaN]",
+        "-Infinity",
+        '{"a": 1, "b": 2, "a": 3}',
+        '"\\ud800"',
+        '{"\\uDC00": 1}',
+        "'a'",
+        b"\xff",
+        "{} {}",
+    ],
+    ids=range(14),
+)
+def test_hostile_json_is_one_line_at_once(text):
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"^here: not (JSON|a text file)") as error:
+        parse_json(text if isinstance(text, bytes) else text.encode(), "here")
+    assert time.process_time() - began < 1
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),
+        lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), below, max_size=4),
+        max_leaves=12,
+    )
+)  # fmt: skip
+def test_what_python_writes_as_json_and_yaml_is_read_back(value):
+    assert parse_json(json.dumps(value).encode(), "here") == value
+    text = yaml.safe_dump({"value": json.loads(json.dumps(value))})
+    assert parse_yaml(text.encode(), "here") == {"value": value}
 
 
 @pytest.mark.parametrize(
