@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cluster import address_to_join, connect
+from pipeline.config import parse_json
 from pipeline.cpus import available_cpus
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
@@ -41,10 +42,8 @@ from pipeline.sampling.negatives import Negative, mixed_image, negatives
 from pipeline.sampling.scene_mean import scene_mean
 from pipeline.sampling.scene_pairs import scene_pairs
 from pipeline.shards import (
-    INDEX_SCHEMA,
-    NEGATIVES_SCHEMA,
-    PAIRS_SCHEMA,
     Member,
+    Shard,
     dataset_digest,
     file_sha256,
     json_member,
@@ -54,12 +53,14 @@ from pipeline.shards import (
 )
 from pipeline.sources import fetched_file, is_remote, local_file, read_source
 from pipeline.storage import Storage, storage
+from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index
 from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse, read_task
 
 STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
 LOGS = Path(".cache/logs")
 AHEAD = 1024  # shards whose orders the driver holds
 ROW_GROUP = 100_000  # rows of the index that are in memory as Python objects
+ENTRY_BYTES = 2**30  # of a recipe in a shared store: a row of the index takes some 300
 DOWNLOADS = 8  # at a time, from a shared store
 REJECTS_SCHEMA = pa.schema([("path", pa.string()), ("part", pa.string()), ("reason", pa.string())])
 SHOWN = 5  # failures that the error names
@@ -147,11 +148,25 @@ def _claimed(store: Path) -> Iterator[None]:
 
 
 def _entry(recipe: str) -> dict[str, Any]:
-    """What the store remembers of a recipe: the shard, and its rows of the index. Raises OSError, ValueError."""
-    entry = json.loads((STORE / "recipes" / f"{recipe}.json").read_bytes())
-    if not isinstance(entry, dict) or {"name", "sha256", "bytes", "groups", "rows"} - entry.keys():
-        raise ValueError("not an entry of the store")
-    return entry
+    """What the store remembers of a recipe: the shard, and its rows of the index.
+
+    Raises FileNotFoundError, and UserError for what no build has written: the entry may come from a shared store.
+    """
+    path = STORE / "recipes" / f"{recipe}.json"
+    entry = parse_json(path.read_bytes(), str(path))
+    try:
+        rows, groups = entry.pop("rows"), entry.pop("groups")
+        shard = Shard.model_validate(entry | {"split": "train", "groups": groups, "members": len(rows)})
+        if not all(isinstance(row, dict) and row.keys() <= set(INDEX_SCHEMA.names) for row in rows):
+            raise ValueError("a row of another kind")
+        table = pa.Table.from_pylist([row | {"split": "train"} for row in rows], INDEX_SCHEMA)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, pa.ArrowException):
+        raise UserError(f"{path}: not what a build writes; remove it, and build again") from None
+    codec = "png" if any(row["member"].endswith(".png") for row in rows if row.get("member")) else "raw"
+    check_index(table, {f"train/{shard.name}": shard.bytes}, codec, str(path))
+    if pc.count_distinct(table["key"]).as_py() != groups:
+        raise UserError(f"{path}: its rows are not of {groups} groups; remove it, and build again")
+    return shard.model_dump(include={"name", "bytes", "sha256", "groups"}) | {"rows": rows}
 
 
 def _stored(recipes: list[str], shared: Storage | None) -> set[str]:
@@ -167,8 +182,9 @@ def _stored(recipes: list[str], shared: Storage | None) -> set[str]:
 def _whole(recipe: str) -> bool:
     try:
         entry = _entry(recipe)
-        return file_sha256(STORE / entry["name"]) == entry["sha256"]
-    except (OSError, ValueError, TypeError):
+        path = STORE / entry["name"]
+        return path.stat().st_size == entry["bytes"] and file_sha256(path) == entry["sha256"]
+    except (OSError, UserError):
         return False
 
 
@@ -177,12 +193,13 @@ def _download(recipes: list[str], shared: Storage) -> set[str]:
 
     def fetch(recipe: str) -> bool:
         try:
-            shared.download(f"recipes/{recipe}.json", STORE / "recipes" / f"{recipe}.json")
+            remembered = f"recipes/{recipe}.json"
+            shared.download(remembered, STORE / remembered, limit=ENTRY_BYTES)
             if _whole(recipe):
                 return True
-            name = _entry(recipe)["name"]
-            shared.download(name, STORE / name)
-        except (FileNotFoundError, ValueError):
+            entry = _entry(recipe)
+            shared.download(entry["name"], STORE / entry["name"], limit=entry["bytes"])
+        except (FileNotFoundError, UserError):
             return False
         return _whole(recipe)
 
@@ -454,6 +471,10 @@ def _fill(
             beside = stack.enter_context(Rows(folder / "pairs.parquet", PAIRS_SCHEMA))
         for shard, recipe in built:
             entry = _entry(recipe)
+            if pc.unique(shard.files["group"]).to_pylist() != list(dict.fromkeys(row["key"] for row in entry["rows"])):
+                raise UserError(
+                    f"{STORE}/recipes/{recipe}.json: has other images than the plan; remove it, and build again"
+                )
             target = folder / shard.split / entry["name"]
             target.parent.mkdir(exist_ok=True)
             try:

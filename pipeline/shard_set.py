@@ -16,19 +16,18 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.cache import Lease, ShardCache
 from pipeline.degradations.noise import awgn
 from pipeline.errors import UserError
 from pipeline.shards import (
-    INDEX_SCHEMA,
-    NEGATIVES_SCHEMA,
-    PAIRS_SCHEMA,
     damaged,
+    described,
     file_sha256,
+    read_checked,
     read_shards_json,
     samples_digest,
+    store_of_shards,
 )
 from pipeline.storage import Folder, storage
 
@@ -76,7 +75,7 @@ class ShardSet:
         self.place, self.split = str(place).rstrip("/"), split
         self.cache = cache
         self.listing = listing = read_shards_json(self.source)
-        self.store = storage(listing["shards_in"]) if listing["shards_in"] else self.source  # of the shards
+        self.store = store_of_shards(self.source, listing)
         if cache is None and not isinstance(self.store, Folder):
             self.cache = ShardCache(CACHE)
         self.digest = samples_digest(listing)
@@ -101,10 +100,10 @@ class ShardSet:
         self._checked: dict[int, tuple[int, int, int]] = {}
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
         self._decoded_bytes = 0
-        self._rows(self._table("index", INDEX_SCHEMA))
+        self._rows(self._table("index"))
         self._versions()
         if listing["negatives"]:
-            self._negatives(self._table("negatives", NEGATIVES_SCHEMA))
+            self._negatives(self._table("negatives"))
         else:
             self.permille = np.empty((len(self), 0), np.int32)
             self.negatives: np.ndarray | None = None
@@ -115,7 +114,7 @@ class ShardSet:
 
     # what there is
 
-    def _table(self, name: str, schema: pa.Schema) -> pa.Table:
+    def _table(self, name: str) -> pa.Table:
         """The rows of this split in a table that belongs to shards.json."""
         path = f"{self.place}/{name}.parquet"
         refusal = UserError(f"{path}: missing, or of another build than shards.json; run `memoir build` again")
@@ -125,17 +124,11 @@ class ShardSet:
             raise refusal from None
         if hashlib.sha256(data).hexdigest() != self.listing[f"{name}_sha256"]:
             raise refusal
-        table = pq.read_table(pa.BufferReader(data), schema=schema, filters=[("split", "=", self.split)])
-        return table.combine_chunks()
+        return read_checked(data, name, self.listing, path, self.split)
 
     def _rows(self, index: pa.Table) -> None:
         names = pa.array([shard["name"] for shard in self.shards])
-        shard = pc.index_in(index["shard"], names)
-        if shard.null_count:
-            raise UserError(
-                f"{self.place}/index.parquet: lists shards that shards.json lacks; run `memoir build` again"
-            )
-        self.shard = shard.to_numpy().astype(np.int64)
+        self.shard = pc.index_in(index["shard"], names).to_numpy().astype(np.int64)
         header = index["header"].fill_null(0).to_numpy()
         self._offset, self._contents = index["offset"].to_numpy(), index["length"].to_numpy()
         self.begin, self.length = self._offset + header, self._contents - header
@@ -143,6 +136,7 @@ class ShardSet:
         shape = np.zeros((len(index), 3), np.int64)
         shape[pixels] = index["shape"].filter(pa.array(pixels)).combine_chunks().flatten().to_numpy().reshape(-1, 3)
         self.height, self.width, self.channels = np.ascontiguousarray(shape.T)
+        self._header, self._dtype = header, index["dtype"]
         self._member = index["member"]
         self._sha256 = index["sha256"]
         key = index["key"]
@@ -175,8 +169,8 @@ class ShardSet:
     def _versions(self) -> None:
         none = np.full(len(self._keys), -1, np.int64)
         if self.listing["pairs_sha256"]:
-            pairs = self._table("pairs", PAIRS_SCHEMA)
-            self.sample = pc.index_in(pairs["key"], self._keys).to_numpy().astype(np.int64)
+            pairs = self._table("pairs")
+            self.sample = self._samples(pairs["key"], "pairs")
             v, w = (pairs[name].to_numpy().astype(np.int64) for name in ("v", "w"))
             self.level = v
             self.planes = {"v": self._find("frame", self.sample, v), "w": self._find("frame", self.sample, w)}
@@ -186,31 +180,45 @@ class ShardSet:
             self.level = np.tile(sigma, len(self._keys))
             self.planes = {"gt": self._find("gt", self.sample, none[self.sample])}
         else:
-            lq = np.sort(self._of["lq"][1])
+            lq = np.sort(self._of["lq"][1]) if "lq" in self._of else none[:0]
             self.sample, self.level = self._sample[lq], self._level[lq]
             gt, mask = self._find("gt", self.sample, none[self.sample]), self._find("mask", self.sample, self.level)
             self.planes = {"gt": gt, "lq": lq} | ({"mask": mask} if (mask >= 0).any() else {})
-        first = next(iter(self.planes.values()))
-        if (first < 0).any():
+        if not len(self) or any((rows < 0).any() for name, rows in self.planes.items() if name != "mask"):
             raise UserError(f"{self.place}: its tables are of two builds; run `memoir build` again")
-        self.version_shard = self.shard[first]
+        self.version_shard = self.shard[next(iter(self.planes.values()))]
+
+    def _samples(self, keys: pa.ChunkedArray, table: str) -> np.ndarray:
+        """The samples that the rows of a table name by their keys."""
+        sample = pc.index_in(keys, self._keys)
+        if sample.null_count:
+            raise UserError(f"{self.place}/{table}.parquet: not of these images; run `memoir build` again")
+        return sample.to_numpy().astype(np.int64)
 
     def _negatives(self, table: pa.Table) -> None:
         k = self.listing["negatives"]["number"]
-        sample = pc.index_in(table["key"], self._keys).to_numpy()
+        sample = self._samples(table["key"], "negatives")
+        refusal = UserError(f"{self.place}/negatives.parquet: not of these images; run `memoir build` again")
         fits = len(table) == k * len(self) and (sample == np.repeat(self.sample, k)).all()
         if not fits or (table["level"].to_numpy() != np.repeat(self.level, k)).any():
-            raise UserError(f"{self.place}/negatives.parquet: not of these images; run `memoir build` again")
+            raise refusal
         self.permille = table["permille"].to_numpy().reshape(-1, k)
         self.negatives = None
         if self.listing["negatives"]["kept"] == "stored":
-            codes, rows = self._of["negative"]  # of one image at one level in the order of k
-            starts = np.searchsorted(codes, self._code(self.sample, self.level))
-            self.negatives = rows[starts[:, None] + np.arange(k)]
+            codes, rows = self._of["negative"] if "negative" in self._of else (np.empty(0, np.int64),) * 2
+            wanted = self._code(self.sample, self.level)[:, None]  # of one image at one level in the order of k
+            places = np.searchsorted(codes, wanted) + np.arange(k)
+            if len(codes) < k or (places >= len(codes)).any() or (codes[places] != wanted).any():
+                raise refusal
+            self.negatives = rows[places]
         elif self.listing["negatives"]["kind"] == "extra":
-            partner = pc.index_in(table["partner"], self._keys).to_numpy().astype(np.int64)
+            partner = self._samples(table["partner"], "negatives")
             level = table["partner_level"].to_numpy().astype(np.int64)
             self.negatives = self._find("lq", partner, level).reshape(-1, k)
+        if self.negatives is not None:
+            deepest = max(int(self.channels[rows[rows >= 0]].max()) for rows in self.planes.values())
+            if (self.negatives < 0).any() or (self.channels[self.negatives] > deepest).any():
+                raise refusal
 
     @property
     def sizes(self) -> np.ndarray:
@@ -297,9 +305,10 @@ class ShardSet:
         return path, None
 
     def _check(self, shard: int, path: Path) -> None:
-        if file_sha256(path) == self.shards[shard]["sha256"]:
-            return
         rows = np.flatnonzero(self.shard == shard)
+        if file_sha256(path) == self.shards[shard]["sha256"]:
+            self._check_headers(rows, path)
+            return
         columns = (self._offset[rows].tolist(), self._contents[rows].tolist(), self._sha256.take(rows).to_pylist())
         bad = [int(rows[i]) for i in damaged(path, zip(*columns, strict=True))]
         named = [
@@ -311,6 +320,20 @@ class ShardSet:
                 return
         where = f", in {named[0]}" + (f" and {len(named) - 1} more members" if len(named) > 1 else "") if named else ""
         raise UserError(f"{path}: changed since it was built{where}; run `memoir build` again, or `dvc checkout`")
+
+    def _check_headers(self, rows: np.ndarray, path: Path) -> None:
+        """Raise UserError unless the images of these rows begin as the index says."""
+        rows = rows[self.height[rows] > 0]
+        shapes = np.stack((self.height[rows], self.width[rows], self.channels[rows]), 1).tolist()
+        columns = (self._offset[rows].tolist(), self._header[rows].tolist(), self._dtype.take(rows).to_pylist())
+        with path.open("rb") as file:
+            for row, shape, offset, header, dtype in zip(rows.tolist(), shapes, *columns, strict=True):
+                file.seek(offset)
+                if not described(file.read(header or 32), header, tuple(shape), dtype):
+                    member = f"{self._keys[int(self._sample[row])]}.{self._member[row]}"
+                    raise UserError(
+                        f"{path}: {member} at byte {offset:,} is no {dtype} array of {tuple(shape)}; build again"
+                    )
 
     # pixels
 

@@ -10,61 +10,26 @@ import hashlib
 import io
 import json
 import os
+import struct
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
-from pipeline.config import Frozen
+from pipeline.config import Frozen, parse_json
 from pipeline.errors import UserError
 from pipeline.plan import FORMAT
-from pipeline.storage import Folder, Storage, storage
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("shard", pa.string()),  # file name: the start of the sha256 of its bytes
-        ("key", pa.string()),
-        ("group", pa.string()),
-        ("member", pa.string()),  # name of the member without the key: gt.npy, lq-q10.npy, json
-        ("role", pa.string()),  # gt | lq | mask | frame | negative | json
-        (
-            "level",
-            pa.int32(),
-        ),  # quality, factor; of published pairs the number of the input, of a scene that of the frame
-        ("offset", pa.int64()),  # of the member's contents in the shard
-        ("length", pa.int64()),  # of the contents
-        ("header", pa.int32()),  # bytes of the .npy header before the pixels
-        ("shape", pa.list_(pa.int32())),  # H, W, C
-        ("dtype", pa.string()),
-        ("parameters", pa.string()),  # JSON: what made this member
-        ("sha256", pa.string()),  # of the contents
-    ]
-)
-
-# Of a task of time-lapse scenes: the pairs of frames that are samples, by their frames' numbers.
-PAIRS_SCHEMA = pa.schema([("split", pa.string()), ("key", pa.string()), ("v", pa.int32()), ("w", pa.int32())])
-
-# Of a task with negatives: see pipeline.sampling.negatives.
-NEGATIVES_SCHEMA = pa.schema(
-    [
-        ("split", pa.string()),
-        ("key", pa.string()),
-        ("level", pa.int32()),
-        ("k", pa.int32()),
-        ("permille", pa.int32()),
-        ("partner", pa.string()),
-        ("partner_level", pa.int32()),
-    ]
-)
+from pipeline.storage import Bucket, Folder, Storage, storage
+from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index, check_numbers, read_table
+from pipeline.task import Negatives, Task
 
 Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
 
@@ -90,39 +55,72 @@ def json_member(value: dict[str, Any]) -> Member:
     return "json", json.dumps(value, sort_keys=True).encode(), {"role": "json"}
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class Shard(Frozen):
     """One file, as shards.json lists it."""
 
     split: Literal["train", "val", "test"]
     name: str = Field(pattern=r"^[0-9a-f]{16}\.tar$")
-    bytes: int
-    sha256: str
-    groups: int
+    bytes: int = Field(ge=tarfile.RECORDSIZE, le=2**50)
+    sha256: Sha256
+    groups: int = Field(ge=1)
     members: int
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Shard":
+        if self.name != f"{self.sha256[:16]}.tar":
+            raise ValueError("a shard is named by its sha256")
+        if not self.groups <= self.members <= self.bytes // (2 * tarfile.BLOCKSIZE):
+            raise ValueError("a shard has a member of each group, and room for all members")
+        return self
+
+
+Kind = TypeVar("Kind")
+
+
+def _as_task(kind: type[Kind]) -> PlainValidator:
+    """Values that a task may have, as a dictionary with every key."""
+    adapter: TypeAdapter = TypeAdapter(kind)
+    return PlainValidator(lambda value: adapter.dump_python(adapter.validate_python(value), mode="json"))
 
 
 class Listing(Frozen):
     """shards.json: what a build consists of."""
 
-    task: str
+    task: str = Field(pattern=r"^[^/\x00-\x1f\x7f]{1,255}$")
     format: int = Field(ge=FORMAT, le=FORMAT)
     versions: dict[str, str] = Field(description="of the libraries that decided the bytes")
-    colour: str
+    colour: Literal["y", "gray", "rgb"]
     codec: Literal["raw", "png"]
-    degradation: dict[str, Any]
-    splits: dict[str, tuple[str, ...]] = Field(description="split of the shards: its sources, as <dataset>/<split>")
-    digest: str = Field(description="`dataset_digest` of the shards")
-    index_sha256: str
-    negatives: dict[str, Any] | None = None
+    degradation: Annotated[dict[str, Any], _as_task(Task.__annotations__["degradation"])]
+    splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = Field(
+        description="split of the shards: its sources, as <dataset>/<split>"
+    )
+    digest: Sha256 = Field(description="`dataset_digest` of the shards")
+    index_sha256: Sha256
+    negatives: Annotated[dict[str, Any] | None, _as_task(Negatives | None)] = None
     images: dict[Literal["found", "used", "rejected"], int] = Field(
         description="of the sources; found = used + rejected"
     )
-    pairs_sha256: str | None = Field(None, description="of pairs.parquet, which tasks of pairs of frames have")
-    negatives_sha256: str | None = Field(None, description="of negatives.parquet, which tasks with negatives have")
+    pairs_sha256: Sha256 | None = Field(None, description="of pairs.parquet, which tasks of pairs of frames have")
+    negatives_sha256: Sha256 | None = Field(None, description="of negatives.parquet, which tasks with negatives have")
     shards: tuple[Shard, ...] = Field(min_length=1)
     shards_in: str | None = Field(
         None, description="URI of a store that has them by name; null: <split>/ beside this file"
     )
+
+    @model_validator(mode="after")
+    def _tables(self) -> "Listing":
+        pairs = self.degradation["kind"] == "timelapse" and not self.degradation["target"]
+        if (self.pairs_sha256 is not None) != pairs:
+            raise ValueError("pairs.parquet belongs to scenes without targets")
+        if (self.negatives_sha256 is not None) != (self.negatives is not None):
+            raise ValueError("negatives.parquet belongs to negatives")
+        if len({(shard.split, shard.name) for shard in self.shards}) < len(self.shards):
+            raise ValueError("a shard is listed twice")
+        return self
 
 
 def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> dict[str, Any]:
@@ -182,6 +180,36 @@ def samples_digest(listing: dict[str, Any]) -> str:
     return json.dumps([listing["digest"], online, listing["pairs_sha256"], listing["negatives_sha256"]])
 
 
+@lru_cache(maxsize=4096)
+def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    buffer = io.BytesIO()
+    described = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def _parsed(start: bytes) -> tuple[Any, ...] | None:
+    """Shape, order and dtype of a .npy header that another numpy may have padded in another way; None of no whole one."""
+    file = io.BytesIO(start)
+    try:
+        np.lib.format.read_magic(file)
+        found = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, TypeError, RecursionError, MemoryError):  # of an expression that numpy gives to ast
+        return None
+    return found if file.tell() == len(start) else None
+
+
+def described(start: bytes, header: int, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a member is the array that the index says. start: its first bytes, `header` or 32 if there is none (PNG)."""
+    if header:
+        return start == _npy_header(shape, dtype) or _parsed(start) == (shape, False, np.dtype(dtype))
+    if len(start) < 26 or start[:8] != b"\x89PNG\r\n\x1a\n" or start[12:16] != b"IHDR":
+        return False
+    width, height, bits, colour = struct.unpack(">IIBB", start[16:26])
+    held = (height, width, {0: 1, 2: 3}.get(colour), bits)
+    return held == (*shape, 8 * np.dtype(dtype).itemsize)
+
+
 def damaged(path: Path, members: Iterable[tuple[int, int, str]]) -> Iterator[int]:
     """Which members of a shard are not what the index says. members: offset, length and sha256 of the contents of each."""
     with path.open("rb") as file:
@@ -210,12 +238,38 @@ def read_shards_json(place: Storage | Path) -> dict[str, Any]:
 def read_listing(data: bytes, where: str) -> dict[str, Any]:
     """The contents of a shards.json as `Listing` has it. Raises UserError, which says where, if they are damaged."""
     try:
-        return Listing.model_validate_json(data).model_dump()
+        value = parse_json(data, where)
+        what = "" if isinstance(value, dict) else "not JSON"
+    except UserError:
+        what = "not JSON"
+    try:
+        if not what:
+            return Listing.model_validate(value).model_dump(mode="json")
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        first = error.errors()[0]
+        what = ".".join(str(part) for part in first["loc"]) or first["msg"].removeprefix("Value error, ")
+    raise UserError(f"{where}: damaged, or of another version of memoir ({what}); build again")
+
+
+def shard_sizes(listing: dict[str, Any]) -> dict[str, int]:
+    """The bytes of each shard that shards.json lists, by <split>/<name>."""
+    return {f"{shard['split']}/{shard['name']}": shard["bytes"] for shard in listing["shards"]}
+
+
+def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
+    """Where the shards of a dataset are. place: where its shards.json is.
+
+    Raises UserError for a shards.json in a bucket that sends its reader out of that bucket: to this machine's files, or with
+    his credentials to a bucket that he has not named.
+    """
+    if not listing["shards_in"]:
+        return place
+    store = storage(listing["shards_in"])
+    if isinstance(place, Bucket) and not (isinstance(store, Bucket) and store.bucket == place.bucket):
         raise UserError(
-            f"{where}: damaged, or of another version of memoir ({place or 'not JSON'}); build again"
-        ) from None
+            f"{place.uri}/shards.json: has its shards in {store.uri}, which is not in its bucket; send the dataset again"
+        )
+    return store
 
 
 def verify(place: Storage | Path) -> Iterator[str]:
@@ -226,6 +280,7 @@ def verify(place: Storage | Path) -> Iterator[str]:
     """
     place = Folder(str(place), place) if isinstance(place, Path) else place
     listing = read_shards_json(place)
+    store = store_of_shards(place, listing)
     if dataset_digest(listing["shards"]) != listing["digest"]:
         yield f"{place.uri}/shards.json: its dataset digest does not match its shards; build again"
     by_shard: dict[tuple[str, str], list[dict[str, Any]]] | None = None  # None: no index to compare with
@@ -237,23 +292,54 @@ def verify(place: Storage | Path) -> Iterator[str]:
                     yield f"{where}: missing; build again, or `dvc pull`"
                 elif file_sha256(table) != listing[f"{name}_sha256"]:
                     yield f"{where}: damaged, or of another build than shards.json; build again"
-                elif name == "index":
-                    by_shard = {}
-                    for row in pq.read_table(table, schema=INDEX_SCHEMA).to_pylist():
-                        by_shard.setdefault((row["split"], row["shard"]), []).append(row)
+                else:
+                    try:
+                        held = read_checked(table, name, listing, where)
+                    except UserError as error:
+                        yield str(error)
+                        continue
+                    if name == "index":
+                        by_shard = _by_shard(held)
     expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
-    for split, name in sorted((by_shard or {}).keys() - expected):
-        yield f"{place.uri}/index.parquet: lists {split}/{name}, which shards.json lacks; build again"
     for name in place.names():
         if name.count("/") == 1 and name.endswith(".tar") and tuple(name.split("/")) not in expected:
             yield f"{place.uri}/{name}: not in shards.json; remove it, or build again"
-    store = storage(listing["shards_in"]) if listing["shards_in"] else place
     for shard in listing["shards"]:
         rows = None if by_shard is None else by_shard.get((shard["split"], shard["name"]), [])
         name = shard["name"] if listing["shards_in"] else f"{shard['split']}/{shard['name']}"
         with _local(store, name) as path:
             if problem := _verify_shard(path, shard, rows):
                 yield f"{store.uri}/{name}: {problem}"
+
+
+def read_checked(
+    source: bytes | Path, name: str, listing: dict[str, Any], where: str, split: str | None = None
+) -> pa.Table:
+    """A table of a dataset, with every row checked.
+
+    source: contents, or a file. name: index, pairs or negatives. listing: as `read_listing` returns it. where: for messages.
+    split: only its rows are returned, and checked. Raises UserError, which names the row.
+    """
+    if name == "index":
+        rows = sum(shard["members"] for shard in listing["shards"])
+        table = read_table(source, INDEX_SCHEMA, where, split=split, rows=rows)
+        check_index(table, shard_sizes(listing), listing["codec"], where)
+    elif name == "pairs":
+        table = read_table(source, PAIRS_SCHEMA, where, split=split)
+        check_numbers(table, {"v": 0, "w": 0}, {}, where)
+    else:
+        table = read_table(source, NEGATIVES_SCHEMA, where, split=split)
+        least = dict.fromkeys(("level", "k", "permille", "partner_level"), 0)
+        check_numbers(table, least, {"permille": 1000, "k": listing["negatives"]["number"] - 1}, where)
+    return table
+
+
+def _by_shard(index: pa.Table) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of an index by split and shard, in order."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in index.drop_columns(["group", "role", "level", "parameters"]).to_pylist():
+        found.setdefault((row["split"], row["shard"]), []).append(row)
+    return found
 
 
 @contextmanager
@@ -282,10 +368,19 @@ def _verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]] 
             return f"changed since it was built, {where}; build again"
         return f"changed since it was built{', between its members' if rows else ''}; build again"
     if rows is not None:
-        with tarfile.open(path) as tar:
-            inside = [(member.name, member.offset_data, member.size) for member in tar]
+        try:
+            with tarfile.open(path, "r:") as tar:
+                inside = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
+        except (tarfile.TarError, ValueError, OverflowError):
+            return "not a tar file; build again"
         if inside != [(f"{row['key']}.{row['member']}", row["offset"], row["length"]) for row in rows]:
             return f"its {len(inside)} members are not the {len(rows)} of the index; build again"
+        with path.open("rb") as file:
+            for row in (row for row in rows if row["shape"]):
+                file.seek(row["offset"])
+                if not described(file.read(row["header"] or 32), row["header"], tuple(row["shape"]), row["dtype"]):
+                    where = f"{row['key']}.{row['member']} at byte {row['offset']:,}"
+                    return f"{where} is no {row['dtype']} array of {tuple(row['shape'])}; build again"
         if (len(rows), len({row["key"] for row in rows})) != (shard["members"], shard["groups"]):
             counted = f"{shard['groups']} groups and {shard['members']} members"
             return f"not the {counted} that shards.json counts; build again"

@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -62,9 +63,9 @@ class Storage(ABC):
     def remove(self, name: str) -> None:
         """Remove one file, if it is there; a folder that it leaves empty goes with it."""
 
-    def read(self, name: str) -> bytes:
-        """The contents. Raises FileNotFoundError."""
-        return b"".join(self.chunks(name))
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The contents. Raises as `download`."""
+        return b"".join(self._limited(name, limit))
 
     def sha256(self, name: str) -> str:
         """Of the contents, in hex, without holding them in memory. Raises FileNotFoundError."""
@@ -73,10 +74,22 @@ class Storage(ABC):
             digest.update(chunk)
         return digest.hexdigest()
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy into a local file, which appears whole. Raises FileNotFoundError."""
-        with _written(path, self.chunks(name)) as temporary:
+    def download(self, name: str, path: Path, limit: int | None = None) -> None:
+        """Copy into a local file, which appears whole.
+
+        limit: bytes; None: any number. Raises FileNotFoundError, and UserError for a file of more bytes than that.
+        """
+        with _written(path, self._limited(name, limit)) as temporary:
             temporary.replace(path)
+
+    def _limited(self, name: str, limit: int | None) -> Iterator[bytes]:
+        with closing(self.chunks(name)) as chunks:  # type: ignore[type-var]
+            left = math.inf if limit is None else limit
+            for chunk in chunks:
+                left -= len(chunk)
+                if left < 0:
+                    raise UserError(f"{self.uri}/{name}: longer than the {limit:,} bytes that it should have")
+                yield chunk
 
 
 class Folder(Storage):

@@ -232,15 +232,22 @@ def rewrite(folder: Path, **changes) -> None:
 def test_an_index_that_does_not_describe_the_shards_is_found(folder):
     index = folder / "index.parquet"
     rows = pq.read_table(index, schema=INDEX_SCHEMA).to_pylist()
-    lost = rows.pop(1)
-    rows.append(rows[0] | {"shard": "0" * 16 + ".tar"})
-    pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), index)
-    rewrite(folder, index_sha256=file_sha256(index))
+    lost = rows[1]
     path = folder / lost["split"] / lost["shard"]
     n = sum(row["shard"] == lost["shard"] for row in rows)
-    assert list(verify(folder)) == [
-        f"{index}: lists train/{'0' * 16}.tar, which shards.json lacks; build again",
-        f"{path}: its {n + 1} members are not the {n} of the index; build again",
+
+    def said(rows: list[dict]) -> list[str]:
+        pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), index)
+        rewrite(folder, index_sha256=file_sha256(index))
+        return list(verify(folder))
+
+    problems = said([rows[0], *rows[2:], rows[-1]])
+    assert problems[0] == f"{path}: its {n} members are not the {n - 1} of the index; build again"
+    assert problems[1].startswith(f"{folder / rows[-1]['split'] / rows[-1]['shard']}: its ")
+    again = "run `memoir build` again, or fetch it anew"
+    assert said(rows[1:]) == [f"{index}: has {len(rows) - 1:,} rows, and shards.json counts {len(rows):,}; {again}"]
+    assert said([rows[0] | {"shard": f"{'0' * 16}.tar"}, *rows[1:]]) == [
+        f"{index}: lists 'train/{'0' * 16}.tar', which shards.json lacks; run `memoir build` again"
     ]
 
 
@@ -253,8 +260,8 @@ def test_a_changed_shards_json_is_found(folder):
     problems = list(verify(folder))
     assert f"{path}: its dataset digest does not match its shards; build again" in problems
     assert f"{first}: not in shards.json; remove it, or build again" in problems
-    rewrite(folder, shards=[shards[0] | {"groups": 99}, *shards[1:]])
-    counted = f"99 groups and {shards[0]['members']} members"
+    rewrite(folder, shards=[shards[0] | {"groups": 1}, *shards[1:]])
+    counted = f"1 groups and {shards[0]['members']} members"
     assert list(verify(folder)) == [f"{first}: not the {counted} that shards.json counts; build again"]
 
 
