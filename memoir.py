@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import MENDABLE, UserError
+from pipeline.errors import MENDABLE, UserError, some
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -90,6 +90,10 @@ def build(
     print(
         f"{out}: {images['found']} images = {images['used']} used + {images['rejected']} not, see {out}/rejects.parquet"
     )
+    for reason, (number, path) in listing["reasons"].items():
+        print(f"{out}: {number:,} not used, {reason} (the first: {path})", file=sys.stderr)
+    width, height = listing["smallest"]
+    print(f"{out}: the smallest image to train on is {width}x{height}; one that holds no patch is in no batch")
     print(
         f"{out}: {len(shards)} shards, {sum(s['groups'] for s in shards):,} samples, "
         f"{sum(s['bytes'] for s in shards):,} bytes, {listing['encoded']} encoded now; digest {listing['digest'][:16]}"
@@ -120,11 +124,13 @@ def train(
     data: TrainData = "data",
     store: Annotated[str, typer.Option(help="for checkpoints: a folder or s3://bucket/prefix")] = "store",
     runs: Runs = Path("runs"),
+    strict: Annotated[bool, typer.Option("--strict", help="short for --set training.strict=true")] = False,
     run: Annotated[str | None, typer.Option(help="of a job: the run that it must be")] = None,
 ) -> None:
     """Train a recipe with Ray Train, here or on the cluster at RAY_ADDRESS=http://...; resumes by itself."""
     from jobs.train import train
 
+    overrides = [*(overrides or []), *(["training.strict=true"] if strict else [])]
     pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run)
     print(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
 
@@ -157,22 +163,29 @@ def submit(
 def inspect(
     path: Annotated[Path, typer.Argument(help="folder of a built dataset")],
     sheet: Annotated[Path | None, typer.Option(help="contact sheet to write; <path's name>.png by default")] = None,
+    patch: Annotated[int | None, typer.Option(min=1, help="a recipe's patch: which images are smaller")] = None,
     as_json: Json = False,
 ) -> None:
     """Counts, bytes and levels of a built dataset, and a contact sheet."""
     from pipeline.inspect import inspect
 
     sheet = sheet or Path(f"{path.name}.png")
-    found = inspect(path, sheet)
+    found = inspect(path, sheet, patch)
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{path}: task {found['task']}, {found['colour']} planes, digest {found['digest'][:16]}")
+    planes = f"{found['colour']} planes of {found['bits']} bits"
+    print(f"{path}: task {found['task']}, {planes}, digest {found['digest'][:16]}")
     for split, values in found["splits"].items():
         sizes = ", ".join(f"{name} {w}x{h}" for name, (w, h) in values["sizes"].items())
         levels = ", ".join(f"{level}: {n:,}" for level, n in values["levels"].items())
         counts = f"{values['shards']} shards, {values['samples']:,} samples, {values['bytes']:,} bytes"
         print(f"  {split}: {counts}; {sizes}; {levels}")
+        if patch is not None:
+            few = values["smaller"]
+            print(
+                f"  {split}: smaller than a patch of {patch}x{patch}: {f'{len(few):,}, {some(few)}' if few else 'none'}"
+            )
     print(f"contact sheet: {sheet}")
 
 
@@ -305,6 +318,7 @@ def load(
     threads: Annotated[int, typer.Option(min=1, help="that cut batches ahead")] = 1,
     seconds: Annotated[float, typer.Option(min=0.01, help="for each of the two runs")] = 5,
     step_ms: Annotated[float, typer.Option(min=0, help="what a device takes for a batch, for the stall")] = 5,
+    strict: Annotated[bool, typer.Option("--strict", help="images that are in no batch are an error")] = False,
     as_json: Json = False,
 ) -> None:
     """Samples and bytes per second of the loader, beside memcpy, and how long a device would wait for it."""
@@ -314,7 +328,10 @@ def load(
     if stride is not None and crops is not None:
         raise UserError("--stride and --crops: give one; patches are at every so many pixels, or at random places")
     sampling = Grid(patch, stride, dihedral) if stride is not None else RandomCrops(patch, crops or 1, dihedral)
-    done = bench_load(shards, split, sampling=sampling, batch=batch, threads=threads, seconds=seconds, step_ms=step_ms)
+    how: dict[str, Any] = {"batch": batch, "threads": threads, "seconds": seconds, "step_ms": step_ms, "strict": strict}
+    done = bench_load(shards, split, sampling=sampling, **how)
+    for phrase in done["left_out"]:
+        print(f"{shards}: {phrase}", file=sys.stderr)
     if as_json:
         print(json.dumps(done, indent=1))
         return

@@ -110,7 +110,7 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
         pointer = json.loads(path.read_text())
         store = storage(pointer["uri"])
         data = pointer["data"]
-        task = {name: data[name] for name in ("colour", "degradation", "splits")}
+        task = {"bits": data.get("bits", 8), **{name: data[name] for name in ("colour", "degradation", "splits")}}
         task |= {"negatives": data["negatives"]} if data.get("negatives") else {}
         return Checkpoint(name, store, json.loads(store.read("recipe.json")), pointer, task)
     except FileNotFoundError as error:

@@ -78,9 +78,16 @@ class Run:
             cache=cache,
             quarantine=recipe.training.quarantine,
         )
+        self.notes = self.loader.left_out  # what whoever trains must know of the data
+        if self.notes and recipe.training.strict:
+            raise UserError(f"{data}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict")
         # Without targets, or images to validate on, the benchmarks of the recipe tell.
         self.validation: list[Version] = []
-        if "gt" in self.loader.planes and "val" in self.loader.shard_set.listing["splits"]:
+        if "val" not in self.loader.shard_set.listing["splits"]:
+            self.notes.append(f"no validation, for task {recipe.data.task} has no val split")
+        elif "gt" not in self.loader.planes:
+            self.notes.append("no validation, for the val split has no clean images to compare with; it is not used")
+        else:
             versions = ShardSet(data, "val", cache=cache).versions()
             self.validation = list(itertools.islice(versions, recipe.training.validation_images))
         torch.manual_seed(recipe.training.seed)
@@ -238,7 +245,7 @@ class Run:
         """
         optimiser = io.BytesIO()
         torch.save(self.optimiser.state_dict(), optimiser)
-        state = {**asdict(self.state), "batches": self.loader.digest}
+        state = {**asdict(self.state), "batches": self.loader.digest, "notes": self.notes}
         return {
             "model.safetensors": safetensors.torch.save(weights(self.model)),
             "optimiser.pt": optimiser.getvalue(),

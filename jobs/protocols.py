@@ -21,6 +21,7 @@ from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
+from pipeline.depth import levels, peak, unit
 from pipeline.errors import UserError, nearest
 from pipeline.images import UnusableImageError
 
@@ -412,34 +413,36 @@ class Benchmark:
     def prepare(self, image: np.ndarray) -> list[Pair]:
         """The pairs to restore and score: one, or three draws for noise.
 
-        image: uint8, (H, W, 1) or (H, W, 3) RGB. The degraded image has the target's size; super-resolution cuts both
+        image: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. The degraded image has the target's size; super-resolution cuts both
         to multiples of the factor. Noise is keyed by the target's pixels, so a renamed or moved file gets the same.
-        Raises UnusableImageError for an image smaller than the factor.
+        Raises UnusableImageError for an image smaller than the factor, and for 16 bits where the degradation is JPEG.
         """
+        if self.kind == "jpeg" and image.dtype != np.uint8:
+            raise UnusableImageError(f"16 bits a channel, and {self.name} is of JPEG, which holds 8; convert it to 8")
         if self.half:
             image = imresize(image, scale=0.5)
         plane = rgb2ycbcr_y(image) if self.plane == "rgb2ycbcr" else rgb2gray(image)
         if self.kind == "sr":
             plane = modcrop(plane, int(self.level))
-            lowres = bicubic_lowres(plane / 255, int(self.level))
-            return [Pair(lowres.astype(np.float32), _unit(plane))]
+            lowres = bicubic_lowres(plane / peak(plane.dtype), int(self.level))
+            return [Pair(lowres.astype(np.float32), unit(plane))]
         if self.kind == "jpeg":
-            return [Pair(_unit(jpeg(plane, int(self.level))), _unit(plane))]
+            return [Pair(unit(jpeg(plane, int(self.level))), unit(plane))]
         pixels = hashlib.blake2b(plane.tobytes(), digest_size=16).hexdigest()
-        return [Pair(awgn(_unit(plane), self.level, ("benchmark", seed, pixels)), _unit(plane)) for seed in range(3)]
+        return [Pair(awgn(unit(plane), self.level, ("benchmark", seed, pixels)), unit(plane)) for seed in range(3)]
 
     def pair(self, lq: np.ndarray, gt: np.ndarray, mask: np.ndarray | None = None) -> Pair:
         """A published input, its target and, where the protocol has regions, the mask as what is restored and scored.
 
-        uint8, (H, W, 1) or (H, W, 3) RGB. Raises UnusableImageError for sizes that differ.
+        uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. Raises UnusableImageError for sizes that differ.
         """
-        images = [lq, gt] if mask is None else [lq, gt, mask.max(axis=2, keepdims=True)]
+        images = [lq, gt] if mask is None else [lq, gt, levels(unit(mask.max(axis=2, keepdims=True)), np.uint8)]
         if len({image.shape[:2] for image in images}) > 1:
             sizes = " and ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images)
             raise UnusableImageError(f"{sizes} pixels, an input and its target (and mask) are of one size")
         if self.protocol.border == "modulo4":
             images = [modcrop(image, 4) for image in images]
-        lq, gt = (_unit(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image) for image in images[:2])
+        lq, gt = (unit(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image) for image in images[:2])
         return Pair(lq, gt, *images[2:])
 
     def score(self, output: np.ndarray, pair: Pair) -> Score:
@@ -452,11 +455,6 @@ class Benchmark:
         return {
             method: dict(zip(names, row, strict=False)) for method, row in PAPER.get((dataset, self.column), {}).items()
         }
-
-
-def _unit(plane: np.ndarray) -> np.ndarray:
-    """uint8 to float32 in [0, 1]."""
-    return plane.astype(np.float32) / np.float32(255)
 
 
 def benchmark(name: str) -> Benchmark:

@@ -210,6 +210,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "data": {name: pointer["data"][name] for name in ("task", "digest")},
         "run": pointer["run"],
         "step": pointer["step"],
+        "notes": pointer.get("notes", []),
         "world_size": checkpoint.recipe["training"]["workers"],
         "libraries": {
             "memoir": version("memoir"),
@@ -257,6 +258,7 @@ def _card(
             rows.append(f"| {key} | {metric} | {before} | **{after}** | {published} |")
         protocols.append(f"- {key}: {score['images']} images, {score['protocol']}")
     newline = "\n"
+    notes = "".join(f"\n\n- {note}" for note in provenance.get("notes", []))
     return f"""---
 license: apache-2.0
 library_name: memoir
@@ -280,7 +282,7 @@ The paper and the code: `jobs/models/{architecture}.py`.
 
 Task `{recipe["data"]["task"]}`: {sources}; patches of {recipe["data"]["patch"]} pixels a side, {recipe["data"]["batch"]} in a batch.
 The shards' digest is `{provenance["data"]["digest"]}`. How they were made is in `task.yaml`, how the model was trained
-in `recipe.yaml`, with which code and libraries in `provenance.json`.
+in `recipe.yaml`, with which code and libraries in `provenance.json`.{notes}
 
 ## Scores
 
@@ -310,7 +312,7 @@ IN is an image or a folder of images, of any size.{" With `--scale N` it is enla
 
 - It knows the degradation above at the levels above. Any other is left in place, or made worse.
 - What it fills in is what the training images make likely, not what was there: a restored picture is no evidence.
-- Images have 8 bits a channel, in and out.
+- Images have {task.get("bits", 8)} bits a channel, in and out.
 
 ## Licence
 

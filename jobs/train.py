@@ -31,6 +31,7 @@ CODE = (
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
     "jobs/models/vgg.py",
+    "pipeline/depth.py",
     "pipeline/keyed.py",
     "pipeline/loader.py",
     "pipeline/sampling/negatives.py",
@@ -101,13 +102,17 @@ def train(
             shards = str(planned.built.root.resolve()) if isinstance(planned.built, Folder) else planned.built.uri
             place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, planned.run, shards, place)}).encode())
     checkpoint = storage(f"{place.uri}/{json.loads(place.read('done.json'))['checkpoint']}")
+    state = json.loads(checkpoint.read("state.json"))
     pointer = {
         "recipe": name,
         "run": planned.run,
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
-        "step": json.loads(checkpoint.read("state.json"))["step"],
-        "data": {name: listing[name] for name in ("task", "digest", "colour", "degradation", "negatives", "splits")},
+        "step": state["step"],
+        "notes": state["notes"],
+        "data": {
+            name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
+        },
     }
     records = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
     final = {key: value for record in records for key, value in record.items()}
@@ -506,7 +511,8 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
     live: Path | None = None
     board: Board | None = None
     if run.rank == 0:
-        note(f"{run.world_size} workers, from {name or 'the beginning'}")
+        for line in (f"{run.world_size} workers, from {name or 'the beginning'}", *run.notes):
+            note(line)
         board = Board(store, run.state.step)
         if isinstance(store, Folder):
             live = store.root / "metrics.jsonl"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.loader import Loader, Position
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards import read_shards_json
@@ -29,17 +30,21 @@ def bench_load(
     threads: int = 1,
     seconds: float = 5,
     step_ms: float = 5,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Measure the loader on what `memoir build` wrote, for so many seconds as fast as it can and as many beside a device.
 
     folder, split, sampling, batch, threads: as `Loader` takes them. step_ms: what the device takes for a batch.
-    Returns "batches", "samples" (without padding), "bytes" (of their uint8 planes) and "seconds" of the run without a
+    strict: whether images of the split that are in no batch are an error.
+    Returns "left_out", see `Loader.left_out`; "batches", "samples" (without padding), "bytes" (of their planes) and "seconds" of the run without a
     device, "cpu_seconds" of all threads in it; of these "samples_per_second" and "bytes_per_second"; beside it
     "memcpy_bytes_per_second", see `memcpy`, and "share_of_memcpy"; "stall", see `stall`, with its "step_ms". Files that
     are not in the page cache are read within the run; its first batch is not counted.
-    Raises UserError for a folder, a split or a patch that `Loader` refuses.
+    Raises UserError for a folder, a split or a patch that `Loader` refuses, and what `strict` does.
     """
     loader = Loader(folder, split, batch=batch, sampling=sampling, threads=threads)
+    if strict and loader.left_out:
+        raise UserError(f"{folder}: {loader.left_out[0]}; lower --patch, or leave out --strict")
     shards = [shard["name"] for shard in read_shards_json(folder)["shards"] if shard["split"] == split]
     source = shard_bytes([folder / split / name for name in shards])
     size = batch_bytes(loader.cut(Position()))
@@ -53,6 +58,7 @@ def bench_load(
         stalled = stall(batches, seconds, step_ms)
     rate = run["bytes"] / run["seconds"]
     return {
+        "left_out": loader.left_out,
         **run,
         "samples_per_second": run["samples"] / run["seconds"],
         "bytes_per_second": rate,
@@ -64,8 +70,8 @@ def bench_load(
 
 
 def batch_bytes(batch: dict[str, Tensor]) -> int:
-    """Bytes of a batch's uint8 planes, padding included."""
-    return sum(plane.nbytes for plane in batch.values() if plane.dtype == torch.uint8)
+    """Bytes of a batch's planes, uint8 or uint16, padding included."""
+    return sum(plane.nbytes for plane in batch.values() if plane.dtype in (torch.uint8, torch.uint16))
 
 
 def deliver(batches: Batches, seconds: float) -> dict[str, Any]:

@@ -32,12 +32,13 @@ from pipeline.config import parse_json
 from pipeline.cpus import available_cpus
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
-from pipeline.degradations.noise import noisy_8bit
+from pipeline.degradations.noise import noisy_levels
 from pipeline.degradations.scale import bicubic_lowres, modcrop
+from pipeline.depth import Bits, levels, peak, widened
 from pipeline.errors import UserError
 from pipeline.images import UnusableImageError, decode_image, source_image, write_bytes
 from pipeline.manifest import read_manifest, write_table
-from pipeline.plan import FORMAT, ROLES, File, Group, ShardPlan, made_levels, plan, recipe_digest
+from pipeline.plan import FORMAT, ROLES, TOO_DEEP, File, Group, ShardPlan, made_levels, plan, recipe_digest
 from pipeline.sampling.negatives import Negative, mixed_image, negatives
 from pipeline.sampling.scene_mean import scene_mean
 from pipeline.sampling.scene_pairs import scene_pairs
@@ -80,7 +81,9 @@ def build(
     and the versions of opencv, numpy, scipy and the format; not on cpus, block counts or kills. cpus: shards made at a time;
     None: as many as there are CPUs. store: a URI where built shards are kept for other machines too, which a cluster
     without a common file system needs. Returns what shards.json holds, and as "encoded" how many shards were not in the
-    store. Raises UserError if an image cannot be used; then nothing new is under `out`'s name, and all such images are
+    store, as
+    "reasons" why images are not used (reason -> number, the first path), and as "smallest" the size (width, height) of the
+    smallest image to train on. Raises UserError if an image cannot be used; then nothing new is under `out`'s name, and all such images are
     in .cache/logs/<task>-rejects.parquet.
     """
     task = read_task(task_name)
@@ -119,7 +122,26 @@ def build(
         listing = _assemble(task_name, task, table, list(zip(shards, recipes, strict=True)), out)
     log = {"task": task_name, "shards": len(shards), "encoded": len(todo), "seconds": time.monotonic() - started}
     write_bytes(LOGS / f"build-{Path(task_name).stem}.json", json.dumps(log).encode())
-    return listing | {"encoded": len(todo)}
+    return listing | {"encoded": len(todo), "reasons": _reasons(out), "smallest": _smallest(table, task, shards)}
+
+
+def _reasons(out: Path) -> dict[str, tuple[int, str]]:
+    """Why images of the task's sources are not used: of each reason how many, and the first."""
+    found: dict[str, tuple[int, str]] = {}
+    for row in pq.read_table(out / "rejects.parquet").to_pylist():
+        number, first = found.get(row["reason"], (0, row["path"]))
+        found[row["reason"]] = (number + 1, first)
+    return found
+
+
+def _smallest(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[int, int]:
+    """(width, height) of the image to train on whose shorter side is the shortest."""
+    if isinstance(task.degradation, TimeLapse) and task.degradation.size:
+        return task.degradation.size, task.degradation.size
+    rows = np.concatenate([shard.rows for shard in shards if shard.split == "train"])
+    width, height = (manifest[name].combine_chunks().to_numpy()[rows] for name in ("width", "height"))
+    least = np.minimum(width, height).argmin()
+    return int(width[least]), int(height[least])
 
 
 def _listed(failures: set[str], rejects: list[dict[str, str]], table: Path) -> str:
@@ -163,7 +185,8 @@ def _entry(recipe: str) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, pa.ArrowException):
         raise UserError(f"{path}: not what a build writes; remove it, and build again") from None
     codec = "png" if any(row["member"].endswith(".png") for row in rows if row.get("member")) else "raw"
-    check_index(table, {f"train/{shard.name}": shard.bytes}, codec, str(path))
+    bits = 16 if any(row.get("dtype") == "uint16" for row in rows) else 8
+    check_index(table, {f"train/{shard.name}": shard.bytes}, codec, bits, str(path))
     if pc.count_distinct(table["key"]).as_py() != groups:
         raise UserError(f"{path}: its rows are not of {groups} groups; remove it, and build again")
     return shard.model_dump(include={"name", "bytes", "sha256", "groups"}) | {"rows": rows}
@@ -305,7 +328,7 @@ def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]
 
 
 class Plane(NamedTuple):
-    """An array of a sample. pixels: uint8 (H, W, C). columns: level and parameters, as in the index."""
+    """An array of a sample. pixels: (H, W, C) of the task's bits. columns: level and parameters, as in the index."""
 
     name: str
     role: str
@@ -321,11 +344,13 @@ def sample_planes(group: Group, task: Task) -> list[Plane]:
     target = isinstance(degradation, TimeLapse) and degradation.target is not None
     for file in group.files:
         try:
-            image = _ingested(file)
+            image = _ingested(file, task.bits)
             role, _, number = file.name.partition("-")
             if isinstance(degradation, TimeLapse) and degradation.size:
                 side = degradation.size
-                image = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR).reshape(side, side, -1)
+                # of uint8 the plain one is exact as well: the same on every machine
+                how = cv2.INTER_LINEAR if task.bits == 8 else cv2.INTER_LINEAR_EXACT
+                image = cv2.resize(image, (side, side), interpolation=how).reshape(side, side, -1)
             if task.colour == "y" and role != "mask":
                 image = rgb2ycbcr_y(image)
             elif task.colour != "rgb" or role == "mask":
@@ -385,10 +410,10 @@ def _inputs(planes: list[Plane]) -> dict[int, np.ndarray]:
     return {plane.columns["level"]: plane.pixels for plane in planes if plane.role == "lq"}
 
 
-def _ingested(file: File) -> np.ndarray:
+def _ingested(file: File, bits: Bits) -> np.ndarray:
     """The pixels of an image that is still what was ingested; of a whole file its bytes are compared, which is quicker.
 
-    Raises UnusableImageError.
+    Raises UnusableImageError, for one of more bits too.
     """
     try:
         if file.part is not None:
@@ -408,11 +433,11 @@ def _ingested(file: File) -> np.ndarray:
         raise UnusableImageError(f"{error.strerror}; run `memoir ingest` again") from None
     if sha256 != file.sha256 or image is None:
         raise UnusableImageError("changed since it was ingested; run `memoir ingest` again")
-    return image
+    return widened(image, bits)
 
 
 def _degraded(planes: np.ndarray, task: Task, key: str) -> list[Plane]:
-    """The inputs that the task makes of a gt, uint8 (H, W, C)."""
+    """The inputs that the task makes of a gt, (H, W, C) of the task's bits."""
     degradation = task.degradation
     found = []
     for level in made_levels(task):
@@ -424,12 +449,11 @@ def _degraded(planes: np.ndarray, task: Task, key: str) -> list[Plane]:
             lq = jpeg(planes, level, degradation.subsampling)
         elif isinstance(degradation, Noise):
             name, parameters = f"lq-s{level}", {"awgn": level}
-            lq = noisy_8bit(planes, level, (degradation.seed, "noise", key, level))
+            lq = noisy_levels(planes, level, (degradation.seed, "noise", key, level))
         else:
             # The papers keep this input in float; 8 bits cost it 0.3 grey levels rms.
-            lowres = bicubic_lowres(modcrop(planes, level) / 255.0, level)
-            lowres *= 255
-            lq = np.rint(lowres, out=lowres).clip(0, 255, out=lowres).astype(np.uint8)
+            lowres = bicubic_lowres(modcrop(planes, level) / peak(planes.dtype), level)
+            lq = levels(lowres, planes.dtype)
             name, parameters = f"lq-x{level}", {"bicubic": level}
         found.append(Plane(name, "lq", lq, {"level": level, "parameters": json.dumps(parameters)}))
     return found
@@ -495,6 +519,7 @@ def _fill(
         "versions": versions(),
         "colour": task.colour,
         "codec": task.codec,
+        **({} if task.bits == 8 else {"bits": task.bits}),  # the default is left out, as it always was
         "degradation": task.degradation.model_dump(mode="json"),
         "negatives": task.negatives.model_dump(mode="json") if task.negatives else None,
         "splits": {split: list(sources) for split, sources in task.splits.items()},
@@ -527,11 +552,13 @@ def _accounted(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple
         used[shard.rows] = True
     sources = pa.array([source for named in task.splits.values() for source in named])
     wanted = pc.is_in(pc.binary_join_element_wise(manifest["dataset"], manifest["split"], "/"), sources).to_numpy()
-    left = manifest.select(["path", "part", "role"]).take(pa.array(np.flatnonzero(wanted & ~used)))
-    takes = " and ".join(ROLES.get(task.degradation.kind, ("gt",)))
-    why = f"a task of kind {task.degradation.kind} takes {takes}"
-    reasons = pc.binary_join_element_wise(left["role"], pa.scalar(why), ": ")
-    rejects = left.drop_columns(["role"]).append_column("reason", reasons).cast(REJECTS_SCHEMA)
+    left = manifest.select(["path", "part", "role", "bit_depth"]).take(pa.array(np.flatnonzero(wanted & ~used)))
+    roles = ROLES.get(task.degradation.kind, ("gt",))
+    why = f"a task of kind {task.degradation.kind} takes {' and '.join(roles)}"
+    other, deep = pc.invert(pc.is_in(left["role"], pa.array(roles))), pc.greater(left["bit_depth"], task.bits)
+    unwanted = pc.binary_join_element_wise(left["role"], pa.scalar(why), ": ")
+    reasons = pc.if_else(other, unwanted, pc.if_else(deep, TOO_DEEP, f"its partner has {TOO_DEEP}"))
+    rejects = left.drop_columns(["role", "bit_depth"]).append_column("reason", reasons).cast(REJECTS_SCHEMA)
     return {"found": int(wanted.sum()), "used": int((wanted & used).sum()), "rejected": len(rejects)}, rejects
 
 

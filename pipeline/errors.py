@@ -12,6 +12,12 @@ class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line: what, where, how to mend it."""
 
 
+def some(names: list[str], shown: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`known` as the tail of an error message, the closest to `word` first."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

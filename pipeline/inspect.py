@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.depth import levels, unit
 from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.shard_set import ShardSet, Version, validation_pair
@@ -30,12 +31,13 @@ CELL, GAP, LINE = CROP * ZOOM, 8, 18
 WHITE, BLACK, GREY, RED = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 40, 40)
 
 
-def inspect(folder: Path, contact_sheet: Path) -> dict[str, Any]:
+def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict[str, Any]:
     """Summarise what `memoir build` wrote into `folder`, and draw a contact sheet of it, a PNG.
 
-    Returns {"task", "digest", "colour", "splits"}. A split is {"shards", "samples", "bytes", "sizes", "levels"}: `bytes` of
-    its shards, `sizes` the [width, height] of its `min`, `median` and `max` image by number of pixels, `levels` the number
-    of samples at each level.
+    Returns {"task", "digest", "colour", "bits", "splits"}. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
+    `bytes` of its shards, `sizes` the [width, height] of its `min`, `median` and `max` image by number of pixels, `levels`
+    the number of samples at each level. With `patch`, the side of a recipe's patches, "smaller" too: the images that hold
+    none, which are in no batch.
 
     The sheet has up to 12 samples of each split, evenly spread over the index. Its rows: the whole clean image; the part
     in the frame, where the image has most detail, enlarged twice; the same part at each level, with the PSNR of the whole
@@ -52,7 +54,7 @@ def inspect(folder: Path, contact_sheet: Path) -> dict[str, Any]:
         shard_set = ShardSet(folder, split)
         level = LEVEL[shard_set.kind]
         versions = list(shard_set.versions())
-        samples = [list(levels) for _, levels in groupby(versions, lambda version: version.key)]
+        samples = [list(each) for _, each in groupby(versions, lambda version: version.key)]
         shapes = sorted((_base(sample[0]).shape for sample in samples), key=lambda shape: (shape[0] * shape[1], shape))
         sizes = {"min": shapes[0], "median": shapes[(len(shapes) - 1) // 2], "max": shapes[-1]}
         splits[split] = {
@@ -61,6 +63,7 @@ def inspect(folder: Path, contact_sheet: Path) -> dict[str, Any]:
             "bytes": sum(shard["bytes"] for shard in shards),
             "sizes": {name: [shape[1], shape[0]] for name, shape in sizes.items()},
             "levels": dict(Counter(level.format(version.level) for version in versions)),
+            **({} if patch is None else {"smaller": shard_set.smaller_than(patch)}),
         }
         shown = np.linspace(0, len(samples) - 1, min(ROWS, len(samples))).round().astype(int)
         strips.append(_heading(f"{listing['task']}, {split}", f"{len(shown)} of {len(samples):,} samples"))
@@ -71,7 +74,7 @@ def inspect(folder: Path, contact_sheet: Path) -> dict[str, Any]:
         sheet.paste(strip, (GAP, top))
         top += strip.height
     write_image(contact_sheet, np.asarray(sheet))
-    return {"task": listing["task"], "digest": listing["digest"], "colour": listing["colour"], "splits": splits}
+    return {name: listing[name] for name in ("task", "digest", "colour", "bits")} | {"splits": splits}
 
 
 def _heading(title: str, note: str) -> Image.Image:
@@ -108,7 +111,7 @@ def _row(sample: list[Version], level: str) -> Image.Image:
         lq, target = validation_pair(version)
         error = float(np.mean(np.square(lq - target, dtype=np.float64)))
         note = f"{-10 * math.log10(error):.2f} dB" if error else "the same"
-        cells.append((level.format(version.level), note, cut(np.clip(np.rint(lq * 255), 0, 255).astype(np.uint8))))
+        cells.append((level.format(version.level), note, cut(levels(lq, np.uint8))))
 
     strip = Image.new("RGB", (len(cells) * (CELL + GAP), 2 * LINE + CELL + 2 * GAP), WHITE)
     _write(strip, 0, 0, key, "", size=14)
@@ -124,7 +127,7 @@ def _base(version: Version) -> np.ndarray:
 
 
 def _detail(gt: np.ndarray) -> tuple[int, int]:
-    """(top, left) of the part to enlarge: where the image, uint8 (H, W, C), differs most from its own blurred version."""
+    """(top, left) of the part to enlarge: where the image, (H, W, C), differs most from its own blurred version."""
     plane = gt.mean(axis=2, dtype=np.float32)
     fine = np.square(plane - cv2.GaussianBlur(plane, (0, 0), 2))
     total = cv2.boxFilter(fine, -1, (CROP, CROP), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
@@ -134,8 +137,9 @@ def _detail(gt: np.ndarray) -> tuple[int, int]:
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 1) or (H, W, 3) as (H, W, 3)."""
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+    """uint8 or uint16, (H, W, 1) or (H, W, 3), as uint8 (H, W, 3)."""
+    shown = pixels if pixels.dtype == np.uint8 else levels(unit(pixels), np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))
 
 
 def _write(strip: Image.Image, x: int, y: int, text: str, note: str, *, size: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.degradations.colour import rgb2gray
+from pipeline.depth import peak
 
 # JPEG of quality 50, noise of sigma 10 and half the size alter at most 4 bits in 1,717 of 1,719 copies of photographs.
 # Two photographs differ in 14 bits or more (of 164,000 pairs), but two patches of clear sky in as few as 4.
@@ -28,12 +29,14 @@ LEAKS_SCHEMA = pa.schema(
 
 
 def perceptual_hash(image: np.ndarray) -> int | None:
-    """64 bits that JPEG, noise and a change of size hardly alter. image: uint8 (H, W, 1) grey or (H, W, 3) RGB.
+    """64 bits that JPEG, noise and a change of size hardly alter. image: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB.
 
     The signs of the lowest 8x8 frequencies of the 32x32 thumbnail about their median (the constant left out). None for an
     image without structure: all of those would look alike.
     """
-    grey = rgb2gray(image)[..., 0].astype(np.float32)
+    grey = rgb2gray(image)[..., 0].astype(np.float32) / np.float32(
+        peak(image.dtype) // 255
+    )  # of 16 bits to the scale of 8
     low = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA))[:8, :8].ravel()[1:]
     if np.abs(low).max() < FLAT:
         return None

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from pipeline.cache import ShardCache
-from pipeline.errors import UserError
+from pipeline.depth import peak
+from pipeline.errors import UserError, some
 from pipeline.keyed import digest64, hashed
 from pipeline.sampling.negatives import mix
 from pipeline.sampling.order import Order
@@ -39,6 +40,7 @@ TURNED = np.array([0, 3, 1, 2, 1, 2, 0, 3])
 TOGETHER = 2**20  # bytes of small batches that are cut in one go
 # Bytes, a page: images begin at multiples of 64 in their shards, and to a place that does not a copy takes a third longer.
 ALIGNED = 4096
+TORCH = {1: torch.uint8, 2: torch.uint16}  # by the bytes of a pixel's channel
 UNUSED = 3  # references to an array that only the pool has: its list, the loop's variable, the question itself
 # Positions whose places are computed at a time: for a batch of 16 alone that would cost as much as cutting it.
 BLOCK = 4096
@@ -121,9 +123,10 @@ class Loader:
         if s.negatives is not None:
             small = (np.minimum(s.height, s.width)[s.negatives] < p).any(1) & (counts > 0)
             if small.any():
-                key = s.key(int(np.flatnonzero(small)[0]))
+                keys = list(dict.fromkeys(s.key(i) for i in np.flatnonzero(small).tolist()))
                 raise UserError(
-                    f"{place}: a negative of {key} is smaller than a patch of {p}x{p}; leave that image out"
+                    f"{place}: negatives of {len(keys):,} images are smaller than a patch of {p}x{p}: {some(keys)}; leave "
+                    "out the small images of the split, or lower the patch"
                 )
 
     def __len__(self) -> int:
@@ -144,9 +147,20 @@ class Loader:
         return f"{self.shard_set.key(version)} at level {int(self.shard_set.level[version])} (sample {sample})"
 
     @property
-    def unused(self) -> list[str]:
-        """The keys of images that are smaller than a patch, and so in no sample."""
-        return sorted({self.shard_set.key(int(i)) for i in np.flatnonzero(np.diff(self.first) == 0)})
+    def left_out(self) -> list[str]:
+        """What of the split is in no batch, a phrase each: images smaller than a patch, and planes that only some have."""
+        s, p = self.shard_set, self.sampling.patch
+        phrases = []
+        if small := s.smaller_than(p):
+            total = len(np.unique(s.sample))
+            phrases.append(f"{len(small):,} of {total:,} images are smaller than a patch of {p}x{p}: {some(small)}")
+        for name in s.planes.keys() - self.planes.keys():
+            there = s.planes[name] >= 0
+            without = [s.key(i) for i in np.flatnonzero(~there).tolist()]
+            phrases.append(
+                f"no {name} is in the batches, for {len(without):,} of {len(there):,} have none: {some(without)}"
+            )
+        return phrases
 
     @property
     def digest(self) -> str:
@@ -193,7 +207,8 @@ class Loader:
     def _work(self, start: Position) -> Generator[tuple[Position, Places], None, None]:
         """What is cut together, without end: where it begins, and where the samples of one batch or several lie."""
         epoch, batch = start.epoch, start.batch
-        together = max(1, TOGETHER // (self.share * sum(self.planes.values()) * self.sampling.patch**2))
+        size = self.share * sum(self.planes.values()) * self.sampling.patch**2 * self.shard_set.dtype.itemsize
+        together = max(1, TOGETHER // size)
         while True:
             if batch >= len(self):
                 epoch, batch = epoch + 1, 0
@@ -220,12 +235,12 @@ class Loader:
     def cut(self, position: Position) -> dict[str, Tensor]:
         """This rank's part of one global batch.
 
-        gt, lq: uint8 (B/W, C, H, W) (no lq when noise is online); mask: uint8 (B/W, 1, H, W) where all samples have one;
-        instead of these, of pairs of frames, frames: uint8 (B/W, 2, C, H, W), in an order that is drawn anew in each epoch;
+        Of the task's bits, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq when noise is online); mask: (B/W, 1, H, W) where
+        all samples have one; instead of these, of pairs of frames, frames: (B/W, 2, C, H, W), in an order that is drawn anew in each epoch;
         level: int64 (B/W,), of a pair the lower frame's number; weight: float32 (B/W,), 0 for the padding of the last
         batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count: float32 (), true samples in the
         global batch / W. Of tasks with n negatives, permille: int32 (B/W, n), thousandths of the lq in each; and negatives:
-        uint8 (B/W, n, C, H, W), unless they are to be mixed of lq and gt.
+        (B/W, n, C, H, W), unless they are to be mixed of lq and gt.
         """
         return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[0][1]
 
@@ -286,20 +301,20 @@ class Loader:
         return batches
 
     def _empty(self, *shape: int) -> np.ndarray:
-        """uint8, for a batch: in memory that a GPU copies from by itself, where there is one; else in that of a batch
+        """Pixels for a batch: in memory that a GPU copies from by itself, where there is one; else in that of a batch
         which nobody holds any more. New memory costs twice what is written into it, for the system clears its pages.
         """
         if torch.cuda.is_available():
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+            return torch.empty(shape, dtype=TORCH[self.shard_set.dtype.itemsize], pin_memory=True).numpy()
         with self._lock:
             pool = self._pool.setdefault(shape, [])
             for array in pool:
                 if sys.getrefcount(array) == UNUSED:
                     return array
-            size = math.prod(shape)
+            size = math.prod(shape) * self.shard_set.dtype.itemsize
             memory = np.empty(size + ALIGNED, np.uint8)
             start = -memory.ctypes.data % ALIGNED
-            pool.append(memory[start : start + size].reshape(shape))
+            pool.append(memory[start : start + size].view(self.shard_set.dtype).reshape(shape))
             return pool[-1]
 
     def _cut_planes(self, rows: np.ndarray, places: Places, top: np.ndarray, left: np.ndarray, out: np.ndarray) -> None:
@@ -315,7 +330,7 @@ class Loader:
             return
         shards = s.shard[rows]
         mapped = {shard: s.mapped(shard) for shard in set(shards[0].tolist())}
-        c = s.channels[rows]
+        c = s.channels[rows] * s.dtype.itemsize  # from here on in bytes
         line = c * s.width[rows]
         begin = s.begin[rows] + top * line + left * c
         view = np.broadcast_to(places.view, rows.shape)
@@ -325,19 +340,21 @@ class Loader:
             return
         # A row of a patch is one item, which is copied whole; and cv2 turns a patch twice as fast whose rows are not a power
         # of two apart.
-        item = f"V{p * channels}"
+        size = s.dtype.itemsize
+        width = p * channels * size
+        item = f"V{width}"
         targets = np.ndarray(patches.shape[:2], item, patches, strides=patches.strides[:2])
-        scratch = np.empty((p, p + 5, channels), np.uint8)
+        scratch = np.empty((p, p + 5, channels), s.dtype)
         upright = np.ndarray((p,), item, scratch, strides=scratch.strides[:1])
-        flat = patches.reshape(len(patches), -1)
+        flat = patches.reshape(len(patches), -1).view(np.uint8)
         columns = (x.ravel().tolist() for x in (shards, begin, line, c, view))
         for i, (shard, offset, stride, depth, turned) in enumerate(zip(*columns, strict=True)):
             pixels = mapped[shard]
-            if depth < channels:  # grey among colour
-                grey = np.ndarray((p, p, depth), np.uint8, pixels, offset, (stride, depth, 1))
+            if depth < channels * size:  # grey among colour
+                grey = np.ndarray((p, p, depth // size), s.dtype, pixels, offset, (stride, depth, size))
                 patches[i] = dihedral(grey, turned)
                 continue
-            if turned == 0 and stride == p * channels:  # an image as wide as the patch: its rows lie in one piece
+            if turned == 0 and stride == width:  # an image as wide as the patch: its rows lie in one piece
                 flat[i] = pixels[offset : offset + p * stride]
                 continue
             rows = np.ndarray((p,), item, pixels, offset, (stride,))
@@ -353,8 +370,9 @@ class Loader:
         Of tasks with negatives, lambdas: float32 (B/W, n), the share of the lq; negatives: float32 (B/W, n, C, H, W).
         """
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        white = peak(self.shard_set.dtype)
         out = {
-            name: value.float() / 255 if name in ("gt", "lq", "mask", "frames", "negatives") else value
+            name: value.float() / white if name in ("gt", "lq", "mask", "frames", "negatives") else value
             for name, value in moved.items()
         }
         if self.shard_set.online_noise:
@@ -365,14 +383,14 @@ class Loader:
             noise = counter_normal(keys, math.prod(shape[1:])).view(shape)
             out["lq"] = out["gt"] + out["level"].float().view(-1, 1, 1, 1) / 255 * noise
             if self.shard_set.quantised:
-                out["lq"] = (out["lq"] * 255).round().clamp(0, 255) / 255
+                out["lq"] = (out["lq"] * white).round().clamp(0, white) / white
         if "permille" in moved:
             permille = out.pop("permille").view(*moved["permille"].shape, 1, 1, 1)
             out["lambdas"] = moved["permille"].float() / 1000
             if "negatives" not in out and self.shard_set.online_noise:
                 out["negatives"] = (permille * out["lq"][:, None] + (1000 - permille) * out["gt"][:, None]) / 1000
             elif "negatives" not in out:
-                out["negatives"] = mix(moved["lq"][:, None].int(), moved["gt"][:, None].int(), permille).float() / 255
+                out["negatives"] = mix(moved["lq"][:, None].int(), moved["gt"][:, None].int(), permille).float() / white
         return out
 
 
@@ -382,7 +400,7 @@ def dihedral(patch: np.ndarray, view: int) -> np.ndarray:
 
 
 def turn(patch: np.ndarray, view: int, out: np.ndarray) -> None:
-    """`dihedral` of a square patch, uint8 (p, p, C), into `out` of its shape; many times faster for a patch with colours."""
+    """`dihedral` of a square patch, uint8 or uint16 (p, p, C), into `out` of its shape; many times faster for a patch with colours."""
     if view == 0:
         out[...] = patch
     elif view < 4:
@@ -408,16 +426,17 @@ def gather(
     """`turn` of many small grey patches at once, without a call for each.
 
     mapped: the bytes of the shards. Of each patch, (k,): its shard, where its first pixel lies there, bytes from one of its
-    rows to the next, and its view. out: uint8 (k, p, p).
+    rows to the next, and its view. out: uint8 or uint16 (k, p, p).
     """
     p = out.shape[1]
     row = np.arange(p)
     order = np.where(UPSIDE_DOWN[view][:, None], row[::-1], row)
     starts = begin[:, None] + order * line[:, None]
     # A row of p pixels is one item of an array that begins anew at every byte.
-    target = np.ndarray(out.shape[:2], f"V{p}", out, strides=out.strides[:2])
+    width = p * out.itemsize
+    target = np.ndarray(out.shape[:2], f"V{width}", out, strides=out.strides[:2])
     for shard, source in mapped.items():
-        rows = np.ndarray((len(source) - p + 1,), f"V{p}", source, strides=(1,))
+        rows = np.ndarray((len(source) - width + 1,), f"V{width}", source, strides=(1,))
         if len(mapped) == 1:
             target[...] = rows[starts]
         else:

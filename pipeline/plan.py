@@ -21,7 +21,10 @@ FORMAT = 2  # of shards and index: raise it when equal inputs would give other b
 
 # Of the manifest, what a plan needs.
 COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", "sha256", "width", "height", "channels"]
+COLUMNS += ["bit_depth"]
 BATCH = 100_000  # values that are Python objects at a time
+
+TOO_DEEP = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
 
 # Roles that a kind of task reads, in the order of a group's members; the other kinds degrade the gt themselves.
 ROLES = {"paired": ("gt", "lq", "mask"), "timelapse": ("frame",)}
@@ -90,7 +93,7 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     shards = []
     splits: dict[Split, np.ndarray] = {}
     for split, sources in task.splits.items():
-        rows = np.concatenate([_rows(manifest, source, kind) for source in sources])
+        rows = np.concatenate([_rows(manifest, source, task) for source in sources])
         splits[split] = rows
         first = _firsts(manifest, rows) if kind in ROLES else np.arange(len(rows))
         hashes = _hashes(manifest, rows[first], by)
@@ -109,8 +112,9 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     return shards
 
 
-def _rows(manifest: pa.Table, source: str, kind: str) -> np.ndarray:
+def _rows(manifest: pa.Table, source: str, task: Task) -> np.ndarray:
     """The rows of one source in the manifest, in the order of the shards."""
+    kind = task.degradation.kind
     roles = ROLES.get(kind, ("gt",))
     dataset, split = source.split("/")
     usable = pc.is_in(manifest["role"], pa.array(roles))
@@ -121,6 +125,11 @@ def _rows(manifest: pa.Table, source: str, kind: str) -> np.ndarray:
         what = {"paired": "pairs", "timelapse": "scenes"}.get(kind, "images")
         known = nearest(source, [f"{row['dataset']}/{row['split']}" for row in there.to_pylist()])
         raise UserError(f"the manifest has no {what} in {source!r}; {known}")
+    fitting = rows[~_too_deep(manifest, rows, task)]
+    if not len(fitting):
+        path = manifest["path"][int(rows[0])].as_py()
+        raise UserError(f"{path}, and all that a task can use of {source}: {TOO_DEEP}")
+    rows = fitting
     taken = manifest.select(["key", "group", "role", "frame"]).take(pa.array(rows))
     if kind in ROLES:
         rank = pc.index_in(taken["role"], pa.array(roles))
@@ -129,6 +138,23 @@ def _rows(manifest: pa.Table, source: str, kind: str) -> np.ndarray:
     else:
         order = {"k": _natural(taken["key"]), "key": taken["key"]}
     return rows[pc.sort_indices(pa.table(order), sort_keys=[(name, "ascending") for name in order]).to_numpy()]
+
+
+def _too_deep(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
+    """Which rows of one source have more bits than the task's shards, or belong to one that has: bool, (n,).
+
+    As `ingest` does with images that cannot be used: an input goes with its mask, a target with its last input, and all go
+    with their target; frames of a scene stand for themselves.
+    """
+    taken = manifest.select(["bit_depth", "role", "group", "key"]).take(pa.array(rows)).combine_chunks()
+    deep = pc.greater(taken["bit_depth"], task.bits).to_numpy()
+    if not deep.any() or task.degradation.kind != "paired":
+        return deep
+    group, key = (taken[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("group", "key"))
+    gt, lq = (pc.equal(taken["role"], role).to_numpy() for role in ("gt", "lq"))
+    each = group.astype(np.int64) * (key.max() + 1) + key
+    lost = deep | (~gt & np.isin(each, each[deep & ~gt])) | np.isin(group, group[deep & gt])
+    return lost | ~np.isin(group, group[lq & ~lost])
 
 
 def _natural(names: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -168,7 +194,8 @@ def _nbytes(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
     width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)
     if isinstance(task.degradation, TimeLapse) and task.degradation.size:
         width, height = (np.full_like(each, task.degradation.size) for each in (width, height))
-    return width * height * np.where((channels == 3) & (task.colour == "rgb"), 3, 1) * (1 + len(made_levels(task)))
+    planes = np.where((channels == 3) & (task.colour == "rgb"), 3, 1)
+    return width * height * planes * (1 + len(made_levels(task))) * task.bits // 8
 
 
 def made_levels(task: Task) -> tuple[int, ...]:
@@ -276,6 +303,8 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
         "groups": shard.files.select(["group", "name", "sha256", "part"]).to_pydict(),
         "versions": versions,
     }
+    if task.bits != 8:
+        recipe["bits"] = task.bits
     if task.negatives is not None and task.negatives.kept == "stored":
         recipe["negatives"] = task.negatives.model_dump(mode="json")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

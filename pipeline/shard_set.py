@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.cache import Lease, ShardCache
 from pipeline.degradations.noise import awgn
+from pipeline.depth import levels, unit
 from pipeline.errors import UserError
 from pipeline.shards import (
     damaged,
@@ -40,8 +41,9 @@ DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
 class Version:
     """One row of the enumeration: an image at a level, a published pair, a frame with its target, or two frames of a scene.
 
-    planes: uint8 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where noise of this level is added
-    online; v and w of a time-lapse scene. level: as in the index. quantised: online noise is rounded and clipped to 8 bits.
+    planes: uint8 or uint16 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where noise of this level is
+    added online; v and w of a time-lapse scene. level: as in the index. quantised: online noise is rounded to the planes'
+    levels and clipped.
     """
 
     key: str
@@ -83,6 +85,7 @@ class ShardSet:
         degradation = listing["degradation"]
         self.kind: str = degradation["kind"]
         self.png = listing["codec"] == "png"
+        self.dtype = np.dtype("u1" if listing["bits"] == 8 else "<u2")  # of the pixels
         self.online_noise = self.kind == "noise" and degradation["drawn"] == "online"
         self.quantised = bool(degradation.get("quantised"))
         self.shards: list[dict[str, Any]] = [shard for shard in listing["shards"] if shard["split"] == split]
@@ -230,6 +233,13 @@ class ShardSet:
             least[there] = np.minimum(least[there], size[there])
         return least
 
+    def smaller_than(self, patch: int) -> list[str]:
+        """The images that hold no patch of so many pixels a side, by key; with the level where they do at another one."""
+        small = (self.sizes < patch).any(1)
+        never = ~np.isin(self.sample, self.sample[~small])
+        found = [(self.key(i), int(self.level[i]), never[i]) for i in np.flatnonzero(small).tolist()]
+        return list(dict.fromkeys(key if whole else f"{key} at level {level}" for key, level, whole in found))
+
     def key(self, version: int) -> str:
         """The key of a version's sample."""
         return str(self._keys[int(self.sample[version])].as_py())
@@ -338,22 +348,23 @@ class ShardSet:
     # pixels
 
     def pixels(self, row: int) -> np.ndarray:
-        """The image of a row of the index, uint8 (H, W, C): mapped, or decoded where the codec is png.
+        """The image of a row of the index, (H, W, C) of `dtype`: mapped, or decoded where the codec is png.
 
         Raises UserError as `mapped` does, and for a PNG that cannot be decoded.
         """
         shape = (int(self.height[row]), int(self.width[row]), int(self.channels[row]))
         begin, length = int(self.begin[row]), int(self.length[row])
         if not self.png:
-            return np.ndarray(shape, np.uint8, self.mapped(int(self.shard[row])), begin)
+            return np.ndarray(shape, self.dtype, self.mapped(int(self.shard[row])), begin)
         with self._lock:
             found = self._decoded.get(row)
             if found is not None:
                 self._decoded.move_to_end(row)
                 return found
         data = self.mapped(int(self.shard[row]))[begin : begin + length]
-        image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if shape[2] == 1 else cv2.IMREAD_COLOR_RGB)
-        if image is None or image.size != np.prod(shape):
+        colour = cv2.IMREAD_GRAYSCALE if shape[2] == 1 else cv2.IMREAD_COLOR_RGB
+        image = cv2.imdecode(data, colour | cv2.IMREAD_ANYDEPTH)
+        if image is None or image.size != np.prod(shape) or image.dtype != self.dtype:
             shard = self._file(self.shards[int(self.shard[row])])
             member = f"{self._keys[int(self._sample[row])]}.{self._member[row]}"
             raise UserError(f"{self.place}/{shard}: {member} at byte {begin:,} is no PNG of {shape}; build again")
@@ -369,10 +380,9 @@ class ShardSet:
 def validation_pair(version: Version, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1]; online noise keyed by image and level."""
     height, width = version.size
-    gt = version.planes["gt"][:height, :width].astype(np.float32) / 255
+    clean = version.planes["gt"]
+    gt = unit(clean[:height, :width])
     if "lq" in version.planes:
-        return version.planes["lq"].astype(np.float32) / 255, gt
+        return unit(version.planes["lq"]), gt
     lq = awgn(gt, version.level, (seed, "validation", version.key, version.level))
-    if version.quantised:
-        lq = np.rint(lq * 255).clip(0, 255) / np.float32(255)
-    return lq, gt
+    return unit(levels(lq, clean.dtype)) if version.quantised else lq, gt

@@ -1,7 +1,8 @@
 """Shards: tar files in the webdataset format, with an index of where every array lies.
 
 A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.mask-<n>.npy` or `<key>.frame-<n>.npy`,
-and `<key>.json`. Arrays are uint8, HWC, RGB order; where the codec is png, the same in `.png` members.
+and `<key>.json`. Arrays are uint8, or little-endian uint16 where the task says `bits: 16`, HWC, RGB order; where the codec
+is png, the same in `.png` members.
 Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times,
 owners or host names are in them.
 """
@@ -25,6 +26,7 @@ import pyarrow as pa
 from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
 from pipeline.config import Frozen, parse_json
+from pipeline.depth import Bits
 from pipeline.errors import UserError
 from pipeline.plan import FORMAT
 from pipeline.storage import Bucket, Folder, Storage, storage
@@ -35,16 +37,17 @@ Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, co
 
 
 def npy_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
-    """An array as a member. pixels: uint8 (H, W, C); they begin at a multiple of 64 in the shard."""
+    """An array as a member. pixels: uint8 or uint16 (H, W, C); they begin at a multiple of 64 in the shard."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(pixels), version=(1, 0), allow_pickle=False)
+    stored = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
+    np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
     data = buffer.getvalue()
     header = len(data) - pixels.nbytes
     return name, data, {"header": header, "shape": list(pixels.shape), "dtype": str(pixels.dtype), **columns}
 
 
 def png_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
-    """An image as a member in PNG. pixels: uint8 (H, W, 1) or (H, W, 3) RGB."""
+    """An image as a member in PNG. pixels: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB."""
     ok, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels)
     assert ok
     return name, data.tobytes(), {"header": 0, "shape": list(pixels.shape), "dtype": str(pixels.dtype), **columns}
@@ -94,6 +97,7 @@ class Listing(Frozen):
     versions: dict[str, str] = Field(description="of the libraries that decided the bytes")
     colour: Literal["y", "gray", "rgb"]
     codec: Literal["raw", "png"]
+    bits: Bits = Field(8, description="a channel, of all arrays; 8 is not written")
     degradation: Annotated[dict[str, Any], _as_task(Task.__annotations__["degradation"])]
     splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = Field(
         description="split of the shards: its sources, as <dataset>/<split>"
@@ -323,7 +327,7 @@ def read_checked(
     if name == "index":
         rows = sum(shard["members"] for shard in listing["shards"])
         table = read_table(source, INDEX_SCHEMA, where, split=split, rows=rows)
-        check_index(table, shard_sizes(listing), listing["codec"], where)
+        check_index(table, shard_sizes(listing), listing["codec"], listing["bits"], where)
     elif name == "pairs":
         table = read_table(source, PAIRS_SCHEMA, where, split=split)
         check_numbers(table, {"v": 0, "w": 0}, {}, where)

@@ -58,7 +58,6 @@ LONGEST = 2000  # bytes of a text; the longest are the parameters
 KEY = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,239}$"
 MEMBER = r"^(gt|(lq|mask|frame|negative)-[a-z]?[0-9]{1,10}(-[0-9]{1,10})?)\.(npy|png)$"
 SHA256 = r"^[0-9a-f]{64}$"
-BYTES = {"uint8": 1, "uint16": 2}  # of a number of each dtype
 BLOCK = 512  # bytes: members of a tar file begin at multiples of it
 MEBI = 2**20
 
@@ -129,10 +128,11 @@ def _written_out(part: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def check_index(table: pa.Table, sizes: Mapping[str, int], codec: str, where: str) -> None:
+def check_index(table: pa.Table, sizes: Mapping[str, int], codec: str, bits: int, where: str) -> None:
     """Raise UserError, which names the first row that is wrong, unless every row describes a member inside its shard.
 
-    table: rows of INDEX_SCHEMA. sizes: bytes of each shard, by <split>/<name>. codec: of the images. where: for messages.
+    table: rows of INDEX_SCHEMA. sizes: bytes of each shard, by <split>/<name>. codec, bits: of the images. where: for
+    messages.
     """
     place = pc.binary_join_element_wise(table["split"], table["shard"], "/")
     shard = pc.index_in(place, pa.array(sizes, pa.string()))
@@ -158,25 +158,24 @@ def check_index(table: pa.Table, sizes: Mapping[str, int], codec: str, where: st
     _expect(where, level >= -1, "its level is negative")
     for name in ("shape", "header", "dtype"):
         _expect(where, table[name].is_valid().to_numpy() != json, f"its {name} does not fit its role")
-    _check_arrays(table.filter(pa.array(~json)), np.flatnonzero(~json), codec, where)
+    _check_arrays(table.filter(pa.array(~json)), np.flatnonzero(~json), codec, bits, where)
 
 
-def _check_arrays(table: pa.Table, rows: np.ndarray, codec: str, where: str) -> None:
+def _check_arrays(table: pa.Table, rows: np.ndarray, codec: str, bits: int, where: str) -> None:
     """The part of `check_index` that is about images. rows: where these rows are in the whole table."""
     _expect(where, pc.equal(pc.list_value_length(table["shape"]), 3), "its shape has not three sides", rows)
     sides = table["shape"].combine_chunks().flatten()
     if sides.null_count:
         raise _damaged(where, "a shape lacks a side")
     height, width, channels = sides.to_numpy().reshape(-1, 3).astype(np.int64).T
-    depth = pc.index_in(table["dtype"], pa.array(BYTES)).fill_null(-1).to_numpy()
-    _expect(where, depth >= 0, f"its dtype is none of {', '.join(BYTES)}", rows)
+    _expect(where, pc.equal(table["dtype"], f"uint{bits}"), f"its dtype is not that of {bits} bits a channel", rows)
     _expect(where, (height > 0) & (width > 0) & ((channels == 1) | (channels == 3)), "its shape is no image's", rows)
     _expect(
         where, pc.is_in(table["role"], pa.array(["mask"])).to_numpy() <= (channels == 1), "a mask has colours", rows
     )
     header, length = table["header"].to_numpy(), table["length"].to_numpy()
     # in float64, which is exact where it matters and does not wrap
-    nbytes = height.astype(np.float64) * width * channels * np.array(list(BYTES.values()))[depth]
+    nbytes = height.astype(np.float64) * width * channels * (bits // 8)
     if codec == "png":  # it shrinks an image by 1,030 at most
         fits = (header == 0) & (nbytes <= 1030.0 * length + MEBI)
     else:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import Frozen, read_yaml
+from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest
 
 TASKS = Path(__file__).parent / "tasks"
@@ -50,11 +51,11 @@ class Noise(Frozen):
 
     kind: Literal["noise"]
     sigma: Annotated[tuple[Annotated[int, Field(gt=0, le=255)], ...], Distinct] = Field(
-        (30, 50, 70), min_length=1, description="of 0..255"
+        (30, 50, 70), min_length=1, description="on the scale 0..255, whatever the task's bits"
     )
     drawn: Literal["online", "stored"] = "online"
     quantised: bool = Field(
-        False, description="rounded and clipped to 8 bits, as a noisy file is; stored noise always is"
+        False, description="rounded and clipped to the task's bits, as a noisy file is; stored noise always is"
     )
     seed: int = Field(0, description="of stored noise")
 
@@ -63,9 +64,9 @@ class Noise(Frozen):
         return self.sigma
 
     @model_validator(mode="after")
-    def _files_hold_8_bits(self) -> "Noise":
+    def _shards_hold_levels(self) -> "Noise":
         if self.drawn == "stored" and not self.quantised:
-            raise ValueError("stored noise is in 8 bits: add quantised: true, or draw it online")
+            raise ValueError("stored noise is rounded and clipped: add quantised: true, or draw it online")
         return self
 
 
@@ -131,6 +132,11 @@ class Task(Frozen):
     )
     degradation: Annotated[Jpeg | Scale | Noise | Paired | TimeLapse, Field(discriminator="kind")]
     negatives: Negatives | None = None
+    bits: Bits = Field(
+        8,
+        description="a channel, in shards and batches, and in what a model restores. 8: images of 16 bits are left out; "
+        "16: those of 8 bits are taken too, at 257 times their levels, which is the same picture",
+    )
     splits: dict[Literal["train", "val", "test"], Annotated[tuple[str, ...], Field(min_length=1)]] = Field(
         description="split of the shards: the manifest's <dataset>/<split> that go into it"
     )
@@ -155,6 +161,12 @@ class Task(Frozen):
                 raise ValueError(f"{source!r} is named twice, in {named[source]} and in {split}")
             named[source] = split
         return splits
+
+    @model_validator(mode="after")
+    def _jpeg_holds_8_bits(self) -> "Task":
+        if self.bits == 16 and isinstance(self.degradation, Jpeg):
+            raise ValueError("bits: JPEG holds 8 bits a channel; leave bits out, or choose another degradation")
+        return self
 
     @model_validator(mode="after")
     def _negatives_of_inputs(self) -> "Task":

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from scipy.sparse import csr_array
 
+from pipeline.depth import peak
 from pipeline.images import UnusableImageError
 
 _STRIP = 48  # output rows made at a time, so that what lies between the two passes stays in the cache
@@ -22,15 +23,16 @@ _STRIP = 48  # output rows made at a time, so that what lies between the two pas
 def imresize(image: np.ndarray, scale: float | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
     """Resize as MATLAB's imresize(A, scale) or imresize(A, [rows columns]) does: bicubic, antialiased when shrinking.
 
-    image: (H, W) or (H, W, C), floating or uint8. Give either `scale`, for an output of ceil(scale * H) x
+    image: (H, W) or (H, W, C), floating, uint8 or uint16. Give either `scale`, for an output of ceil(scale * H) x
     ceil(scale * W), or `size`, the output's (height, width).
-    Returns float64 for floating input, neither rounded nor clipped (the cubic kernel overshoots). uint8 gives uint8,
-    rounded and clipped after each of the two passes, as in MATLAB. Raises ValueError for other arguments.
+    Returns float64 for floating input, neither rounded nor clipped (the cubic kernel overshoots). uint8 and uint16 give
+    their own dtype, rounded and clipped after each of the two passes, as in MATLAB. Raises ValueError for other arguments.
     Source: the kernel is Keys' cubic convolution (1981) with a = -0.5, stretched by 1/scale when shrinking; the border
     is mirrored, its edge pixels repeated.
     """
-    if image.ndim not in (2, 3) or not image.size or not (image.dtype == np.uint8 or image.dtype.kind == "f"):
-        raise ValueError(f"expected floating or uint8 (H, W) or (H, W, C), got {image.dtype} {image.shape}")
+    whole = image.dtype in (np.uint8, np.uint16)
+    if image.ndim not in (2, 3) or not image.size or not (whole or image.dtype.kind == "f"):
+        raise ValueError(f"expected floats, uint8 or uint16 (H, W) or (H, W, C), got {image.dtype} {image.shape}")
     if size is not None and scale is None and min(size) >= 1:
         scales = [size[0] / image.shape[0], size[1] / image.shape[1]]
     elif scale is not None and size is None and 0 < scale < math.inf:
@@ -41,11 +43,11 @@ def imresize(image: np.ndarray, scale: float | None = None, size: tuple[int, int
     first, second = (0, 1) if scales[0] <= scales[1] else (1, 0)  # MATLAB begins where it shrinks more
     rows = image.swapaxes(0, first)
     across = _whole(image.shape[second], size[second], scales[second])
-    whole = image.dtype == np.uint8
-    resized = np.empty((size[first], size[second], *image.shape[2:]), np.uint8 if whole else np.float64)
+    most = peak(image.dtype) if whole else None
+    resized = np.empty((size[first], size[second], *image.shape[2:]), image.dtype if whole else np.float64)
     for strip in _strips(image.shape[first], size[first], scales[first]):
-        part = _transposed(_sums(strip, rows, whole))
-        resized[strip.made] = _transposed(_sums(across, part, whole))
+        part = _transposed(_sums(strip, rows, most))
+        resized[strip.made] = _transposed(_sums(across, part, most))
     return np.ascontiguousarray(resized.swapaxes(0, first))
 
 
@@ -89,12 +91,12 @@ class _Strip(NamedTuple):
     weights: csr_array  # (rows made, rows needed)
 
 
-def _sums(strip: _Strip, rows: np.ndarray, whole: bool = False) -> np.ndarray:
-    """The rows that a strip makes of all the rows (m, ...): float64, (n, ...); `whole`: rounded and clipped to 8 bits."""
+def _sums(strip: _Strip, rows: np.ndarray, most: int | None = None) -> np.ndarray:
+    """The rows that a strip makes of all the rows (m, ...): float64, (n, ...); rounded and clipped to 0..most, if given."""
     needed = rows[strip.needed].astype(np.float64, copy=False)
     sums = strip.weights @ needed.reshape(len(needed), -1)
-    if whole:
-        sums.clip(0, 255, out=sums)
+    if most is not None:
+        sums.clip(0, most, out=sums)
         sums += 0.5
         np.floor(sums, out=sums)
     return sums.reshape(-1, *rows.shape[1:])

@@ -61,7 +61,7 @@ def _weights(key: str, level: int, sampling: Negatives) -> list[int]:
 
 
 def mix(I: Any, J: Any, permille: Any) -> Any:  # noqa: E741 the paper's symbols
-    """Thousandths of I and the rest of J, rounded half up. I, J: whole numbers 0..255, of at least 32 bits.
+    """Thousandths of I and the rest of J, rounded half up. I, J: whole numbers 0..65535, of at least 32 bits.
 
     NumPy arrays or torch tensors alike, in integers: the same numbers on every device, planned or stored.
     """
@@ -69,5 +69,5 @@ def mix(I: Any, J: Any, permille: Any) -> Any:  # noqa: E741 the paper's symbols
 
 
 def mixed_image(lq: np.ndarray, gt: np.ndarray, permille: int) -> np.ndarray:
-    """`mix` of two images. lq, gt: uint8 of one shape; returns the same."""
-    return mix(lq.astype(np.int32), gt.astype(np.int32), permille).astype(np.uint8)
+    """`mix` of two images. lq, gt: uint8 or uint16 of one shape; returns the same."""
+    return mix(lq.astype(np.int32), gt.astype(np.int32), permille).astype(lq.dtype)

@@ -373,6 +373,34 @@ def test_validation_is_the_mean_psnr_of_the_whole_images(data, tmp_path):
     assert first.validate() == pytest.approx(psnrs[0], rel=1e-5)
 
 
+def test_what_of_the_data_is_not_used_is_noted_and_goes_into_every_checkpoint(builder, tmp_path):
+    rng = np.random.default_rng(0)
+    sizes = {"a": 20, "b": 16, "c": 17, "d": 18, "e": 19}
+    files = {f"train/{name}.png": rng.integers(40, 200, (side, side, 1), np.uint8) for name, side in sizes.items()}
+    folder = builder("loop-small", files)
+    options = ["data.patch=20", "optimisation.length={steps: 1}", "data.batch=2"]
+    run = Run(recipe(*options, folder=tmp_path), folder, CPU)
+    small = "4 of 5 images are smaller than a patch of 20x20: photos-train-b, photos-train-c, photos-train-d and 1 more"
+    assert run.notes == [small, "no validation, for task tiny has no val split"]
+    assert json.loads(run.save()["state.json"])["notes"] == run.notes
+    with pytest.raises(UserError, match=f"^{re.escape(f'{folder}: {small}; mend the data')}"):
+        Run(recipe(*options, "training.strict=true", folder=tmp_path), folder, CPU)
+    whole = ["data.patch=16", *options[1:], "training.strict=true"]
+    assert Run(recipe(*whole, folder=tmp_path), folder, CPU).notes == run.notes[1:]
+
+
+def test_a_val_split_that_cannot_be_validated_with_is_noted(builder, tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"{split}/s/{i}.png" for split in ("train", "val") for i in range(2)]
+    files = {name: rng.integers(40, 200, (20, 20, 3), np.uint8) for name in names}
+    folder = builder("loop-scenes", files, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
+    path = tmp_path / "scenes.yaml"
+    path.write_text(RECIPE.replace(RECIPE.splitlines()[1], "model: {name: timelapse, channels: 16, items: 8}"))
+    run = Run(read_recipe(str(path), ["data.patch=16"]), folder, CPU)
+    assert run.validation == []
+    assert run.notes == ["no validation, for the val split has no clean images to compare with; it is not used"]
+
+
 def test_validation_changes_no_weight_and_no_statistic(data, tmp_path):
     run = Run(recipe(folder=tmp_path), data, CPU)
     before = [tensor.clone() for tensor in everything(run)]

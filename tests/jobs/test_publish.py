@@ -188,6 +188,16 @@ def test_the_version_follows_weights_recipe_and_scores_and_nothing_else(tmp_path
     assert version(runs) != first
 
 
+def test_what_training_left_out_stands_in_the_card_and_in_the_provenance(tmp_path, runs):
+    path = runs / "tiny" / "checkpoint.json"
+    pointer = json.loads(path.read_text())
+    notes = ["8 of 10 images are smaller than a patch of 31x31: a, b, c and 5 more"]
+    path.write_text(json.dumps(pointer | {"notes": notes}))
+    place = Path(publish("tiny", str(tmp_path / "team"), runs)["uri"])
+    assert json.loads((place / "provenance.json").read_text())["notes"] == notes
+    assert f"\n\n- {notes[0]}\n\n## Scores" in (place / "card.md").read_text()
+
+
 def test_the_first_provenance_stays(tmp_path, runs, monkeypatch):
     repository = tmp_path / "repository"
     repository.mkdir()

@@ -22,7 +22,7 @@ FILES = {f"train/{i}.png": photograph(i, 60, 100) for i in range(5)}
 SAMPLES = 3 * 5 * 5 * 2  # rows and columns of the grid, photographs, levels; the last batch of an epoch holds 6
 KEYS = {
     *("batches", "samples", "bytes", "seconds", "cpu_seconds", "samples_per_second", "bytes_per_second"),
-    *("memcpy_bytes_per_second", "share_of_memcpy", "step_ms", "stall"),
+    *("memcpy_bytes_per_second", "share_of_memcpy", "step_ms", "stall", "left_out"),
 }
 
 
@@ -167,6 +167,21 @@ def test_the_command_prints_what_was_measured(data, cli):
     code, out, _ = cli("bench", "load", str(data), "--patch", "24", "--stride", "16", "--seconds", "0.02")
     assert code == 0
     assert all(words in out for words in ("samples/s", "MB/s", "of memcpy", "a device that takes 5 ms"))
+
+
+def test_images_that_hold_no_patch_are_named_and_an_error_if_that_is_asked_for(builder, cli):
+    files = FILES | {f"train/low-{i}.png": photograph(i, 20, 90, 1) for i in range(4)}
+    folder = str(builder("bench-small", files))
+    arguments = ("bench", "load", folder, "--patch", "24", "--seconds", "0.02")
+    phrase = (
+        "4 of 9 images are smaller than a patch of 24x24: photos-train-low-0, photos-train-low-1, photos-train-low-2 "
+        "and 1 more"
+    )
+    code, out, err = cli(*arguments)
+    assert (code, err) == (0, f"{folder}: {phrase}\n")
+    assert "samples/s" in out
+    assert cli(*arguments, "--strict") == (1, "", f"memoir: {folder}: {phrase}; lower --patch, or leave out --strict\n")
+    assert cli(*arguments[:4], "16", *arguments[5:], "--strict")[0] == 0
 
 
 def test_a_machine_reads_the_same_names(data, cli):

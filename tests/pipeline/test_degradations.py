@@ -14,8 +14,9 @@ from PIL import Image, features
 from pipeline.degradations import noise
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
-from pipeline.degradations.noise import awgn, noisy_8bit
+from pipeline.degradations.noise import awgn, noisy_levels
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
+from pipeline.depth import widened
 from pipeline.images import UnusableImageError
 from pipeline.keyed import philox
 
@@ -65,6 +66,22 @@ def test_luma_and_grey_are_rounded_exactly(colour):
     grey = float(to_yiq[0] @ np.array(colour))
     assert rgb2gray(image).dtype == np.uint8
     assert abs(rgb2gray(image).item() - grey) <= 0.5 + 1e-9
+
+
+@given(st.tuples(*[st.integers(0, 65535)] * 3))
+def test_luma_and_grey_of_16_bits_are_rounded_exactly(colour):
+    image = np.array(colour, np.uint16).reshape(1, 1, 3)
+    r, g, b = map(Fraction, colour)
+    luma = 16 * 257 + (Fraction("65.481") * r + Fraction("128.553") * g + Fraction("24.966") * b) / 255
+    assert rgb2ycbcr_y(image).dtype == rgb2gray(image).dtype == np.uint16
+    assert rgb2ycbcr_y(image).item() == half_up(luma)
+    assert rgb2gray(image).item() == half_up(Fraction(589_399 * r + 1_157_447 * g + 224_810 * b, 1_971_656))
+
+
+def test_luma_and_grey_of_8_bits_are_those_of_16_rounded():
+    image = photograph(60, 70, 3)
+    for convert in (rgb2ycbcr_y, rgb2gray):
+        assert np.abs(convert(widened(image, 16)) / 257 - convert(image)).max() <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -235,13 +252,14 @@ def reference_line(line: list[float], length: int, scale: float) -> list[float]:
 
 def reference(image: np.ndarray, size: tuple[int, int], scales: tuple[float, float]) -> np.ndarray:
     """Bicubic resize of a plane, one line after the other, the axis that shrinks more first."""
-    whole = image.dtype == np.uint8
+    whole = image.dtype.kind == "u"
+    most = 255 if image.dtype == np.uint8 else 65535
     result = image.astype(float)
     for axis in sorted((0, 1), key=lambda axis: scales[axis]):
         lines = result if axis == 1 else result.T
         lines = np.array([reference_line(list(line), size[axis], scales[axis]) for line in lines])
         if whole:
-            lines = np.vectorize(lambda value: math.floor(min(max(value, 0), 255) + 0.5))(lines)
+            lines = np.vectorize(lambda value: math.floor(min(max(value, 0), most) + 0.5))(lines)
         result = lines if axis == 1 else lines.T
     return result
 
@@ -266,6 +284,7 @@ def test_imresize_to_a_size_equals_the_slow_reference(height, width, rows, colum
     np.testing.assert_allclose(imresize(image, size=(rows, columns)), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize(
     ("source", "size"),
     [
@@ -277,10 +296,11 @@ def test_imresize_to_a_size_equals_the_slow_reference(height, width, rows, colum
         ((70, 7), (90, 9)),
     ],
 )
-def test_imresize_of_uint8_rounds_and_clips_after_each_pass(source, size):
-    image = np.random.default_rng(0).choice(np.array([0, 31, 77, 200, 255], np.uint8), source)
+def test_imresize_of_levels_rounds_and_clips_after_each_pass(source, size, dtype):
+    levels = np.array([0, 31, 77, 200, 255], np.uint8) if dtype == np.uint8 else np.array([0, 7000, 65535], dtype)
+    image = np.random.default_rng(0).choice(levels, source)
     resized = imresize(image, size=size)
-    assert resized.dtype == np.uint8
+    assert resized.dtype == dtype
     expected = reference(image, size, (size[0] / source[0], size[1] / source[1]))
     np.testing.assert_array_equal(resized, expected)
 
@@ -347,7 +367,7 @@ def test_imresize_refuses_wrong_arguments():
         with pytest.raises(ValueError, match="either a scale"):
             imresize(image, **arguments)
     for wrong in (np.zeros((4, 4), np.int32), np.zeros(4), np.zeros((0, 4))):
-        with pytest.raises(ValueError, match="expected floating or uint8"):
+        with pytest.raises(ValueError, match="expected floats, uint8 or uint16"):
             imresize(wrong, scale=2)
 
 
@@ -411,12 +431,12 @@ def test_noise_refuses_whole_numbers_and_negative_strength():
 
 def test_noise_in_8_bits_is_that_of_the_floats_rounded_and_clipped():
     image = photograph(60, 70, 3)
-    noisy = noisy_8bit(image, 40, ("a", 1))
+    noisy = noisy_levels(image, 40, ("a", 1))
     assert noisy.dtype == np.uint8
     exact = awgn(image / 255, 40, ("a", 1)) * 255
     assert ((exact < -1) | (exact > 256)).any()  # some of it is clipped
     assert np.abs(noisy - exact.clip(0, 255)).max() <= 0.5 + 1e-4
-    np.testing.assert_array_equal(noisy_8bit(image, 0, ("a", 1)), image)
+    np.testing.assert_array_equal(noisy_levels(image, 0, ("a", 1)), image)
 
 
 def test_noise_in_8_bits_is_rounded_half_to_even(monkeypatch):
@@ -426,14 +446,24 @@ def test_noise_in_8_bits_is_rounded_half_to_even(monkeypatch):
 
     monkeypatch.setattr(noise, "philox", lambda *key: Halves())
     image = np.array([[0, 1, 2, 3, 254, 255]], np.uint8)
-    assert noisy_8bit(image, 2, ("a",)).tolist() == [[0, 2, 2, 4, 254, 255]]
+    assert noisy_levels(image, 2, ("a",)).tolist() == [[0, 2, 2, 4, 254, 255]]
+
+
+def test_noise_in_16_bits_is_that_of_8_on_257_times_its_levels():
+    image = widened(photograph(60, 70, 3), 16) + np.uint16(77)
+    noisy = noisy_levels(image, 40, ("a", 1))
+    assert noisy.dtype == np.uint16
+    exact = awgn(image / 65535, 40, ("a", 1)) * 65535
+    assert ((exact < -1) | (exact > 65536)).any()
+    assert np.abs(noisy - exact.clip(0, 65535)).max() <= 0.5 + 0.02  # of float32 at 65535
+    np.testing.assert_array_equal(noisy_levels(image, 0, ("a", 1)), image)
 
 
 def test_noise_in_8_bits_refuses_floats_and_negative_strength():
     with pytest.raises(ValueError, match="uint8"):
-        noisy_8bit(np.zeros((2, 2, 1)), 30, ("a",))
+        noisy_levels(np.zeros((2, 2, 1)), 30, ("a",))
     with pytest.raises(ValueError, match="sigma"):
-        noisy_8bit(np.zeros((2, 2, 1), np.uint8), -1, ("a",))
+        noisy_levels(np.zeros((2, 2, 1), np.uint8), -1, ("a",))
 
 
 def test_a_key_gives_the_same_stream_on_every_machine():

@@ -170,6 +170,18 @@ def test_a_dataset_has_one_contact_sheet(data):
     assert np.array_equal(sheet_of(data), sheet_of(data))
 
 
+def test_images_smaller_than_a_patch_are_named(data, tmp_path, cli):
+    write_dataset(data, "scale", 1, {"train": [(30, 40), (10, 50), (26, 26)], "val": [(60, 60)]})
+    splits = inspect(data, tmp_path / "sheet.png", patch=25)["splits"]
+    assert splits["train"]["smaller"] == ["train-1", "train-2 at level 3"]  # cut to 24x24
+    assert splits["val"]["smaller"] == []
+    assert "smaller" not in inspect(data, tmp_path / "sheet.png")["splits"]["train"]
+    code, out, _ = cli("inspect", str(data), "--patch", "30", "--sheet", str(tmp_path / "sheet.png"))
+    assert code == 0
+    assert "  train: smaller than a patch of 30x30: 2, train-1, train-2\n" in out
+    assert "  val: smaller than a patch of 30x30: none\n" in out
+
+
 def test_what_cannot_be_inspected_is_one_line(data, tmp_path):
     with pytest.raises(UserError, match=r"shards.json: not found; `memoir build` writes it"):
         inspect(tmp_path, tmp_path / "sheet.png")

@@ -1,4 +1,5 @@
 import itertools
+import json
 import re
 import shutil
 import time
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +22,7 @@ from pipeline.loader import Loader, Position, counter_normal, dihedral, gather, 
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.sampling.scene_mean import scene_mean
 from pipeline.shard_set import ShardSet, validation_pair
+from pipeline.shards import file_sha256
 from pipeline.storage import storage
 
 PATCH, STRIDE, BATCH = 24, 16, 12
@@ -457,7 +460,8 @@ def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_ep
     loader = load(jpeg, sampling=RandomCrops(PATCH, 3), batch=9)
     versions = list(ShardSet(jpeg, "train").versions())
     assert loader.samples == 3 * 7 * 2  # images that hold a patch, levels
-    assert loader.unused == ["photos-train-low"]
+    assert loader.left_out == ["1 of 8 images are smaller than a patch of 24x24: photos-train-low"]
+    assert load(jpeg, sampling=Grid(16, 16)).left_out == []
     seen: dict[int, set[bytes]] = {}
     for epoch in range(2):
         for i in range(len(loader)):
@@ -527,7 +531,10 @@ def test_planned_and_stored_extra_negatives_are_the_same_patches_of_other_inputs
         builder(f"extra-{kept}", FILES, shard_bytes=2**18, negatives=sampling | {"kept": kept})
         for kept in ("planned", "stored")
     ]
-    with pytest.raises(UserError, match=r"a negative of photos-train-\d is smaller than a patch of 24x24"):
+    with pytest.raises(
+        UserError,
+        match=r"negatives of \d images are smaller than a patch of 24x24: photos-train-\d.*; leave out the small",
+    ):
         load(folders[0])
     files = {name: pixels for name, pixels in FILES.items() if name != "train/low.png"}
     folders = [
@@ -851,3 +858,48 @@ def test_a_shard_with_other_contents_in_the_bucket_is_refused(bucket, tmp_path):
     storage(bucket).write(f"train/{shard['name']}", b"x" * shard["bytes"])
     with pytest.raises(UserError, match=f"{bucket}/train/{shard['name']}: its sha256 is .* upload that shard again"):
         epoch_of(loader)
+
+
+# 16 bits a channel
+
+
+def test_batches_of_16_bits_are_numbers_from_0_to_1_as_those_of_8_are(builder):
+    shallow = {"train/1.png": photograph(3, 60, 60, 1)}
+    options = {
+        "colour": "rgb",
+        "degradation": {"kind": "scale", "factor": [3]},
+        "negatives": {"lambdas": [1, 0.95, 0.5]},
+    }
+    folders = [builder(f"deep-scale-{bits}", shallow, bits=bits, **options) for bits in (8, 16)]
+    narrow, wide = (load(folder).to_device(load(folder).cut(Position()), torch.device("cpu")) for folder in folders)
+    assert wide.keys() == narrow.keys()
+    assert torch.equal(wide["gt"], narrow["gt"])  # the files have 8 bits: the same numbers, to the last bit
+    assert not torch.equal(wide["lq"], narrow["lq"])  # the inputs are made of them, and rounded to finer levels
+    for name in ("lq", "negatives"):
+        assert (wide[name] - narrow[name]).abs().max() < 1.01 / 255
+    for weight, negative in zip((1, 0.95, 0.5), wide["negatives"].unbind(1), strict=True):
+        assert (negative - (weight * wide["lq"] + (1 - weight) * wide["gt"])).abs().max() <= 0.51 / 65535
+
+
+def test_masks_that_only_some_samples_have_are_said_to_be_left_out(builder, tmp_path):
+    images = {
+        f"train/train_{letter}/{i}.png": photograph(10 * i + n, 40, 40, 1 if letter == "B" else 3)
+        for i in range(3)
+        for n, letter in enumerate("ABC")
+    }
+    folder = tmp_path / "tiny"
+    shutil.copytree(
+        builder("loader-masks", images, layout="istd:istd", degradation={"kind": "paired"}, colour="rgb"), folder
+    )
+    assert load(folder).left_out == []
+    index = pq.read_table(folder / "index.parquet")
+    gone = pc.and_(pc.equal(index["role"], "mask"), pc.equal(index["key"], "photos-train-1"))
+    pq.write_table(index.filter(pc.invert(gone)), folder / "index.parquet")
+    listing = json.loads((folder / "shards.json").read_text())
+    (of_it,) = (shard for shard in listing["shards"] if shard["name"] == index.filter(gone)["shard"][0].as_py())
+    of_it["members"] -= 1
+    listing["index_sha256"] = file_sha256(folder / "index.parquet")
+    (folder / "shards.json").write_text(json.dumps(listing))
+    loader = load(folder)
+    assert loader.left_out == ["no mask is in the batches, for 1 of 3 have none: photos-train-1"]
+    assert "mask" not in loader.cut(Position())

@@ -265,8 +265,59 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
         digest(versions=versions | {"numpy": "3"}),
         digest(colour="rgb"),
         digest(degradation=Jpeg(kind="jpeg", quality=(10,))),
+        digest(degradation=Paired(kind="paired")),
+        digest(degradation=Paired(kind="paired"), bits=16),
     ]
-    assert len({digest(), *others}) == 10
+    assert len({digest(), *others}) == 12
+
+
+def test_a_task_of_8_bits_has_the_recipe_that_it_had_before_there_were_others():
+    shard = ShardPlan("train", table([row("a")]), np.arange(1), None)
+    assert recipe_digest(shard, task(), {"opencv": "5"}).startswith("7e85b988bb235f61")
+
+
+# images of more bits than the task's
+
+
+def test_a_task_of_8_bits_leaves_out_images_of_16_and_one_of_16_takes_both():
+    rows = [row(str(i), bit_depth=16 if i in (2, 3) else 8) for i in range(5)]
+    noise = Noise(kind="noise", sigma=(30,))
+    assert keys(plan(table(rows), task(degradation=noise))) == [f"photos-train-{i}" for i in (0, 1, 4)]
+    assert keys(plan(table(rows), task(degradation=noise, bits=16))) == [f"photos-train-{i}" for i in range(5)]
+    for each in rows:
+        each["bit_depth"] = 16
+    with pytest.raises(UserError, match=r"photos/train/0\.png, and all that a task can use of photos/train: 16 bits a"):
+        plan(table(rows), task(degradation=noise))
+
+
+def test_the_pixels_of_16_bits_are_counted_twice():
+    rows, noise = [row("a"), row("b")], Noise(kind="noise", sigma=(30,))
+    narrow, wide = (_nbytes(table(rows), np.arange(2), task(degradation=noise, bits=bits)) for bits in (8, 16))
+    assert (2 * narrow).tolist() == wide.tolist()
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=7), min_size=1, max_size=6))
+def test_of_pairs_what_belongs_to_an_image_of_16_bits_is_left_out_with_it(deep):
+    rows = [row("whole"), row("whole-0", group="whole", role="lq")]
+    expected = {("whole", "gt"), ("whole-0", "lq")}
+    for g, (target, *others) in enumerate(deep):
+        bits = (8, 16)
+        rows.append(row(f"g{g}", role="gt", bit_depth=bits[target]))
+        inputs = [others[i : i + 2] for i in range(0, len(others), 2)]  # of each the lq, and a mask perhaps
+        used = set()
+        for i, (lq, *mask) in enumerate(inputs):
+            key = f"g{g}-{i}"
+            rows.append(row(key, group=f"g{g}", role="lq", bit_depth=bits[lq]))
+            rows += [row(key, group=f"g{g}", role="mask", bit_depth=bits[each]) for each in mask]
+            if not (lq or target or any(mask)):
+                used |= {(key, "lq"), *((key, "mask") for _ in mask)}
+        expected |= used | ({(f"g{g}", "gt")} if used else set())
+    manifest = table(rows)
+    shards = plan(manifest, task(degradation=Paired(kind="paired")))
+    used = np.concatenate([shard.rows for shard in shards])
+    found = {(rows[i]["key"], rows[i]["role"]) for i in used}
+    assert found == expected
+    assert len(used) == len(found)
 
 
 def test_the_size_of_the_frames_and_their_target_change_the_shard():

@@ -10,7 +10,7 @@ MEAN = {"kind": "timelapse", "target": "mean"}
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"degradation": NOISE | {"drawn": "stored"}}, "stored noise is in 8 bits: add quantised: true"),
+        ({"degradation": NOISE | {"drawn": "stored"}}, "stored noise is rounded and clipped: add quantised: true"),
         ({"degradation": {"kind": "timelapse"}, "negatives": {}}, "pairs of frames have no targets"),
         ({"degradation": MEAN | {"pairs_per_scene": 3}}, "with a target each frame is a sample: leave out pairs_per_"),
         (
@@ -22,6 +22,8 @@ MEAN = {"kind": "timelapse", "target": "mean"}
         ({"degradation": NOISE, "negatives": {"kept": "stored"}}, "negatives are intra and planned; or draw it stored"),
         ({"degradation": {"kind": "jpeg", "subsampling": "4:1:1"}}, "'4:2:0', '4:2:2' or '4:4:4'"),
         ({"codec": "webp"}, "'raw' or 'png'"),
+        ({"bits": 12}, "8 or 16"),
+        ({"bits": 16}, "JPEG holds 8 bits a channel; leave bits out"),
         ({"splits": {"val": ("photos/val",)}}, "no train split"),
         ({"splits": {"train": ("photos/a", "photos/a")}}, "'photos/a' is named twice"),
     ],
@@ -42,6 +44,7 @@ def test_a_task_that_cannot_be_built_is_refused(changes, problem):
         {"degradation": {"kind": "paired"}, "negatives": {"kept": "stored"}},
         {"degradation": MEAN | {"size": 64}},
         {"degradation": MEAN, "negatives": {}},
+        {"degradation": {"kind": "paired"}, "bits": 16},
     ],
 )
 def test_a_task_that_can_be_built_is_not(changes):

@@ -1,0 +1,31 @@
+"""Bits a channel: 8 or 16 in files, shards and batches, and one scale for both, [0, 1], where numbers are computed.
+
+Level v of 8 bits and level 257 v of 16 bits are the same number there, in float32 too, to the last bit.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+Bits = Literal[8, 16]
+
+
+def peak(dtype: np.typing.DTypeLike) -> int:
+    """The level of white: 255 of uint8, 65535 of uint16."""
+    return int(np.iinfo(dtype).max)
+
+
+def widened(pixels: np.ndarray, bits: Bits) -> np.ndarray:
+    """Levels of 8 bits as the same picture in so many bits; those of 16 as they are. pixels: uint8 or uint16."""
+    return pixels.astype(np.uint16) * np.uint16(257) if bits == 16 and pixels.dtype == np.uint8 else pixels
+
+
+def unit(pixels: np.ndarray) -> np.ndarray:
+    """Levels on the scale [0, 1]. pixels: uint8 or uint16 of any shape; returns float32 of the same."""
+    return pixels.astype(np.float32) / np.float32(peak(pixels.dtype))
+
+
+def levels(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Numbers in [0, 1] as levels of uint8 or uint16, rounded half to even; those beyond become black and white."""
+    scaled = values * peak(dtype)
+    return np.rint(scaled, out=scaled).clip(0, peak(dtype), out=scaled).astype(dtype)
