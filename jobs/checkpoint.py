@@ -3,26 +3,33 @@
 A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written last: without it there is no version.
 """
 
-import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from jobs.recipe import RECIPES, resolved_model
+from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
+from jobs.recipe import RECIPES, ResolvedRecipe, resolved_model
+from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage, storage
+from pipeline.task import Task
 
 WEIGHTS = "model.safetensors"
 SUMS = "SHA256SUMS"
 LATEST = "latest.json"
+AGAIN = "publish again"
+SPARE = 10_000  # tensors that a model may have beyond those of its file before it is not even looked at
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,14 @@ class Version:
         """A small file of the version. Raises UserError if it is missing or not what was published."""
         with TemporaryDirectory(prefix="memoir-") as folder:
             path = Path(folder, name)
-            self.download(name, path)
+            self.download(name, path, SMALL)
             return path.read_bytes()
 
-    def download(self, name: str, path: Path) -> None:
-        """Copy a file of the version to `path`. Raises as `read`."""
+    def download(self, name: str, path: Path, limit: int | None = None) -> None:
+        """Copy a file of the version to `path`. limit: of its bytes. Raises as `read`."""
         if name not in self.sums:
             raise UserError(f"{self.store.uri}/{SUMS}: does not list {name}; remove the version and publish again")
-        fetch(self.store, name, self.sums[name], path)
+        fetch(self.store, name, self.sums[name], path, limit)
 
 
 def load_model(reference: str, runs: Path) -> Trained:
@@ -107,22 +114,23 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
     """The final checkpoint of a recipe. Raises UserError if there is none, or if what it points to is not there."""
     path = runs / name / "checkpoint.json"
     try:
-        pointer = json.loads(path.read_text())
-        store = storage(pointer["uri"])
-        data = pointer["data"]
-        task = {"bits": data.get("bits", 8), **{name: data[name] for name in ("colour", "degradation", "splits")}}
-        task |= {"negatives": data["negatives"]} if data.get("negatives") else {}
-        return Checkpoint(name, store, json.loads(store.read("recipe.json")), pointer, task)
+        pointer = read_document(path.read_bytes(), Pointer, str(path), "train again")
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `memoir train {name}` writes it") from None
+    data = pointer["data"]
+    task = {"bits": data.get("bits", 8)}
+    task |= {name: data[name] for name in ("colour", "degradation", "splits") if name in data}
+    task |= {"negatives": data["negatives"]} if data.get("negatives") else {}
+    check_document(task, Task, str(path), "train again")
+    store = storage(pointer["uri"])
+    try:
+        recipe = parse_json(store.read("recipe.json", SMALL), f"{store.uri}/recipe.json")
     except FileNotFoundError as error:
-        if not path.is_file():
-            raise UserError(f"{path}: not found; `memoir train {name}` writes it") from None
         raise UserError(
             f"{error.filename}: not found, and {path} points to it; bring it back, or train again"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(
-            f"{path}, or the recipe.json that it points to: damaged, or of another version of memoir; train again"
-        ) from None
+    check_document(recipe, ResolvedRecipe, f"{store.uri}/recipe.json", "train again")
+    return Checkpoint(name, store, recipe, pointer, task)
 
 
 def _trained(checkpoint: Checkpoint) -> Trained:
@@ -136,8 +144,10 @@ def _trained(checkpoint: Checkpoint) -> Trained:
 
 def _published(version: Version) -> Trained:
     uri = version.store.uri
-    recipe, task = (yaml.safe_load(version.read(name)) for name in ("recipe.yaml", "task.yaml"))
-    name = json.loads(version.read("provenance.json"))["recipe"]
+    recipe, task = (parse_yaml(version.read(name), f"{uri}/{name}") for name in ("recipe.yaml", "task.yaml"))
+    check_document(recipe, ResolvedRecipe, f"{uri}/recipe.yaml", AGAIN)
+    check_document(task, Task, f"{uri}/task.yaml", AGAIN)
+    name = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)["recipe"]
     with TemporaryDirectory(prefix="memoir-") as folder:
         path = Path(folder, WEIGHTS)
         version.download(WEIGHTS, path)
@@ -155,10 +165,10 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str) -> nn.Module:
     except SafetensorError as error:
         raise UserError(f"{where}/{WEIGHTS}: not a safetensors file ({error})") from None
     try:
-        model = resolved_model(recipe)
+        with _at_most(len(held) + SPARE), torch.device("meta"):  # in no memory, until it is known to be of that size
+            own = resolved_model(recipe).state_dict()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    own = model.state_dict()
     missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
     other = [name for name in own if name in held and own[name].shape != held[name].shape]
     found = [
@@ -172,14 +182,33 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str) -> nn.Module:
     ]
     if found:
         raise UserError(f"{where}: the weights are not of the recipe's model: {'; '.join(found)}")
+    model = resolved_model(recipe)
     model.load_state_dict(held)
     return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
-def fetch(store: Storage, name: str, sha256: str, path: Path) -> None:
-    """Copy a file of a store to `path`. Raises UserError if it is missing or its sha256 is another."""
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Raise UserError when more tensors than that become parameters: a recipe may ask for a billion blocks."""
+    count, builder = 0, threading.get_ident()  # the hook is called by all threads
+
+    def counted(module: nn.Module, name: str, parameter: object) -> None:
+        nonlocal count
+        count += parameter is not None and threading.get_ident() == builder
+        if count > tensors:
+            raise UserError(f"the weights are not of the recipe's model, which has more than {tensors:,} tensors")
+
+    hook = register_module_parameter_registration_hook(counted)
     try:
-        store.download(name, path)
+        yield
+    finally:
+        hook.remove()
+
+
+def fetch(store: Storage, name: str, sha256: str, path: Path, limit: int | None = None) -> None:
+    """Copy a file of a store to `path`. limit: of its bytes. Raises UserError if it is missing or its sha256 is another."""
+    try:
+        store.download(name, path, limit)
     except FileNotFoundError:
         raise UserError(f"{store.uri}/{name}: missing; bring it back, or train or publish again") from None
     if file_sha256(path) != sha256:
@@ -211,27 +240,22 @@ def find_version(uri: str) -> Version:
 def latest_version(store: Storage, folder: str = "") -> str | None:
     """The version that <folder>latest.json names; None without that file. Raises UserError if it is damaged."""
     try:
-        pointer = store.read(folder + LATEST)
+        pointer = store.read(folder + LATEST, SMALL)
     except FileNotFoundError:
         return None
-    try:
-        return str(json.loads(pointer)["version"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{store.uri}/{folder}{LATEST}: damaged; publish again") from None
+    return str(read_document(pointer, Latest, f"{store.uri}/{folder}{LATEST}", AGAIN)["version"])
 
 
 def _version(store: Storage) -> Version | None:
     """The version in this folder, if its SHA256SUMS is there."""
     try:
-        text = store.read(SUMS)
+        text = store.read(SUMS, SMALL)
     except FileNotFoundError:
         return None
-    try:
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in text.decode().splitlines())}
-    except ValueError:
-        sums = {}
+    mend = "remove the version and publish again"
+    sums = read_sums(text, f"{store.uri}/{SUMS}", mend)
     if WEIGHTS not in sums:
-        raise UserError(f"{store.uri}/{SUMS}: damaged; remove the version and publish again")
+        raise UserError(f"{store.uri}/{SUMS}: damaged; {mend}")
     return Version(store, sums)
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.documents import State as SavedState
+from jobs.documents import check_document, read_document, read_records
 from jobs.models import collective
 from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.cache import ShardCache
+from pipeline.config import parse_json
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
 from pipeline.loader import Loader, Position
@@ -256,8 +260,13 @@ class Run:
 
     def load(self, folder: Path) -> None:
         """Continue from the files of `save`. Raises UserError if they belong to another recipe, or to other batches."""
-        state = json.loads((folder / "state.json").read_text())
-        saved, own = json.loads((folder / "recipe.json").read_text()), self.recipe.model_dump(mode="json")
+        mend = "train under another name"
+        state = read_document((folder / "state.json").read_bytes(), SavedState, f"{folder}/state.json", mend)
+        saved, own = (
+            parse_json((folder / "recipe.json").read_bytes(), f"{folder}/recipe.json"),
+            self.recipe.model_dump(mode="json"),
+        )
+        check_document(saved, dict[str, Any], f"{folder}/recipe.json", mend)
         for section in ("model", "optimisation"):
             for key in sorted(saved[section].keys() | own[section].keys()):
                 if saved[section].get(key) != own[section].get(key):
@@ -270,10 +279,29 @@ class Run:
                 f"{folder}: was trained on other batches ({state['batches']}) than these ({self.loader.digest}): "
                 "restore the data, or train under another name"
             )
-        self.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        self.optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True, map_location=self.device))
+        try:
+            self.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+            self._load_optimiser(folder / "optimiser.pt")
+        except UserError:
+            raise
+        except Exception as error:  # whatever torch meets in a file that it has not written
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{folder}: weights or optimiser are damaged ({first}); {mend}") from None
         self.state = State(state["step"], Position(**state["position"]))
-        self.records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        self.records = read_records((folder / "metrics.jsonl").read_bytes(), f"{folder}/metrics.jsonl", mend)
+
+    def _load_optimiser(self, path: Path) -> None:
+        """Raises UserError for a state that is not of this model's parameters."""
+        with zipfile.ZipFile(path) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise UserError(f"{path}: is compressed, which memoir does not write; train under another name")
+        saved = torch.load(path, weights_only=True, map_location=self.device)
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        for number, values in saved["state"].items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape not in (parameters[number].shape, ()):
+                    raise UserError(f"{path}: {name} of parameter {number} has another shape; train under another name")
+        self.optimiser.load_state_dict(saved)
 
 
 class Meter:

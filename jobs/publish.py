@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ import yaml
 from torch import nn
 
 from jobs.checkpoint import (
+    AGAIN,
     LATEST,
     SUMS,
     WEIGHTS,
@@ -26,7 +28,9 @@ from jobs.checkpoint import (
     recipe_name,
     versions,
 )
+from jobs.documents import AllScores, Metrics, Provenance, read_document
 from jobs.protocols import measured, table
+from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
 from pipeline.storage import Storage, storage
@@ -58,8 +62,8 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     """
     name = recipe_name(recipe)
     checkpoint = read_checkpoint(name, runs)
-    scores = _results(runs / name / "scores.json", f"memoir evaluate --model {name}")
-    training = _results(runs / name / "metrics.json", f"memoir train {name}")
+    scores = _results(runs / name / "scores.json", AllScores, f"memoir evaluate --model {name}")
+    training = _results(runs / name / "metrics.json", dict[str, Any], f"memoir train {name}")
     task = checkpoint.task
     sha256 = checkpoint.pointer["sha256"]
     if any(row.get("weights", sha256) != sha256 for row in scores.values()):
@@ -93,7 +97,8 @@ def models(uri: str) -> list[dict[str, Any]]:
     for name in versions(store):
         recipe, number = name.split("/")
         held = find_version(f"{store.uri}/models/{name}")
-        scores = json.loads(held.read("metrics.json"))["scores"]
+        where = f"{held.store.uri}/metrics.json"
+        scores = read_document(held.read("metrics.json"), Metrics, where, AGAIN)["scores"]
         found.append(
             {
                 "recipe": recipe,
@@ -111,14 +116,12 @@ def models(uri: str) -> list[dict[str, Any]]:
     return found
 
 
-def _results(path: Path, command: str) -> dict[str, Any]:
+def _results(path: Path, kind: Any, command: str) -> dict[str, Any]:
     """A JSON file that an earlier stage wrote. Raises UserError if there is none."""
     try:
-        return json.loads(path.read_text())
+        return read_document(path.read_bytes(), kind, str(path), f"run `{command}` again")
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `{command}` writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; run `{command}` again") from None
 
 
 def _upload(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -145,14 +148,13 @@ def _upload(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metric
                 raise _conflict(place, WEIGHTS) from None
     _check(place, "recipe.yaml", put("recipe.yaml", _yaml(checkpoint.recipe)), checkpoint.recipe)
     _check(place, "task.yaml", put("task.yaml", _yaml(task)), task)
-    held = put("metrics.json", _json(metrics))
-    _check(place, "metrics.json", held, metrics["scores"])
+    _check(place, "metrics.json", put("metrics.json", _json(metrics)), metrics["scores"])
     provenance = put("provenance.json", _json(_provenance(checkpoint)))
     try:
-        origin = json.loads(provenance)
-    except ValueError:
+        origin = read_document(provenance, Provenance, f"{place.uri}/provenance.json", AGAIN)
+    except UserError:
         raise _conflict(place, "provenance.json") from None
-    put("card.md", _card(place.uri, model, checkpoint.recipe, task, json.loads(held), origin).encode())
+    put("card.md", _card(place.uri, model, checkpoint.recipe, task, metrics, origin).encode())
     lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(FILES)).encode()
     if put(SUMS, lines) != lines:
         raise _conflict(place, SUMS)
@@ -172,11 +174,9 @@ def _compare(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metri
 
 def _check(place: Storage, name: str, held: bytes, expected: Any) -> None:
     """Raise UserError unless a stored file says what is expected; of metrics.json only the scores count."""
-    try:
-        if (json.loads(held)["scores"] if name == "metrics.json" else yaml.safe_load(held)) == expected:
+    with suppress(UserError, KeyError, TypeError):
+        if (parse_json(held, name)["scores"] if name == "metrics.json" else parse_yaml(held, name)) == expected:
             return
-    except (ValueError, KeyError, TypeError, yaml.YAMLError):
-        pass
     raise _conflict(place, name)
 
 

@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, SerializeAsAny, create_model, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from pipeline.config import Frozen, parse_yaml, read_limited, read_yaml
 from pipeline.errors import UserError, nearest
@@ -176,6 +176,30 @@ class Recipe(Frozen):
         return self
 
 
+class ResolvedData(BaseModel):
+    """What is read of a resolved recipe's data."""
+
+    task: str
+    patch: int
+    batch: int
+
+
+class ResolvedTraining(BaseModel):
+    """What is read of how a resolved recipe was carried out."""
+
+    workers: int | tuple[int, int]
+
+
+class ResolvedRecipe(BaseModel):
+    """What is read of a resolved recipe of a checkpoint or a published version, which another version of memoir may have
+    written; of its model `resolved_model` says more.
+    """
+
+    model: dict[str, Any]
+    data: ResolvedData
+    training: ResolvedTraining
+
+
 def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe jobs/recipes/<name>.yaml (or a YAML file by its path) with `section.key=value` overrides.
 
@@ -195,13 +219,17 @@ def _schema(path: Path) -> type[Recipe]:
         return Recipe  # read_yaml says what is wrong
     if not isinstance(model, str) or model not in MODELS:
         raise UserError(f"{path}: model.name: unknown model {model!r}; {nearest(str(model), list(MODELS))}")
+    return create_model("Recipe", __base__=Recipe, model=(_options(model), ...))
+
+
+def _options(model: str) -> type[ModelOptions]:
+    """ModelOptions with the arguments of a model's class."""
     parameters = inspect.signature(model_class(model).__init__).parameters.values()
     fields: dict[str, Any] = {
         p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.name != "self"
     }
     fields["name"] = (Literal[model], ...)
-    options = create_model(f"{MODELS[model]}Options", __base__=ModelOptions, **fields)
-    return create_model("Recipe", __base__=Recipe, model=(options, ...))
+    return create_model(f"{MODELS[model]}Options", __base__=ModelOptions, **fields)
 
 
 def resolved_model(recipe: dict[str, Any]) -> "nn.Module":
@@ -209,14 +237,15 @@ def resolved_model(recipe: dict[str, Any]) -> "nn.Module":
 
     Raises UserError for a model, or arguments of its class, that this version of memoir does not have.
     """
-    options = dict(recipe["model"])
-    name = options.pop("name")
-    if name not in MODELS:
+    given = recipe.get("model") if isinstance(recipe, dict) else None
+    name = given.get("name") if isinstance(given, dict) else None
+    if not isinstance(name, str) or name not in MODELS:
         raise UserError(f"unknown model {name!r}; {nearest(str(name), list(MODELS))}")
     try:
-        return model_class(name)(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model {name}: {error}") from None
+        return build_model(_options(name).model_validate(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"model {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def model_class(name: str) -> "type[nn.Module]":
@@ -228,5 +257,9 @@ def build_model(options: ModelOptions) -> "nn.Module":
     """The model, initialised from torch's global generator. Raises UserError for arguments that it refuses."""
     try:
         return model_class(options.name)(**options.model_dump(exclude={"name"}))
-    except ValueError as error:
-        raise UserError(f"model {options.name}: {error}") from None
+    except UserError:
+        raise
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+        # what torch says of sizes that are negative, or more than the memory
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model {options.name}: {first}") from None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs.documents import SMALL, read_sums
 from pipeline.errors import UserError
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage, UnavailableError
@@ -93,8 +94,7 @@ class Checkpoints:
         """Copy a checkpoint into a local folder. Raises UserError if a file of it is missing or damaged."""
         where = f"{self.place.uri}/{name}"
         try:
-            lines = self.place.read(f"{name}/{SUMS}").decode().splitlines()
-            sums = {file: digest for digest, file in (line.split("  ", 1) for line in lines)}
+            sums = read_sums(self.place.read(f"{name}/{SUMS}", SMALL), f"{where}/{SUMS}", "train again")
             if {f"{name}/{file}" for file in (*sums, SUMS)} != set(self.place.names(f"{name}/")):
                 raise UserError(f"{where}: {SUMS} lists other files than there are")
             for file, digest in sums.items():
@@ -103,8 +103,6 @@ class Checkpoints:
                     raise UserError(f"{where}/{file}: damaged (its sha256 is not {digest[:16]}...)")
         except FileNotFoundError as error:
             raise UserError(f"{error.filename}: missing") from None
-        except ValueError as error:
-            raise error if isinstance(error, UserError) else UserError(f"{where}/{SUMS}: damaged") from None
 
     def newest(self, folder: Path, warn: Callable[[str], None]) -> str | None:
         """Copy the newest whole checkpoint into a local folder, and return its name; None where there is none.

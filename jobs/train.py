@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jobs.documents import SMALL, Done, State, read_document, read_records
 from jobs.recipe import Recipe, Training, read_recipe
 from jobs.resume import Checkpoints
 from pipeline.cluster import address_to_join, connect, jobs_address, taken, wait_for
@@ -101,20 +102,21 @@ def train(
                 recipe = with_weights(recipe, planned.store)
             shards = str(planned.built.root.resolve()) if isinstance(planned.built, Folder) else planned.built.uri
             place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, planned.run, shards, place)}).encode())
-    checkpoint = storage(f"{place.uri}/{json.loads(place.read('done.json'))['checkpoint']}")
-    state = json.loads(checkpoint.read("state.json"))
+    done = read_document(place.read("done.json", SMALL), Done, f"{place.uri}/done.json", "train again")
+    checkpoint = storage(f"{place.uri}/{done['checkpoint']}")
+    state = read_document(checkpoint.read("state.json", SMALL), State, f"{checkpoint.uri}/state.json", "train again")
     pointer = {
         "recipe": name,
         "run": planned.run,
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
         "step": state["step"],
-        "notes": state["notes"],
+        "notes": state.get("notes", []),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },
     }
-    records = [json.loads(line) for line in checkpoint.read("metrics.jsonl").splitlines()]
+    records = read_records(checkpoint.read("metrics.jsonl"), f"{checkpoint.uri}/metrics.jsonl", "train again")
     final = {key: value for record in records for key, value in record.items()}
     metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
     write_bytes(runs / name / "checkpoint.json", _json(pointer))

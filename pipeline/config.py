@@ -70,15 +70,16 @@ def parse_yaml(data: bytes, where: str) -> Any:
     return _parsed(data, where)[1]
 
 
-def parse_json(data: bytes, where: str) -> Any:
-    """What JSON text from anywhere says. data: UTF-8. where: for messages.
+def parse_json(data: bytes, where: str, *, finite: bool = True) -> Any:
+    """What JSON text from anywhere says. data: UTF-8. where: for messages. finite: refuse NaN and infinities.
 
-    Raises UserError for what is not JSON, for a key that is given twice, for NaN, infinite and endless numbers, for text
-    that is not Unicode, and for nesting deeper than Python's JSON reader goes.
+    Raises UserError for what is not JSON, for a key that is given twice, for endless numbers, for text that is not Unicode,
+    and for nesting deeper than Python's JSON reader goes.
     """
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_not_finite, parse_float=_finite)
+        numbers: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
+        value = json.loads(text, object_pairs_hook=_once, **numbers)
         if "\\ud" in text.lower():  # the half of a pair alone can be neither printed nor written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:

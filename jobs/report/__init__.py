@@ -11,8 +11,9 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter
 
+from jobs.documents import AllScores, Figures, Pointer, Published, Scores, read_document
 from jobs.protocols import METRICS, Metric, measured
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
@@ -20,58 +21,9 @@ from pipeline.images import write_bytes
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")
 
+IMAGES = 10**6  # that a table of scores has at most
 WIDTH, HEIGHT = 440, 260  # of a chart, in units of its SVG
 LEFT, RIGHT, TOP, BOTTOM = 58, 414, 12, 218  # edges of the plot in it
-
-
-Figures = dict[str, float | None]  # by the metric's name; None: the infinite PSNR of identical images
-
-
-class Scores(BaseModel):
-    """A row of scores.json: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
-
-    figures: Figures = Field(min_length=1)
-    images: int
-    protocol: str
-    baseline: Figures
-    paper: dict[str, Figures]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, row: Any) -> Any:
-        if not isinstance(row, dict):
-            return row  # pydantic says that it is none
-        return row | {"figures": {metric.name: row[metric.name] for metric in measured(row)}}
-
-    @model_validator(mode="after")
-    def _beside(self) -> "Scores":
-        if self.baseline.keys() != self.figures.keys():
-            raise ValueError("baseline has other metrics")
-        return self
-
-
-class Data(BaseModel):
-    """What a checkpoint was trained on."""
-
-    task: str
-    digest: str
-
-
-class Checkpoint(BaseModel):
-    """checkpoint.json."""
-
-    run: str
-    sha256: str
-    step: int
-    data: Data
-
-
-class Published(BaseModel):
-    """published.json."""
-
-    uri: str
-    version: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -141,7 +93,7 @@ class Section:
     """What the page says of one recipe."""
 
     recipe: str
-    checkpoint: Checkpoint
+    checkpoint: Pointer
     published: Published
     charts: list[Chart]
     rows: list[Row]
@@ -216,12 +168,10 @@ Model = TypeVar("Model")
 def _read(path: Path, kind: type[Model], stage: str) -> Model:
     """A JSON file of a stage, checked."""
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        value = read_document(path.read_bytes(), kind, str(path), f"make it again: {_command(path, stage)}")
+        return TypeAdapter(kind).validate_python(value)
     except FileNotFoundError:
         raise _missing(path, stage) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _damaged(path, stage, ": ".join(str(part) for part in (*first["loc"], first["msg"]))) from None
 
 
 def _missing(path: Path, stage: str) -> UserError:
@@ -229,12 +179,16 @@ def _missing(path: Path, stage: str) -> UserError:
 
 
 def _damaged(path: Path, stage: str, what: str) -> UserError:
-    return UserError(f"{path}: {what}; make it again: `dvc repro -f -s {stage}@{path.parent.name}`")
+    return UserError(f"{path}: {what}; make it again: {_command(path, stage)}")
+
+
+def _command(path: Path, stage: str) -> str:
+    return f"`dvc repro -f -s {stage}@{path.parent.name}`"
 
 
 def _section(recipe: str, run: Path, out: Path) -> Section:
-    checkpoint = _read(run / "checkpoint.json", Checkpoint, "train")
-    scores = _read(run / "scores.json", dict[str, Scores], "evaluate")
+    checkpoint = _read(run / "checkpoint.json", Pointer, "train")
+    scores = _read(run / "scores.json", AllScores, "evaluate")
     published = _read(run / "published.json", Published, "publish")
     if published.sha256 != checkpoint.sha256:
         raise _damaged(run / "published.json", "publish", "is of other weights than checkpoint.json")
@@ -252,11 +206,18 @@ def _comparisons(run: Path, scores: dict[str, Scores], out: Path, place: PurePos
     """By row of scores.json, the images that have pictures, which are copied to out/place."""
     table = run / "scores.parquet"
     try:
-        images = pq.read_table(table).to_pylist()
+        with pq.ParquetFile(table) as file:
+            if file.metadata.num_rows > IMAGES:
+                raise _damaged(table, "evaluate", f"has {file.metadata.num_rows:,} rows; up to {IMAGES:,} are read")
+            images = file.read().to_pylist()
     except FileNotFoundError:
         raise _missing(table, "evaluate") from None
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         raise _damaged(table, "evaluate", "not readable as Parquet") from None
+    for image in images:
+        names = [image.get(column) for column in ("dataset", "benchmark", "image")]
+        if any(not isinstance(name, str) or "/" in name or "\0" in name for name in names):
+            raise _damaged(table, "evaluate", f"names an image {names}")
     if not (run / "pictures").is_dir():
         raise _missing(run / "pictures", "evaluate")
     found: dict[str, list[Comparison]] = {name: [] for name in scores}

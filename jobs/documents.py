@@ -1,0 +1,188 @@
+"""The small files of runs and stores, and what must hold of them before they are taken at their word.
+
+They come from a store or a remote: each is checked here once, when it is read. What a later version of memoir may add is
+passed by; what this one uses has its kind and range, and no name in it leads out of its folder.
+"""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from pipeline.config import parse_json
+from pipeline.errors import UserError
+
+SMALL = 2**26  # bytes of such a file, at most
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file of a version or a checkpoint
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+VersionName = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Step = Annotated[int, Field(ge=0, lt=10**8)]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
+Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}$")]  # of one folder or file
+Figures = dict[str, float | None]  # by the metric's name; None: the infinite PSNR of identical images
+
+
+class Document(BaseModel):
+    """Base of what follows."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Scores(Document):
+    """A row of scores.json: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
+
+    figures: Figures = Field(min_length=1)
+    images: int = Field(ge=0)
+    protocol: Line
+    baseline: Figures
+    paper: dict[Line, Figures]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, row: Any) -> Any:
+        from jobs.protocols import measured  # takes a second, and whoever trains does without
+
+        if not isinstance(row, dict):
+            return row  # pydantic says that it is none
+        return row | {"figures": {metric.name: row[metric.name] for metric in measured(row)}}
+
+    @model_validator(mode="after")
+    def _beside(self) -> "Scores":
+        if self.baseline.keys() != self.figures.keys():
+            raise ValueError("baseline has other metrics")
+        return self
+
+
+AllScores = dict[Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f]{1,500}/[^/\x00-\x1f\x7f]{1,500}$")], Scores]
+
+
+class Trained(Document):
+    """What checkpoint.json says of the training data, beside the keys of pipeline.task.Task."""
+
+    task: Name
+    digest: Line
+
+
+class Pointer(Document):
+    """checkpoint.json, which points to a recipe's trained weights."""
+
+    recipe: Name
+    run: Name
+    uri: Line
+    sha256: Sha256
+    step: Step
+    notes: list[Line] = []
+    data: Trained
+
+
+class Published(Document):
+    """published.json."""
+
+    uri: Line
+    version: Line
+    sha256: Sha256
+
+
+class Latest(Document):
+    """latest.json of a recipe in a store."""
+
+    version: VersionName
+
+
+class Metrics(Document):
+    """metrics.json of a published version."""
+
+    scores: AllScores
+
+
+class ProvenanceData(Document):
+    """Of the training data."""
+
+    digest: Line
+
+
+class Provenance(Document):
+    """provenance.json of a published version."""
+
+    recipe: Name
+    step: Step
+    data: ProvenanceData
+
+
+class Done(Document):
+    """done.json of a run: the folder of its final checkpoint."""
+
+    checkpoint: Annotated[str, Field(pattern=r"^step-[0-9]{8}$")]
+
+
+class Position(Document):
+    """Where a run stands in its data."""
+
+    epoch: int = Field(ge=0, lt=2**31)
+    batch: int = Field(ge=0, lt=2**31)
+
+
+class State(Document):
+    """state.json of a checkpoint."""
+
+    step: Step
+    position: Position
+    batches: str
+    notes: list[Line] = []
+
+
+class Record(Document):
+    """A line of metrics.jsonl."""
+
+    step: Step
+
+
+def read_document(data: bytes, kind: Any, where: str, mend: str) -> Any:
+    """The value of a JSON file, after a look whether it is one of this kind.
+
+    data: contents. kind: a class above, or a type of such classes. where, mend: what the message begins and ends with.
+    Raises UserError, which names the key that is wrong.
+    """
+    try:
+        value = parse_json(data, where)
+    except UserError:
+        raise UserError(f"{where}: damaged; {mend}") from None
+    check_document(value, kind, where, mend)
+    return value
+
+
+def check_document(value: Any, kind: Any, where: str, mend: str) -> None:
+    """Raise UserError, as `read_document` does, unless a value is of this kind."""
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        what = ": ".join(
+            [".".join(str(part)[:100] for part in first["loc"]), first["msg"].removeprefix("Value error, ")]
+        )
+        raise UserError(f"{where}: damaged, or of another version of memoir ({what.strip(': ')}); {mend}") from None
+
+
+def read_records(data: bytes, where: str, mend: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. Raises UserError for one that is none."""
+    records = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            records.append(parse_json(line, where, finite=False))  # a loss may be infinite
+        except UserError:
+            raise UserError(f"{where}:{number}: damaged; {mend}") from None
+    check_document(records, list[Record], where, mend)
+    return records
+
+
+def read_sums(data: bytes, where: str, mend: str) -> dict[str, str]:
+    """File name -> sha256, of a SHA256SUMS or a checkpoint.sha256. Raises UserError for another file, or a name with a path."""
+    sums: dict[str, str] = {}
+    for line in data.splitlines():
+        found = re.fullmatch(rb"([0-9a-f]{64})  ([\x21-\x7e]+)", line)
+        name = found[2].decode() if found else ""
+        if not found or not FILE.fullmatch(name) or name in sums:
+            raise UserError(f"{where}: damaged; {mend}")
+        sums[name] = found[1].decode()
+    return sums
