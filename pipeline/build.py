@@ -38,7 +38,7 @@ from pipeline.depth import Bits, levels, peak, widened
 from pipeline.errors import UserError
 from pipeline.images import UnusableImageError, decode_image, source_image, write_bytes
 from pipeline.manifest import read_manifest, write_table
-from pipeline.plan import FORMAT, ROLES, TOO_DEEP, File, Group, ShardPlan, made_levels, plan, recipe_digest
+from pipeline.plan import FORMAT, File, Group, ShardPlan, made_levels, plan, recipe_digest, unused
 from pipeline.sampling.negatives import Negative, mixed_image, negatives
 from pipeline.sampling.scene_mean import scene_mean
 from pipeline.sampling.scene_pairs import scene_pairs
@@ -552,13 +552,7 @@ def _accounted(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple
         used[shard.rows] = True
     sources = pa.array([source for named in task.splits.values() for source in named])
     wanted = pc.is_in(pc.binary_join_element_wise(manifest["dataset"], manifest["split"], "/"), sources).to_numpy()
-    left = manifest.select(["path", "part", "role", "bit_depth"]).take(pa.array(np.flatnonzero(wanted & ~used)))
-    roles = ROLES.get(task.degradation.kind, ("gt",))
-    why = f"a task of kind {task.degradation.kind} takes {' and '.join(roles)}"
-    other, deep = pc.invert(pc.is_in(left["role"], pa.array(roles))), pc.greater(left["bit_depth"], task.bits)
-    unwanted = pc.binary_join_element_wise(left["role"], pa.scalar(why), ": ")
-    reasons = pc.if_else(other, unwanted, pc.if_else(deep, TOO_DEEP, f"its partner has {TOO_DEEP}"))
-    rejects = left.drop_columns(["role", "bit_depth"]).append_column("reason", reasons).cast(REJECTS_SCHEMA)
+    rejects = unused(manifest, np.flatnonzero(wanted & ~used), task).cast(REJECTS_SCHEMA)
     return {"found": int(wanted.sum()), "used": int((wanted & used).sum()), "rejected": len(rejects)}, rejects
 
 

@@ -24,8 +24,6 @@ COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", 
 COLUMNS += ["bit_depth"]
 BATCH = 100_000  # values that are Python objects at a time
 
-TOO_DEEP = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
-
 # Roles that a kind of task reads, in the order of a group's members; the other kinds degrade the gt themselves.
 ROLES = {"paired": ("gt", "lq", "mask"), "timelapse": ("frame",)}
 
@@ -125,11 +123,11 @@ def _rows(manifest: pa.Table, source: str, task: Task) -> np.ndarray:
         what = {"paired": "pairs", "timelapse": "scenes"}.get(kind, "images")
         known = nearest(source, [f"{row['dataset']}/{row['split']}" for row in there.to_pylist()])
         raise UserError(f"the manifest has no {what} in {source!r}; {known}")
-    fitting = rows[~_too_deep(manifest, rows, task)]
-    if not len(fitting):
-        path = manifest["path"][int(rows[0])].as_py()
-        raise UserError(f"{path}, and all that a task can use of {source}: {TOO_DEEP}")
-    rows = fitting
+    lost = _lost(manifest, rows, task)
+    if lost.all():
+        paths, reasons = (unused(manifest, rows, task)[name] for name in ("path", "reason"))
+        raise UserError(f"nothing is left of {source} to build from, the first image: {paths[0]}: {reasons[0]}")
+    rows = rows[~lost]
     taken = manifest.select(["key", "group", "role", "frame"]).take(pa.array(rows))
     if kind in ROLES:
         rank = pc.index_in(taken["role"], pa.array(roles))
@@ -140,21 +138,44 @@ def _rows(manifest: pa.Table, source: str, task: Task) -> np.ndarray:
     return rows[pc.sort_indices(pa.table(order), sort_keys=[(name, "ascending") for name in order]).to_numpy()]
 
 
-def _too_deep(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
-    """Which rows of one source have more bits than the task's shards, or belong to one that has: bool, (n,).
+def _lost(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
+    """Which rows of one source are not used: bool, (n,). `unused` says why.
 
-    As `ingest` does with images that cannot be used: an input goes with its mask, a target with its last input, and all go
-    with their target; frames of a scene stand for themselves.
+    Images of more bits than the task's shards have, and what is nothing without them, as it is with those that `ingest`
+    rejects: an input goes with its mask, a target with its last input, and all go with their target; frames of a scene
+    stand for themselves, but for the last one.
     """
-    taken = manifest.select(["bit_depth", "role", "group", "key"]).take(pa.array(rows)).combine_chunks()
-    deep = pc.greater(taken["bit_depth"], task.bits).to_numpy()
+    deep = pc.greater(manifest["bit_depth"].take(pa.array(rows)), task.bits).to_numpy()
+    if isinstance(task.degradation, TimeLapse):
+        group = manifest["group"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices.to_numpy()
+        return deep | (np.bincount(group, ~deep)[group] < 2)
     if not deep.any() or task.degradation.kind != "paired":
         return deep
+    taken = manifest.select(["role", "group", "key"]).take(pa.array(rows))
     group, key = (taken[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("group", "key"))
     gt, lq = (pc.equal(taken["role"], role).to_numpy() for role in ("gt", "lq"))
     each = group.astype(np.int64) * (key.max() + 1) + key
     lost = deep | (~gt & np.isin(each, each[deep & ~gt])) | np.isin(group, group[deep & gt])
     return lost | ~np.isin(group, group[lq & ~lost])
+
+
+def unused(manifest: pa.Table, rows: np.ndarray, task: Task) -> pa.Table:
+    """Of images of the task's sources that no shard holds: path, part, and the reason. rows: theirs in the manifest."""
+    taken = manifest.select(["path", "part", "role", "bit_depth"]).take(pa.array(rows))
+    roles = ROLES.get(task.degradation.kind, ("gt",))
+    deep = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
+    alone = "the only frame of its scene that can be used, and a sample needs two"
+    why = pa.scalar(f"a task of kind {task.degradation.kind} takes {' and '.join(roles)}")
+    reason = pc.if_else(
+        pc.invert(pc.is_in(taken["role"], pa.array(roles))),
+        pc.binary_join_element_wise(taken["role"], why, ": "),
+        pc.if_else(
+            pc.greater(taken["bit_depth"], task.bits),
+            deep,
+            pc.if_else(pc.equal(taken["role"], "frame"), alone, f"its partner has {deep}"),
+        ),
+    )
+    return taken.select(["path", "part"]).append_column("reason", reason)
 
 
 def _natural(names: pa.ChunkedArray) -> pa.ChunkedArray:

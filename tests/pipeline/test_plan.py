@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.layouts.base import LONGEST_KEY
 from pipeline.manifest import SCHEMA
-from pipeline.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest
+from pipeline.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest, unused
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
 
 AVERAGE = 2**16
@@ -286,7 +286,7 @@ def test_a_task_of_8_bits_leaves_out_images_of_16_and_one_of_16_takes_both():
     assert keys(plan(table(rows), task(degradation=noise, bits=16))) == [f"photos-train-{i}" for i in range(5)]
     for each in rows:
         each["bit_depth"] = 16
-    with pytest.raises(UserError, match=r"photos/train/0\.png, and all that a task can use of photos/train: 16 bits a"):
+    with pytest.raises(UserError, match=r"nothing is left of photos/train .* photos/train/0\.png: 16 bits a"):
         plan(table(rows), task(degradation=noise))
 
 
@@ -294,6 +294,26 @@ def test_the_pixels_of_16_bits_are_counted_twice():
     rows, noise = [row("a"), row("b")], Noise(kind="noise", sigma=(30,))
     narrow, wide = (_nbytes(table(rows), np.arange(2), task(degradation=noise, bits=bits)) for bits in (8, 16))
     assert (2 * narrow).tolist() == wide.tolist()
+
+
+@pytest.mark.parametrize("degradation", [PAIRS, MEAN])
+def test_the_last_frame_of_a_scene_is_no_sample_and_is_listed(degradation):
+    frames = {"a": (8, 8, 16), "b": (16, 8), "c": (8,), "d": (8, 8)}
+    rows = [
+        row(f"{scene}{i}", group=scene, role="frame", frame=i, bit_depth=bits)
+        for scene, depths in frames.items()
+        for i, bits in enumerate(depths)
+    ]
+    manifest, wanted = table(rows), task(degradation=degradation)
+    used = np.concatenate([shard.rows for shard in plan(manifest, wanted)])
+    assert [rows[i]["key"] for i in used] == ["a0", "a1", "d0", "d1"]
+    lost = unused(manifest, np.setdiff1d(np.arange(len(rows)), used), wanted).to_pylist()
+    assert {row["path"][-6:-4]: row["reason"].split(",")[0] for row in lost} == {
+        **dict.fromkeys(["a2", "b0"], "16 bits a channel"),
+        **dict.fromkeys(["b1", "c0"], "the only frame of its scene that can be used"),
+    }
+    with pytest.raises(UserError, match=r"nothing is left of photos/train .*: the only frame of its scene"):
+        plan(table(rows[5:6]), wanted)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=7), min_size=1, max_size=6))
