@@ -74,11 +74,11 @@ def read_table(
     """
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     found = []
+    opened = pa.py_buffer(source) if isinstance(source, bytes) else source
     try:
-        with pq.ParquetFile(
-            pa.BufferReader(source) if isinstance(source, bytes) else source, read_dictionary=texts
-        ) as file:
+        with pq.ParquetFile(_file(opened)) as file:
             _check_shape(file, schema, where, rows)
+        with pq.ParquetFile(_file(opened), read_dictionary=texts) as file:
             for group in range(file.num_row_groups):
                 part = _written_out(file.read_row_group(group), schema, where)
                 if len(part) != file.metadata.row_group(group).num_rows:
@@ -93,12 +93,13 @@ def read_table(
     return pa.concat_tables(found or [schema.empty_table()]).combine_chunks()
 
 
+def _file(source: pa.Buffer | Path) -> pa.BufferReader | Path:
+    return source if isinstance(source, Path) else pa.BufferReader(source)
+
+
 def _check_shape(file: pq.ParquetFile, schema: pa.Schema, where: str, rows: int | None) -> None:
     """Raise UserError unless a Parquet file says that it has these columns and so many rows, in groups of a decent size."""
-    held = {
-        field.name: field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        for field in file.schema_arrow
-    }
+    held = {field.name: field.type for field in file.schema_arrow}
     for field in schema:
         if held.get(field.name) != field.type:
             raise _damaged(where, f"its column {field.name} is {held.get(field.name, 'missing')}, not {field.type}")
