@@ -9,7 +9,18 @@ MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend. Its text is one line: what, where, how to mend it."""
+    """A mistake that the user can mend. Its text is one line: what, where, how to mend it.
+
+    Names and keys of others in it cannot add lines, or tell the terminal to do something.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
+
+
+def printable(text: str) -> str:
+    """Text with its control characters, line breaks and halves of characters written out, as Python's repr does."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def some(names: list[str], shown: int = 3) -> str:

@@ -117,8 +117,6 @@ def _written_out(part: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     columns = []
     for field in schema:
         column = part[field.name]
-        if field.name not in SOME_NULL and column.null_count:
-            raise _damaged(where, f"its column {field.name} has rows without a value")
         if pa.types.is_string(field.type):
             for chunk in column.chunks:
                 chunk.validate(full=True)
@@ -126,7 +124,16 @@ def _written_out(part: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
                     raise _damaged(where, f"its column {field.name} has a text of more than {LONGEST:,} bytes")
             column = column.cast(field.type)
         columns.append(column)
-    return pa.Table.from_arrays(columns, schema=schema)
+    written = pa.Table.from_arrays(columns, schema=schema)
+    _check_nulls(written, where)
+    return written
+
+
+def _check_nulls(table: pa.Table, where: str) -> None:
+    """Raise UserError unless every row has a value in every column that needs one."""
+    for name in table.schema.names:
+        if name not in SOME_NULL and table[name].null_count:
+            raise _damaged(where, f"its column {name} has rows without a value")
 
 
 def check_index(table: pa.Table, sizes: Mapping[str, int], codec: str, bits: int, where: str) -> None:
@@ -135,6 +142,7 @@ def check_index(table: pa.Table, sizes: Mapping[str, int], codec: str, bits: int
     table: rows of INDEX_SCHEMA. sizes: bytes of each shard, by <split>/<name>. codec, bits: of the images. where: for
     messages.
     """
+    _check_nulls(table, where)
     place = pc.binary_join_element_wise(table["split"], table["shard"], "/")
     shard = pc.index_in(place, pa.array(sizes, pa.string()))
     if shard.null_count:
