@@ -132,6 +132,13 @@ class State(Document):
     notes: list[Line] = []
 
 
+class SavedRecipe(Document):
+    """What is read of the recipe.json of a checkpoint that is trained on."""
+
+    model: dict[str, Any]
+    optimisation: dict[str, Any]
+
+
 class Record(Document):
     """A line of metrics.jsonl."""
 

@@ -22,12 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
-from jobs.documents import check_document, read_document, read_records
 from jobs.models import collective
 from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.cache import ShardCache
-from pipeline.config import parse_json
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
 from pipeline.loader import Loader, Position
@@ -262,11 +261,8 @@ class Run:
         """Continue from the files of `save`. Raises UserError if they belong to another recipe, or to other batches."""
         mend = "train under another name"
         state = read_document((folder / "state.json").read_bytes(), SavedState, f"{folder}/state.json", mend)
-        saved, own = (
-            parse_json((folder / "recipe.json").read_bytes(), f"{folder}/recipe.json"),
-            self.recipe.model_dump(mode="json"),
-        )
-        check_document(saved, dict[str, Any], f"{folder}/recipe.json", mend)
+        saved = read_document((folder / "recipe.json").read_bytes(), SavedRecipe, f"{folder}/recipe.json", mend)
+        own = self.recipe.model_dump(mode="json")
         for section in ("model", "optimisation"):
             for key in sorted(saved[section].keys() | own[section].keys()):
                 if saved[section].get(key) != own[section].get(key):
@@ -291,16 +287,31 @@ class Run:
         self.records = read_records((folder / "metrics.jsonl").read_bytes(), f"{folder}/metrics.jsonl", mend)
 
     def _load_optimiser(self, path: Path) -> None:
-        """Raises UserError for a state that is not of this model's parameters."""
+        """Raises UserError for a state that is not of this optimiser and this model's parameters."""
+        refusal = UserError(f"{path}: not a state of this recipe's optimiser; train under another name")
         with zipfile.ZipFile(path) as file:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise UserError(f"{path}: is compressed, which memoir does not write; train under another name")
+                raise refusal  # as torch does not write it: a few bytes may stand for gigabytes
         saved = torch.load(path, weights_only=True, map_location=self.device)
+        held, own = saved["param_groups"], self.optimiser.state_dict()["param_groups"]
+        names = (
+            {"exp_avg", "exp_avg_sq", "step"} if self.recipe.optimisation.optimiser == "adam" else {"momentum_buffer"}
+        )
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+
+        def fits(value: Any, parameter: Tensor) -> bool:
+            if not isinstance(value, Tensor):
+                return value is None
+            dense = value.untyped_storage().nbytes() >= value.nbytes  # no view that repeats a number a billion times
+            return value.shape in (parameter.shape, ()) and dense and value.is_floating_point()
+
+        for theirs, ours in zip(held, own, strict=True):
+            if any(theirs[name] != value for name, value in ours.items() if name != "lr" and name in theirs):
+                raise refusal
         for number, values in saved["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor) and value.shape not in (parameters[number].shape, ()):
-                    raise UserError(f"{path}: {name} of parameter {number} has another shape; train under another name")
+            parameter = parameters[number]
+            if set(values) not in (names, set()) or not all(fits(value, parameter) for value in values.values()):
+                raise refusal
         self.optimiser.load_state_dict(saved)
 
 
