@@ -189,6 +189,15 @@ def inspect(
     print(f"contact sheet: {sheet}")
 
 
+def _in_its_arithmetic(model: str, runs: Path) -> None:
+    """Of a model that was trained portably, compute portably too: its scores and pictures are then every CPU's."""
+    from jobs.arithmetic import is_portable, start_again_portably
+    from jobs.checkpoint import trained_portably
+
+    if trained_portably(model, runs) and not is_portable():
+        start_again_portably()
+
+
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="a recipe with a checkpoint, a published model's URI, or `identity`")],
@@ -207,6 +216,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model beside the degraded input and the paper's row."""
+    if model != "identity":
+        _in_its_arithmetic(model, runs)
     from jobs.evaluate import evaluate, evaluate_recipe
     from jobs.protocols import table
     from jobs.recipe import BenchmarkRun
@@ -267,6 +278,7 @@ def restore(
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore files or folders, of any size."""
+    _in_its_arithmetic(model, runs)
     from jobs.restore import restore
 
     failed = restore(model, source, target, runs, scale=scale)

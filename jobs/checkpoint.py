@@ -9,13 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from typing import TYPE_CHECKING, Any
 
 from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, resolved_model
@@ -24,6 +18,9 @@ from pipeline.errors import UserError, nearest
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage, storage
 from pipeline.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn  # takes seconds, and whoever only looks a model up does without
 
 WEIGHTS = "model.safetensors"
 SUMS = "SHA256SUMS"
@@ -41,7 +38,7 @@ class Trained:
     training images and their sources, with the keys of pipeline.task.Task.
     """
 
-    model: nn.Module
+    model: "nn.Module"
     recipe: dict[str, Any]
     name: str
     uri: str
@@ -78,11 +75,24 @@ def load_model(reference: str, runs: Path) -> Trained:
     Raises UserError, naming what there is instead, for another reference; and for a checkpoint that is missing, changed,
     or of another architecture than its recipe.
     """
+    found = _find(reference, runs)
+    return _trained(found) if isinstance(found, Checkpoint) else _published(found)
+
+
+def trained_portably(reference: str, runs: Path) -> bool:
+    """Whether a model was trained with `training.portable`. reference, and errors: as of `load_model`."""
+    found = _find(reference, runs)
+    recipe = found.recipe if isinstance(found, Checkpoint) else _recipe(found)
+    return bool(recipe["training"].get("portable"))
+
+
+def _find(reference: str, runs: Path) -> "Checkpoint | Version":
+    """Where a trained model is."""
     name = recipe_name(reference)
     if (runs / name / "checkpoint.json").is_file():
-        return _trained(read_checkpoint(name, runs))
+        return read_checkpoint(name, runs)
     if "/" in reference or Path(reference).is_dir():
-        return _published(find_version(reference))
+        return find_version(reference)
     if (RECIPES / f"{name}.yaml").is_file():
         raise UserError(f"{runs / name}/checkpoint.json: not found; `memoir train {name}` writes it")
     known = [path.parent.name for path in runs.glob("*/checkpoint.json")]
@@ -142,10 +152,17 @@ def _trained(checkpoint: Checkpoint) -> Trained:
     return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"], checkpoint.task)
 
 
+def _recipe(version: Version) -> dict[str, Any]:
+    """The resolved recipe of a published version."""
+    where = f"{version.store.uri}/recipe.yaml"
+    recipe: dict[str, Any] = parse_yaml(version.read("recipe.yaml"), where)
+    check_document(recipe, ResolvedRecipe, where, AGAIN)
+    return recipe
+
+
 def _published(version: Version) -> Trained:
     uri = version.store.uri
-    recipe, task = (parse_yaml(version.read(name), f"{uri}/{name}") for name in ("recipe.yaml", "task.yaml"))
-    check_document(recipe, ResolvedRecipe, f"{uri}/recipe.yaml", AGAIN)
+    recipe, task = _recipe(version), parse_yaml(version.read("task.yaml"), f"{uri}/task.yaml")
     check_document(task, Task, f"{uri}/task.yaml", AGAIN)
     name = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)["recipe"]
     with TemporaryDirectory(prefix="memoir-") as folder:
@@ -155,11 +172,15 @@ def _published(version: Version) -> Trained:
     return Trained(model, recipe, name, uri, version.sums[WEIGHTS], task)
 
 
-def assemble(recipe: dict[str, Any], weights: Path, where: str) -> nn.Module:
+def assemble(recipe: dict[str, Any], weights: Path, where: str) -> "nn.Module":
     """The model of a resolved recipe with the weights of a safetensors file, in eval mode on the CPU.
 
     where: for messages. Raises UserError if the two do not belong together.
     """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         held = load_file(weights)
     except SafetensorError as error:
@@ -190,9 +211,11 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str) -> nn.Module:
 @contextmanager
 def _at_most(tensors: int) -> Iterator[None]:
     """Raise UserError when more tensors than that become parameters: a recipe may ask for a billion blocks."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
     count, builder = 0, threading.get_ident()  # the hook is called by all threads
 
-    def counted(module: nn.Module, name: str, parameter: object) -> None:
+    def counted(module: "nn.Module", name: str, parameter: object) -> None:
         nonlocal count
         count += parameter is not None and threading.get_ident() == builder
         if count > tensors:

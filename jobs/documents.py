@@ -5,7 +5,7 @@ passed by; what this one uses has its kind and range, and no name in it leads ou
 """
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -72,6 +72,7 @@ class Pointer(Document):
     uri: Line
     sha256: Sha256
     step: Step
+    precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []
     data: Trained
 
@@ -129,6 +130,7 @@ class State(Document):
     step: Step
     position: Position
     batches: str
+    precision: Literal["fp32", "bf16"]
     notes: list[Line] = []
 
 

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.documents import SavedRecipe, read_document, read_records
+from jobs.arithmetic import Precision, check_portable, choose_precision
 from jobs.documents import State as SavedState
 from jobs.models import collective
+from jobs.models.elementwise import psnr
 from jobs.recipe import Optimisation, Recipe, build_model
 from pipeline.cache import ShardCache
 from pipeline.errors import UserError
@@ -67,6 +69,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, data: Path | str, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
+        if recipe.training.portable:
+            check_portable()
+        self.precision: Precision = choose_precision(recipe.optimisation.precision, device)
         self.rank, self.world_size = collective.rank(), collective.world_size()
         remote = isinstance(storage(str(data)), Bucket)
         cache = ShardCache(CACHE, limit_bytes=recipe.training.cache_bytes) if remote else None
@@ -182,7 +187,7 @@ class Run:
         lr = self.lr()
         for group in self.optimiser.param_groups:
             group["lr"] = lr * group["relative_lr"]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=o.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss, logs = self.objective(batch)
         self.optimiser.zero_grad()
         loss.backward()
@@ -237,9 +242,9 @@ class Run:
             lq, gt = (torch.from_numpy(side.transpose(2, 0, 1))[None] for side in validation_pair(version))
             output = self.model.restore(lq.to(self.device)).cpu()
             mse = (output.double() - gt.double()).square().mean()
-            total += torch.stack((-10 * torch.log10(mse.clamp_min(1e-10)), torch.ones_like(mse)))
-        psnr, images = collective.all_reduce(total.to(self.device))
-        return float(psnr / images)
+            total += torch.stack((psnr(mse), torch.ones_like(mse)))
+        dB, images = collective.all_reduce(total.to(self.device))
+        return float(dB / images)
 
     def save(self) -> dict[str, bytes]:
         """The whole state, the same on every rank, as files by name.
@@ -248,7 +253,7 @@ class Run:
         """
         optimiser = io.BytesIO()
         torch.save(self.optimiser.state_dict(), optimiser)
-        state = {**asdict(self.state), "batches": self.loader.digest, "notes": self.notes}
+        state = {**asdict(self.state), "batches": self.loader.digest, "precision": self.precision, "notes": self.notes}
         return {
             "model.safetensors": safetensors.torch.save(weights(self.model)),
             "optimiser.pt": optimiser.getvalue(),
@@ -284,6 +289,7 @@ class Run:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder}: weights or optimiser are damaged ({first}); {mend}") from None
         self.state = State(state["step"], Position(**state["position"]))
+        self.precision = state["precision"]  # a run ends in the precision that it began in, whatever these devices have
         self.records = read_records((folder / "metrics.jsonl").read_bytes(), f"{folder}/metrics.jsonl", mend)
 
     def _load_optimiser(self, path: Path) -> None:
@@ -413,7 +419,8 @@ def build_optimiser(model: nn.Module, o: Optimisation) -> torch.optim.Optimizer:
     ordered = [group for _, group in sorted(groups.items(), key=lambda item: item[0])]
     if o.optimiser == "sgd":
         return torch.optim.SGD(ordered, lr=o.lr, momentum=o.momentum)
-    return torch.optim.Adam(ordered, lr=o.lr, betas=(o.momentum, 0.999))
+    # fused: one pass over the weights, and a square root that does not depend on the make of the CPU
+    return torch.optim.Adam(ordered, lr=o.lr, betas=(o.momentum, 0.999), fused=True)
 
 
 def learning_rate(o: Optimisation, step: int, total: int, steps_per_epoch: int) -> float:

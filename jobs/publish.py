@@ -212,6 +212,8 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": pointer["step"],
         "notes": pointer.get("notes", []),
         "world_size": checkpoint.recipe["training"]["workers"],
+        "precision": pointer.get("precision"),
+        "portable": checkpoint.recipe["training"].get("portable", False),
         "libraries": {
             "memoir": version("memoir"),
             "torch": torch.__version__,

@@ -76,7 +76,10 @@ class Optimisation(Frozen):
     lr_end: float = Field(0.0, ge=0, description="schedule cosine: the learning rate at the end")
     warmup: Span | None = Field(None, description="before the schedule begins: from 0 to lr, linearly")
     length: Span = Field(description="when training ends")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of convolutions; statistics and losses stay fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="of convolutions; statistics and losses stay fp32. auto: bf16 where all devices have its arithmetic",
+    )
 
     @model_validator(mode="after")
     def _stepped(self) -> "Optimisation":
@@ -100,6 +103,10 @@ class Training(Frozen):
     )
     cpus_per_worker: int = Field(1, gt=0)
     gpu: bool = Field(False, description="one GPU for each worker")
+    portable: bool = Field(
+        False,
+        description="the same weights on every x86-64 CPU with AVX2, see jobs/arithmetic.py; slower on newer ones",
+    )
     spread: bool = Field(False, description="workers on as many nodes as there are, instead of on as few as will do")
     loader_threads: int = Field(1, gt=0)
     seed: int = Field(0, ge=0)
@@ -122,6 +129,10 @@ class Training(Frozen):
     def _range(self) -> "Training":
         if not 1 <= self.fewest <= self.most:
             raise ValueError(f"workers {self.workers}: give a number, or [min, max], of at least 1")
+        if self.portable and (self.gpu or self.fewest < self.most):
+            raise ValueError(
+                "portable is for a fixed number of workers on CPUs: leave out portable, or gpu and the range"
+            )
         return self
 
     @property
@@ -167,6 +178,14 @@ class Recipe(Frozen):
     evaluation: Evaluation
 
     @model_validator(mode="after")
+    def _portable(self) -> "Recipe":
+        if self.training.portable and self.optimisation.precision == "bf16":
+            raise ValueError(
+                "optimisation.precision: bf16 is not portable: say fp32 or auto, or leave out training.portable"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _divisible(self) -> "Recipe":
         B = self.data.batch
         for W in (self.training.fewest, self.training.most):
@@ -188,6 +207,7 @@ class ResolvedTraining(BaseModel):
     """What is read of how a resolved recipe was carried out."""
 
     workers: int | tuple[int, int]
+    portable: bool = False
 
 
 class ResolvedRecipe(BaseModel):

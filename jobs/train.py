@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jobs.arithmetic import COST, PORTABLE, native_bf16
 from jobs.documents import SMALL, Done, State, read_document, read_records
 from jobs.recipe import Recipe, Training, read_recipe
 from jobs.resume import Checkpoints
@@ -28,9 +29,11 @@ from pipeline.storage import Folder, Storage, UnavailableError, storage
 WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
 PAUSE_S = 10  # between two starts of the workers, after one that failed
 CODE = (
+    "jobs/arithmetic.py",
     "jobs/loop.py",
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
+    "jobs/models/elementwise.py",
     "jobs/models/vgg.py",
     "pipeline/depth.py",
     "pipeline/keyed.py",
@@ -111,6 +114,7 @@ def train(
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
         "step": state["step"],
+        "precision": state["precision"],
         "notes": state.get("notes", []),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
@@ -130,6 +134,7 @@ def run_digest(recipe: Recipe, data_digest: str) -> str:
     root = Path(__file__).parent.parent
     parts = recipe.model_dump(mode="json", include={"model", "data", "optimisation"}) | {
         "seed": recipe.training.seed,
+        "portable": recipe.training.portable,
         "shards": data_digest,
         "code": {path: file_sha256(root / path) for path in (*CODE, f"jobs/models/{recipe.model.name}.py")},
     }
@@ -194,6 +199,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
                     controller_failure_limit=0,  # see _fit_again
                 ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": PORTABLE} if training.portable else None,
             ),
         )
         bar.start()
@@ -513,7 +519,10 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
     live: Path | None = None
     board: Board | None = None
     if run.rank == 0:
-        for line in (f"{run.world_size} workers, from {name or 'the beginning'}", *run.notes):
+        instructions = " by the instructions that all CPUs with AVX2 have" if training.portable else ""
+        started = f"{run.world_size} workers, {run.precision}{instructions}, from {name or 'the beginning'}"
+        costs = [COST] if run.precision == "bf16" and not native_bf16(run.device) else []
+        for line in (started, *costs, *run.notes):
             note(line)
         board = Board(store, run.state.step)
         if isinstance(store, Folder):

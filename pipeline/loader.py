@@ -468,7 +468,7 @@ def counter_normal(keys: Tensor, n: int) -> Tensor:
             bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
             bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
             bits = bits ^ _shifted(bits, 31)
-            radius = (((bits & 0xFFFFFFFF).float() + 0.5) * 2**-32).clamp_max(1).log().mul(-2).sqrt()
+            radius = (((bits & 0xFFFFFFFF).float() + 0.5) * 2**-32).clamp_max(1).log().mul(-2).rsqrt().reciprocal()
             angle = _shifted(bits, 32).float() * (2 * math.pi * 2**-32)
             torch.mul(radius, angle.cos(), out=out[top : top + many, 0, left : left + piece])
             torch.mul(radius, angle.sin(), out=out[top : top + many, 1, left : left + piece])

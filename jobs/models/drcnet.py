@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.models.collective import all_gather, rank
+from jobs.models.elementwise import psnr
 from jobs.models.vgg import VGG19Features, distance
 
 Batch = dict[str, Tensor]
@@ -385,7 +386,7 @@ class DRCNet(nn.Module):
             logs |= {"cr": mean(cr).detach(), "cr_grad_share": mean(share)}
         true = weight.sum()
         mse = ((outputs[-1].detach() - J).square().mean((1, 2, 3)) * weight).sum() / true.clamp_min(1)
-        logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / batch["count"])
+        logs["psnr"] = psnr(mse) * (true / batch["count"])
         return loss, logs
 
     def _alpha(self, batch: Batch) -> Tensor | float:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d, Statistics, batch_statistics
+from jobs.models.elementwise import psnr
 
 Batch = dict[str, Tensor]
 
@@ -214,7 +215,7 @@ class MemNet(nn.Module):
         loss = (errors.mean(0) * batch["weight"]).sum() / (2 * batch["count"])
         true = batch["weight"].sum()
         mse = (errors[-1].detach() * batch["weight"]).sum() / true.clamp_min(1) / batch["gt"][0].numel()
-        return loss, {"psnr": -10 * torch.log10(mse.clamp_min(1e-10)) * (true / batch["count"])}
+        return loss, {"psnr": psnr(mse) * (true / batch["count"])}
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:

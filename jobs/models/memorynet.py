@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from jobs.models.elementwise import psnr, root
 from jobs.models.vgg import VGG19Features, distance
 
 Batch = dict[str, Tensor]
@@ -271,7 +272,7 @@ class ORSNet(nn.Module):
 
 def charbonnier(difference: Tensor) -> Tensor:
     """Mean of sqrt(difference^2 + eps^2) (eq. 8, by element, as released): (B, C, H, W) -> (B,)."""
-    return (difference.square() + EPS**2).sqrt().mean((1, 2, 3))
+    return root(difference.square() + EPS**2).mean((1, 2, 3))
 
 
 def laplacian(x: Tensor) -> Tensor:
@@ -290,7 +291,7 @@ def _gauss(x: Tensor) -> Tensor:
 
 def reconstruction(difference: Tensor) -> Tensor:
     """Root of the mean square (eq. 6, by element so that it has the scale of the other terms): (B, C, H, W) -> (B,)."""
-    return (difference.square().mean((1, 2, 3)) + 1e-12).sqrt()
+    return root(difference.square().mean((1, 2, 3)) + 1e-12)
 
 
 def contrast(anchor: list[Tensor], positive: list[Tensor], negative: list[Tensor]) -> Tensor:
@@ -503,7 +504,7 @@ class MemoryNet(nn.Module):
             logs = {name: (term * weight).sum() / count for name, term in terms.items()}
             true = weight.sum()
             mse = ((X - Y).square().mean((1, 2, 3)) * weight).sum() / true.clamp_min(1)
-            logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / count)
+            logs["psnr"] = psnr(mse) * (true / count)
         return (objective * weight).sum() / count, logs
 
     def _contrast(self, X: Tensor, Y: Tensor, J: Tensor) -> Tensor:

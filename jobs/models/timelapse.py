@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.collective import all_reduce, world_size
+from jobs.models.elementwise import psnr
 
 Batch = dict[str, Tensor]
 
@@ -346,7 +347,7 @@ class TimeLapseNet(nn.Module):
                 errors = ((separations[0].B + 1) / 2 - batch["gt"]).square().mean((1, 2, 3))
                 true = weight.sum()
                 mse = (errors * weight).sum() / true.clamp_min(1)
-                logs["psnr"] = -10 * torch.log10(mse.clamp_min(1e-10)) * (true / count)
+                logs["psnr"] = psnr(mse) * (true / count)
         return loss, logs
 
     def _siamese_terms(self, v: Separation, w: Separation) -> dict[str, Tensor]:
