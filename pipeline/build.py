@@ -59,6 +59,7 @@ from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse, read_task
 
 STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
 LOGS = Path(".cache/logs")
+FEW = 256  # images: so many are built in the time that Ray takes to start
 AHEAD = 1024  # shards whose orders the driver holds
 ROW_GROUP = 100_000  # rows of the index that are in memory as Python objects
 ENTRY_BYTES = 2**30  # of a recipe in a shared store: a row of the index takes some 300
@@ -231,7 +232,23 @@ def _download(recipes: list[str], shared: Storage) -> set[str]:
 
 
 def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
-    """Write the shards as Ray Data tasks, one block and one task per shard; only these small rows pass through Ray."""
+    """Write the shards: as tasks of Ray Data, or, of few images on this machine, by threads of this process."""
+    if not address_to_join() and sum(len(shard.rows) for shard in todo.values()) <= FEW:
+        yield from _run_here(todo, task, cpus, store)
+    else:
+        yield from _run_on_ray(todo, task, cpus, store)
+
+
+def _run_here(todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
+    with ThreadPoolExecutor(cpus or available_cpus()) as pool:
+        for row in pool.map(_build_shard, [{"item": order} for order in _orders(todo, task, store)]):
+            yield json.loads(row["result"])
+
+
+def _run_on_ray(
+    todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None
+) -> Iterator[dict[str, Any]]:
+    """One block and one task for each shard; only these small rows pass through Ray."""
     embedded = not address_to_join()
     connect(cpus or (available_cpus() if embedded else 1))
     import ray.data

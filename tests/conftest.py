@@ -140,16 +140,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return Workplace(tmp_path)
 
 
-def run_here(todo: dict, task: Any, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
-    """What `pipeline.build` has Ray do, in this process: `_run` of the same arguments."""
-    for order in stage._orders(todo, task, store):
-        yield json.loads(stage._build_shard({"item": order})["result"])
-
-
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds make their shards in this process: starting Ray takes seconds."""
-    monkeypatch.setattr(stage, "_run", run_here)
+    """Builds of any number of images make their shards in this process: starting Ray takes seconds."""
+    monkeypatch.setattr(stage, "FEW", 10**6)
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +168,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             with pytest.MonkeyPatch.context() as patch:
                 place = Workplace(tmp_path_factory.mktemp(name))
                 patch.chdir(place.root)
-                patch.setattr(stage, "_run", run_here)
+                patch.setattr(stage, "FEW", 10**6)
                 for file, pixels in files.items():
                     place.add(file, pixels)
                 place.ingest(layout)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Workplace, photograph, run_here, untrained_run
+from conftest import Workplace, photograph, untrained_run
 
 from jobs.checkpoint import load_model
 from jobs.publish import models, publish
@@ -150,7 +150,7 @@ def _built(place: Path) -> list[Path]:
                    [f"train/a/{i}.png" for i in range(3)]),
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "_run", run_here)
+        patch.setattr(stage, "FEW", 10**6)
         for kind, (layout, changes, names) in kinds.items():
             work = Workplace(place / kind)
             work.root.mkdir(parents=True)
