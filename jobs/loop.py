@@ -22,12 +22,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.arithmetic import Precision, check_portable, choose_precision
+from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
 from jobs.models import collective
 from jobs.models.elementwise import psnr
 from jobs.recipe import Optimisation, Recipe, build_model
+from jobs.restore import restore_plane
 from pipeline.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
@@ -98,6 +99,12 @@ class Run:
         else:
             versions = ShardSet(data, "val", cache=cache).versions()
             self.validation = list(itertools.islice(versions, recipe.training.validation_images))
+            for version in self.validation:
+                if max(plane.shape[2] for plane in version.planes.values()) > self.loader.channels:
+                    raise UserError(
+                        f"{version.key} of split val is in colour, and all images of split train are grey: leave it out, or "
+                        f"make task {recipe.data.task} one of grey images (colour: gray)"
+                    )
         torch.manual_seed(recipe.training.seed)
         self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         lacking = sorted(set(self.model.inputs) - self.loader.delivers)
@@ -129,11 +136,13 @@ class Run:
         """Train to the end of the recipe from where the state stands.
 
         save is called every `checkpoint_every` steps, `checkpoint_minutes` by this rank's clock, and at the end, on every
-        rank; log with each new record of metrics.jsonl, on every rank: every `log_every` steps (means over steps and
-        ranks), and after each validation; beat at each sign of life: a step, a validated image.
+        rank, and before the validation of that step, which a run that continues from there makes up for; log with each new
+        record of metrics.jsonl, on every rank: every `log_every` steps (means over steps and ranks), and after each
+        validation; beat at each sign of life: a step, a validated image.
         """
         every = self.recipe.training
         meter = Meter()
+        self._validate_if_due(log, beat)
         if self.state.step >= self.total:
             return
         saved = time.perf_counter()
@@ -159,16 +168,22 @@ class Run:
                         record["quarantined"] = sorted(self.loader.shard_set.quarantined.values())
                     self._log(log, {"epoch": position.epoch, "lr": lr, **record})
                 aside = time.perf_counter()
-                if self.validation and (last or self.state.step % every.validate_every == 0):
-                    self._log(log, {"epoch": position.epoch, "val_psnr": self.validate(beat)})
                 minutes = (time.perf_counter() - saved) / 60
                 due = every.checkpoint_minutes is not None and minutes >= every.checkpoint_minutes
                 if last or due or self.state.step % every.checkpoint_every == 0:
                     save(self)
                     saved = time.perf_counter()
+                self._validate_if_due(log, beat)
                 meter.began += time.perf_counter() - aside
         finally:
             batches.close()
+
+    def _validate_if_due(self, log: Callable[[dict[str, Any]], None], beat: Callable[[], None]) -> None:
+        """Validate and log the score, if the recipe wants one of this step and there is none yet."""
+        step, every = self.state.step, self.recipe.training.validate_every
+        due = step > 0 and (step % every == 0 or step == self.total)
+        if self.validation and due and step not in self.scores:
+            self._log(log, {"epoch": self.state.position.epoch, "val_psnr": self.validate(beat)})
 
     def _log(self, log: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> None:
         self.records.append({"step": self.state.step, **values})
@@ -234,14 +249,17 @@ class Run:
 
     @torch.no_grad()
     def validate(self, beat: Callable[[], None] = lambda: None) -> float:
-        """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank."""
+        """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank.
+
+        An image is restored as `evaluate` and `restore` do it, in tiles where it is large.
+        """
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64)
         for version in self.validation[self.rank :: self.world_size]:
             beat()
-            lq, gt = (torch.from_numpy(side.transpose(2, 0, 1))[None] for side in validation_pair(version))
-            output = self.model.restore(lq.to(self.device)).cpu()
-            mse = (output.double() - gt.double()).square().mean()
+            lq, gt = validation_pair(version, self.model.in_channels)
+            output = restore_plane(self.model, lq)
+            mse = (torch.from_numpy(output).double() - torch.from_numpy(gt).double()).square().mean()
             total += torch.stack((psnr(mse), torch.ones_like(mse)))
         dB, images = collective.all_reduce(total.to(self.device))
         return float(dB / images)

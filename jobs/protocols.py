@@ -17,7 +17,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
+from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y, with_channels
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
@@ -442,7 +442,7 @@ class Benchmark:
             raise UnusableImageError(f"{sizes} pixels, an input and its target (and mask) are of one size")
         if self.protocol.border == "modulo4":
             images = [modcrop(image, 4) for image in images]
-        lq, gt = (unit(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image) for image in images[:2])
+        lq, gt = (unit(with_channels(image, 3)) for image in images[:2])
         return Pair(lq, gt, *images[2:])
 
     def score(self, output: np.ndarray, pair: Pair) -> Score:

@@ -8,10 +8,11 @@ import signal
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -25,6 +26,9 @@ from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
 from pipeline.shards import file_sha256, read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
+
+if TYPE_CHECKING:
+    from jobs.loop import Run
 
 WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
 PAUSE_S = 10  # between two starts of the workers, after one that failed
@@ -120,7 +124,7 @@ def train(
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },
     }
-    records = read_records(checkpoint.read("metrics.jsonl"), f"{checkpoint.uri}/metrics.jsonl", "train again")
+    records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
     final = {key: value for record in records for key, value in record.items()}
     metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
     write_bytes(runs / name / "checkpoint.json", _json(pointer))
@@ -206,11 +210,11 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         try:
             returned = _fit_again(trainer, feed, training.max_failures, cpus=needed, gpus=gpus)
         except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-            fatal = None
+            fatal: dict[str, str] = {}
             with suppress(ray.exceptions.RayError):  # the feed is lost with its node
                 fatal = ray.get(feed.fatal.remote(), timeout=10)
             if fatal:
-                raise UserError(fatal) from None
+                raise _ended(run, fatal) from None
             if mendable := _mendable(error):
                 raise UserError(
                     f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
@@ -228,9 +232,16 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         finally:
             stop.set()
             bar.join()
-    if "error" in returned:
-        raise UserError(returned["error"])
+    if "checkpoint" not in returned:
+        raise _ended(run, returned)
     return str(returned["checkpoint"])
+
+
+def _ended(run: str, fatal: dict[str, str]) -> Exception:
+    """What to raise for what `Feed.fatal` says."""
+    if "error" in fatal:
+        return UserError(fatal["error"])
+    return RuntimeError(f"training {run} failed: {fatal['defect']}")
 
 
 def _trainer_class(recipe: Recipe) -> Any:
@@ -376,6 +387,8 @@ class Feed:
         self.last: dict[str, Any] = {}
         self.notes: list[str] = []
         self.error: str | None = None
+        self.defect: str | None = None
+        self.met: set[tuple[int, int, str]] = set()
 
     def put(self, record: dict[str, Any]) -> None:
         """Merge a record of rank 0 into what is shown."""
@@ -393,9 +406,16 @@ class Feed:
         """A mistake of the user's that one rank has met: the others learn of it when they start again."""
         self.error = error
 
-    def fatal(self) -> str | None:
-        """Such a mistake."""
-        return self.error
+    def defects(self, rank: int, step: int, error: str, trace: str) -> None:
+        """A defect that a rank has met at a step: if it has met it there before, no start will get beyond it."""
+        if (rank, step, error) in self.met:
+            self.defect = f"rank {rank} met it again at step {step}, so there is no use in another start:\n{trace}"
+        self.met.add((rank, step, error))
+
+    def fatal(self) -> dict[str, str]:
+        """What ended the run: {"error": a mistake of the user's} or {"defect": one of ours}; or nothing."""
+        ends = {"error": self.error, "defect": self.defect}
+        return {name: text for name, text in ends.items() if text}
 
 
 def _show(run: str, feed: Any, stop: threading.Event) -> None:
@@ -471,10 +491,11 @@ def _worker(config: dict[str, Any]) -> dict[str, str]:
     import ray
 
     feed = config["feed"]
-    if error := ray.get(feed.fatal.remote(), timeout=60):
-        return {"error": error}
+    if fatal := ray.get(feed.fatal.remote(), timeout=60):
+        return fatal
+    running: list[Run] = []
     try:
-        return _rank(**config)
+        return _rank(**config, running=running)
     except UnavailableError:  # may be over when all have started again
         raise
     except UserError as error:
@@ -485,9 +506,22 @@ def _worker(config: dict[str, Any]) -> dict[str, str]:
             where = error.filename or config["place"]
             ray.get(feed.fail.remote(f"{where}: {error.strerror}; mend it, and the same command continues"), timeout=60)
         raise
+    except Exception as error:
+        if running and not _of_another_rank(error):
+            met = (running[0].rank, running[0].state.step, f"{type(error).__name__}: {error}", traceback.format_exc())
+            ray.get(feed.defects.remote(*met), timeout=60)
+        raise
 
 
-def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[str, str]:
+def _of_another_rank(error: Exception) -> bool:
+    """Whether a collective failed, which it does when another rank is gone."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error) or "nccl" in str(error).lower()
+
+
+def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str, running: "list[Run]") -> dict[str, str]:
+    """Train to the end. running: where the run is put as soon as there is one."""
     import ray
     import ray.train
     import ray.train.torch
@@ -505,6 +539,7 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
     store = storage(place)
     checkpoints = Checkpoints(store, keep_last=training.keep_last, keep_best=training.keep_best)
     run = Run(recipe, data, ray.train.torch.get_device())
+    running.append(run)
 
     def note(line: str) -> None:
         feed.note.remote(line)
@@ -565,4 +600,6 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str) -> dict[s
     with Watchdog(training.hang_s, hung) as watchdog:
         run.train(save, log, watchdog.beat)
         checkpoints.wait()
+    if run.rank == 0:
+        store.write("metrics.jsonl", json_lines(run.records).encode())  # with the validation after the last checkpoint
     return {"checkpoint": checkpoints.name(run.state.step)}

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.cache import Lease, ShardCache
+from pipeline.degradations.colour import with_channels
 from pipeline.degradations.noise import awgn
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError
@@ -377,12 +378,19 @@ class ShardSet:
         return image
 
 
-def validation_pair(version: Version, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1]; online noise keyed by image and level."""
+def validation_pair(version: Version, channels: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1], both of the size that all its planes have.
+
+    channels: C, for which grey is repeated, as it is among colour in a batch; None: as stored. Online noise is keyed by
+    image and level. Raises ValueError for colour where grey is wanted.
+    """
     height, width = version.size
-    clean = version.planes["gt"]
-    gt = unit(clean[:height, :width])
-    if "lq" in version.planes:
-        return unit(version.planes["lq"]), gt
+    cut = {name: plane[:height, :width] for name, plane in version.planes.items() if name in ("lq", "gt")}
+    if channels is not None:
+        cut = {name: with_channels(plane, channels) for name, plane in cut.items()}
+    sides = {name: unit(plane) for name, plane in cut.items()}
+    gt = sides["gt"]
+    if "lq" in sides:
+        return sides["lq"], gt
     lq = awgn(gt, version.level, (seed, "validation", version.key, version.level))
-    return unit(levels(lq, clean.dtype)) if version.quantised else lq, gt
+    return unit(levels(lq, cut["gt"].dtype)) if version.quantised else lq, gt

@@ -44,3 +44,15 @@ def _plane(image: np.ndarray, weights: tuple[int, int, int], divisor: int, offse
         part = image[start : start + rows]
         plane[start : start + rows, :, 0] = cv2.transform(part.astype(np.float64), row)
     return plane
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """An image of 1 or `channels` channels, (H, W, C), as one of `channels`: grey is repeated. Raises ValueError for others.
+
+    This is what grey is to whoever works on colour: training, validation, evaluation and restoration alike.
+    """
+    if image.shape[2] == channels:
+        return image
+    if image.shape[2] != 1:
+        raise ValueError(f"it has {image.shape[2]} channels, and {channels} are wanted")
+    return np.repeat(image, channels, axis=2)

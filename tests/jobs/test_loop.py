@@ -127,7 +127,7 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
     again = Run(options, folder, CPU)
     again.train(nothing, log)
     assert same(again, whole)
-    for k in (1, 3, 4, 9):  # in an epoch, at its end, at a new learning rate, and after a validation
+    for k in (1, 3, 4, 5, 9, 10):  # in an epoch, at its end, at a new learning rate, before, after, the last validation
         resumed = Run(options, folder, CPU)
         resumed.load(tmp_path / str(k))
         assert resumed.state.step == k
@@ -136,14 +136,16 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
         assert without_clocks(resumed.records) == without_clocks(whole.records)
 
 
-def test_a_finished_run_stays_as_it_is(data, tmp_path):
+def test_a_finished_run_stays_as_it_is_but_for_the_validation_after_its_last_checkpoint(data, tmp_path):
     options = recipe("optimisation.length={steps: 2}", folder=tmp_path)
     run = Run(options, data, CPU)
     run.train(lambda run: save(run, tmp_path / "end"), nothing)
     finished = Run(options, data, CPU)
     finished.load(tmp_path / "end")
-    finished.train(never, never)
+    finished.train(never, nothing)
     assert same(finished, run)
+    assert without_clocks(finished.records) == without_clocks(run.records)
+    finished.train(never, never)
 
 
 def test_a_checkpoint_is_weights_as_safetensors_and_tensors_only(data, tmp_path):
@@ -371,6 +373,49 @@ def test_validation_is_the_mean_psnr_of_the_whole_images(data, tmp_path):
     first = Run(recipe("training.validation_images=1", folder=tmp_path), data, CPU)
     nn.init.zeros_(first.model.recon.weight)
     assert first.validate() == pytest.approx(psnrs[0], rel=1e-5)
+
+
+def test_grey_photographs_are_validated_with_as_they_are_trained_on_among_colour(builder, tmp_path):
+    rng = np.random.default_rng(0)
+    grey = rng.integers(40, 200, (20, 20, 1), np.uint8)
+    files = {f"train/{i}.png": rng.integers(40, 200, (20, 20, 3), np.uint8) for i in range(2)}
+    folder = builder(
+        "loop-grey", {**files, "val/0.png": grey}, colour="rgb", degradation={"kind": "jpeg", "quality": [10]}
+    )
+    options = recipe("model.in_channels=3", "optimisation.length={steps: 2}", folder=tmp_path)
+    run = Run(options, folder, CPU)
+    saved: list[int] = []
+    run.train(lambda run: saved.append(len(run.scores)), nothing)
+    assert saved == [0]  # the checkpoint came before the validation, which may fail
+    (version,) = run.validation
+    lq = torch.from_numpy(version.planes["lq"] / np.float32(255)).permute(2, 0, 1)[None].repeat(1, 3, 1, 1)
+    with torch.no_grad():
+        error = (
+            run.model.eval().restore(lq).double() - torch.from_numpy(version.planes["gt"] / 255).permute(2, 0, 1)
+        ).square()
+    assert run.scores[2] == pytest.approx(-10 * math.log10(float(error.mean())), abs=1e-4)
+
+
+def test_colour_in_the_val_split_of_a_grey_train_split_is_one_line(builder, tmp_path):
+    rng = np.random.default_rng(0)
+    files = {f"train/{i}.png": rng.integers(40, 200, (20, 20, 1), np.uint8) for i in range(2)}
+    files["val/0.png"] = rng.integers(40, 200, (20, 20, 3), np.uint8)
+    folder = builder("loop-colour", files, colour="rgb", degradation={"kind": "jpeg", "quality": [10]})
+    with pytest.raises(UserError, match=r"photos-val-0 of split val is in colour.*colour: gray"):
+        Run(recipe(folder=tmp_path), folder, CPU)
+
+
+def test_large_images_are_validated_with_in_tiles(builder, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    sides = {"train/0.png": 20, "val/0.png": 300}
+    files = {name: rng.integers(40, 200, (side, side, 1), np.uint8) for name, side in sides.items()}
+    run = Run(recipe(folder=tmp_path), builder("loop-large", files), CPU)
+    restored = run.model.restore
+    shapes: list[int] = []
+    monkeypatch.setattr(run.model, "restore", lambda x: shapes.append(max(x.shape[2:])) or restored(x))
+    run.validate()
+    assert len(shapes) > len(run.validation)
+    assert max(shapes) < 300
 
 
 def test_what_of_the_data_is_not_used_is_noted_and_goes_into_every_checkpoint(builder, tmp_path):
