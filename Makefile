@@ -18,7 +18,7 @@ setup: .venv/ready
 # From raw photographs to published, evaluated checkpoints and report/index.html.
 repro: setup
 	@test -e datasets || $(BIN)/memoir sample
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/memoir with-ray dvc repro
 
 lint: setup
 	$(BIN)/ruff check .

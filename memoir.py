@@ -314,6 +314,22 @@ def doctor(params: ParamsFile = Path("params.yaml")) -> None:
         raise typer.Exit(1)
 
 
+@app.command("with-ray", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def with_ray(context: typer.Context, command: Annotated[list[str], typer.Argument(help="and its arguments")]) -> None:
+    """Run a command, such as `dvc repro`, whose stages share one embedded Ray instead of starting one each."""
+    from pipeline.shared_ray import run_with_ray
+
+    def start(cpus: int) -> str:
+        from pipeline.cluster import connect
+
+        connect(cpus)
+        import ray
+
+        return str(ray.get_runtime_context().gcs_address)
+
+    raise typer.Exit(run_with_ray([*command, *context.args], start))
+
+
 bench = typer.Typer(help="Measure memoir on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 

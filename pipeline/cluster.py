@@ -8,6 +8,7 @@ import sys
 import time
 
 from pipeline.errors import UserError
+from pipeline.shared_ray import offered
 
 HTTP = ("http://", "https://")
 TOKEN = (
@@ -45,11 +46,14 @@ def jobs_address() -> str | None:
 
 
 def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
-    """Have Ray with at least this much free. Without a cluster to join an embedded Ray of so many CPUs is started.
+    """Have Ray with at least this much free. Without a cluster to join, or a Ray that is offered (`memoir with-ray`), an
+    embedded one of so many CPUs is started.
 
     What the cluster has and others use is waited for as long as it takes. Raises UserError when the cluster cannot be
     reached, or does not get as much within wait_seconds.
     """
+    address = address_to_join()
+    join = address or offered(cpus)  # before Ray is imported, which then looks whether it takes a token
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -58,10 +62,9 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a run beside anything else
     if ray.is_initialized():
         return
-    address = address_to_join()
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        if join:
+            ray.init(address=join, logging_level=logging.ERROR, log_to_driver=False)
         else:
             ray.init(
                 address="local",  # a cluster that `ray start` left on this machine is not joined by accident
@@ -81,7 +84,7 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
         first = re.split(r"\.+ Ensure|\n", str(error).strip() or type(error).__name__)[0]
         hint = f"; if it takes a token, {TOKEN}" if address else ""
         raise UserError(f"cannot start or reach Ray ({address or 'embedded'}): {first}{hint}") from error
-    wait_for(cpus, gpus=gpus, wait_seconds=wait_seconds if address else min(wait_seconds, 5))
+    wait_for(cpus, gpus=gpus, wait_seconds=wait_seconds if join else min(wait_seconds, 5))
 
 
 def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:

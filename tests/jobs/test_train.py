@@ -36,7 +36,7 @@ RECIPE = {
         "lr": 0.002,
         "schedule": "cosine",
         "length": {"steps": 240},
-        "precision": "bf16",
+        "precision": "auto",
     },
     "training": {"workers": 2, "log_every": 10, "validate_every": 120, "checkpoint_every": 20},
     "evaluation": {"benchmarks": [{"benchmark": "jpeg-q10", "data": "photos/val"}]},
@@ -242,6 +242,38 @@ def test_a_worker_that_stands_still_is_ended_with_the_stacks_of_the_one_that_wai
     stacks = [path.read_text() for path in workplace.glob("still/runs/*/hung/*.txt")]
     assert any("torch/distributed/" in text and "in step" in text for text in stacks)
     assert "stood still for 20 s; its stacks: " in (workplace / "still.log").read_text()
+
+
+DEFECT = """
+import builtins, sys
+real = builtins.__import__
+def hooked(name, *arguments, **options):
+    module = real(name, *arguments, **options)
+    loop = sys.modules.get("jobs.loop")
+    if hasattr(loop, "json_lines"):  # the last of its names: it is there whole
+        def validate(run, beat):
+            raise RuntimeError("a defect of validation")
+        loop.Run.validate = validate
+    return module
+builtins.__import__ = hooked
+"""
+
+
+def test_a_defect_that_comes_again_at_the_same_step_ends_the_run_at_once_with_its_work_saved(workplace, monkeypatch):
+    (workplace / "defect").mkdir()
+    (workplace / "defect/sitecustomize.py").write_text(DEFECT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [workplace / "defect", *sys.path])))
+    process = train(workplace, "defect-store", "training.max_failures=8")
+    assert process.wait(timeout=400) == 1
+    log = (workplace / "defect-store.log").read_text()
+    assert re.search(r"rank \d met it again at step 120, so there is no use in another start", log), log
+    assert "RuntimeError: a defect of validation" in log
+    assert log.count("workers, ") == 2  # starts
+    assert [path.parent.name for path in workplace.glob("defect-store/runs/*/*/checkpoint.sha256")][
+        -1
+    ] == "step-00000120"
+    monkeypatch.delenv("PYTHONPATH")
+    finish(workplace, "defect-store", train(workplace, "defect-store", "training.max_failures=8"))
 
 
 def test_a_damaged_shard_ends_the_run_in_one_line(workplace):
