@@ -135,7 +135,7 @@ def submit(planned: Planned, cluster: Client) -> str:
             return job
         data = data or _sent(planned)
         with working_dir(planned) as folder, _explained():
-            environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+            environment = _environment(planned)
             try:
                 cluster.submit_job(
                     entrypoint=entrypoint(planned, data, store),
@@ -149,6 +149,18 @@ def submit(planned: Planned, cluster: Client) -> str:
                 raise
         _say(f"{job}: submitted to {_shown()}")
         return job
+
+
+def _environment(planned: Planned) -> dict[str, str]:
+    """The variables that a job is given: where the bucket is, also where only this machine's ~/.aws/config says so."""
+    environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    for place in (planned.store, planned.built):
+        if isinstance(place, Bucket) and place.endpoint != "AWS":
+            region = place.client.meta.region_name
+            environment |= {"AWS_ENDPOINT_URL_S3": place.endpoint}
+            environment |= {"AWS_DEFAULT_REGION": region} if region != "aws-global" else {}
+            break
+    return environment
 
 
 def attempt(run: str, store: str, jobs: list[JobDetails]) -> tuple[str, bool]:

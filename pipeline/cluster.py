@@ -73,7 +73,7 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
                 object_store_memory=256 * 2**20,  # rows and records only: pixels never travel through it
-                _temp_dir=os.environ.get("RAY_TMPDIR"),
+                _temp_dir=_short_folder(),
             )
     except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
         if other := re.search(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)", str(error)):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 
@@ -138,7 +138,7 @@ class Folder(Storage):
 
 
 class Bucket(Storage):
-    """A bucket, or a part of one. Endpoint, credentials and region are those of boto3, from the environment."""
+    """A bucket, or a part of one. Endpoint, credentials and region are those of boto3: of AWS's variables and files."""
 
     class Entry(NamedTuple):
         """One object: its name, bytes, and when it was written, in seconds since 1970."""
@@ -155,12 +155,11 @@ class Bucket(Storage):
             value = os.environ.get(variable, "")
             if value != value.strip():  # a header cannot hold it, and the error would show it
                 raise UserError(f"{self.uri}: {variable} begins or ends with a blank or a line break; remove it")
-        variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        self.endpoint = next((os.environ[variable] for variable in variables if os.environ.get(variable)), "AWS")
         self.variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
         with self._explained(""):
             try:
                 self.client = _client(self.variables)
+                self.endpoint = "AWS" if _of_aws(self.client) else self.client.meta.endpoint_url
             except ValueError as error:  # an endpoint that is no URL, a region that is no name
                 raise UserError(f"{self.uri}: {_line(error)}; check the variables AWS_*") from None
 
@@ -243,7 +242,7 @@ class Bucket(Storage):
         ) as error:
             raise UnavailableError(
                 f"{where}: no whole answer from {self.endpoint} ({type(error).__name__}); "
-                "check AWS_ENDPOINT_URL and the network, and try again"
+                "check the network, and AWS_ENDPOINT_URL or endpoint_url in ~/.aws/config, and try again"
             ) from None
         except exceptions.BotoCoreError as error:
             raise UserError(f"{where}: {_line(error)}") from None
@@ -290,14 +289,23 @@ def _client(variables: frozenset[tuple[str, str]], once: bool = False) -> "S3Cli
     import boto3
     from botocore.config import Config
 
-    given = {name for name, value in variables if value}
     settings: dict[str, Any] = {"connect_timeout": 10, "retries": {"mode": "standard"}, "max_pool_connections": 32}
-    # S3-compatible stores older than 2025 refuse the checksums that boto3 appends to the body of an upload.
-    if given & {"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"} and "AWS_REQUEST_CHECKSUM_CALCULATION" not in given:
-        settings["request_checksum_calculation"] = "when_required"
     if once:
         settings |= {"retries": {"mode": "standard", "total_max_attempts": 1}, "read_timeout": 20}
-    return boto3.session.Session().client("s3", config=Config(**settings))
+    session = boto3.session.Session()
+    client = session.client("s3", config=Config(**settings))
+    name = "request_checksum_calculation"
+    chosen = dict(variables).get(f"AWS_{name.upper()}") or session._session.get_scoped_config().get(name)
+    # S3-compatible stores older than 2025 refuse the checksums that boto3 appends to the body of an upload.
+    if not _of_aws(client) and not chosen:
+        client = session.client("s3", config=Config(**settings, request_checksum_calculation="when_required"))
+    return client
+
+
+def _of_aws(client: "S3Client") -> bool:
+    """Whether requests go to Amazon's own servers, wherever botocore found the endpoint: in a variable or in a file."""
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
 
 def _line(error: Exception) -> str:

@@ -176,6 +176,34 @@ def test_uploads_have_no_checksums_that_older_stores_refuse(s3, monkeypatch, set
     assert any("checksum" in header.lower() for header in headers) == sent
 
 
+SECTIONS = {
+    "endpoint_url": "[default]\nendpoint_url = {url}\n",
+    "services": "[default]\nservices = here\n[services here]\ns3 =\n  endpoint_url = {url}\n",
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize(("setting", "sent"), [(None, False), ("when_supported", True)])
+def test_an_endpoint_of_the_configuration_file_is_one_too(s3, server, monkeypatch, tmp_path, section, setting, sent):
+    chosen = f"request_checksum_calculation = {setting}\n" if setting else ""
+    (tmp_path / "config").write_text(
+        SECTIONS[section].format(url=server).replace("[default]\n", f"[default]\n{chosen}")
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    store = storage(s3)
+    headers = []
+    store.client.meta.events.register("before-send.s3", lambda request, **_: headers.extend(request.headers))
+    store.write("x", b"data")
+    assert store.endpoint == server
+    assert any("checksum" in header.lower() for header in headers) == sent
+
+
+def test_without_an_endpoint_it_is_amazons(monkeypatch, s3):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    assert storage(s3).endpoint == "AWS"
+
+
 def test_a_write_that_meets_another_in_flight_tries_again(s3, monkeypatch):
     from botocore.exceptions import ClientError
 
