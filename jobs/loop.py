@@ -306,7 +306,8 @@ class Run:
         except Exception as error:  # whatever torch meets in a file that it has not written
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder}: weights or optimiser are damaged ({first}); {mend}") from None
-        self.state = State(state["step"], Position(**state["position"]))
+        position = state["position"]
+        self.state = State(state["step"], Position(position["epoch"], position["batch"]))
         self.precision = state["precision"]  # a run ends in the precision that it began in, whatever these devices have
         self.records = read_records((folder / "metrics.jsonl").read_bytes(), f"{folder}/metrics.jsonl", mend)
 

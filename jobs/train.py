@@ -1,10 +1,10 @@
 """Ray Train around the loop: DDP workers, checkpoints in the store, resume by the run's own name."""
 
-import hashlib
 import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -18,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.arithmetic import COST, PORTABLE, native_bf16
 from jobs.documents import SMALL, Done, State, read_document, read_records
+from jobs.origin import begin, digest, origin
 from jobs.recipe import Recipe, Training, read_recipe
 from jobs.resume import Checkpoints
-from pipeline.cluster import address_to_join, connect, jobs_address, taken, wait_for
+from pipeline.cluster import address_to_join, connect, jobs_address, taken, trouble, wait_for
 from pipeline.cpus import available_cpus
 from pipeline.errors import MENDABLE, UserError
 from pipeline.images import write_bytes
-from pipeline.shards import file_sha256, read_shards_json, samples_digest
+from pipeline.shards import read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
 
 if TYPE_CHECKING:
@@ -32,33 +33,19 @@ if TYPE_CHECKING:
 
 WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
 PAUSE_S = 10  # between two starts of the workers, after one that failed
-CODE = (
-    "jobs/arithmetic.py",
-    "jobs/loop.py",
-    "jobs/models/batchnorm.py",
-    "jobs/models/collective.py",
-    "jobs/models/elementwise.py",
-    "jobs/models/vgg.py",
-    "pipeline/depth.py",
-    "pipeline/keyed.py",
-    "pipeline/loader.py",
-    "pipeline/sampling/negatives.py",
-    "pipeline/sampling/order.py",
-    "pipeline/sampling/patches.py",
-    "pipeline/shard_set.py",
-)
 
 
 class Planned(NamedTuple):
     """A training run before it begins.
 
-    name: of the recipe. run: its name in the store, with a digest of data, recipe and code. built: the dataset, and what its
+    name: of the recipe. run: its name in the store, with a digest of data, recipe and code, its origin. built: the dataset, and what its
     shards.json lists. place: the run's folder in the store.
     """
 
     name: str
     recipe: Recipe
     run: str
+    origin: dict[str, Any]
     built: Storage
     listing: dict[str, Any]
     store: Storage
@@ -71,9 +58,10 @@ def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | 
     name = Path(recipe_name).stem
     built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
     listing = read_shards_json(built)
-    run = f"{name}-{run_digest(recipe, samples_digest(listing))}"
+    made_of = origin(recipe, samples_digest(listing))
+    run = f"{name}-{digest(made_of)}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
-    return Planned(name, recipe, run, built, listing, storage(store), place)
+    return Planned(name, recipe, run, made_of, built, listing, storage(store), place)
 
 
 def train(
@@ -107,6 +95,8 @@ def train(
                 from jobs.submit import with_weights
 
                 recipe = with_weights(recipe, planned.store)
+            if line := begin(planned.store, name, planned.origin):
+                sys.stderr.write(f"{line}\n")
             shards = str(planned.built.root.resolve()) if isinstance(planned.built, Folder) else planned.built.uri
             place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, planned.run, shards, place)}).encode())
     done = read_document(place.read("done.json", SMALL), Done, f"{place.uri}/done.json", "train again")
@@ -124,25 +114,18 @@ def train(
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },
     }
-    records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
+    try:
+        records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
+    except FileNotFoundError:
+        raise UserError(
+            f"{place.uri}/metrics.jsonl: missing; bring it back, or remove {place.uri} to train again"
+        ) from None
     final = {key: value for record in records for key, value in record.items()}
     metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
     write_bytes(runs / name / "checkpoint.json", _json(pointer))
     write_bytes(runs / name / "metrics.json", _json(metrics))
     write_bytes(runs / name / "curve.tsv", _curve(records).encode())
     return pointer
-
-
-def run_digest(recipe: Recipe, data_digest: str) -> str:
-    """12 hex digits over what the weights depend on: shards, recipe (all but how the run is carried out) and code."""
-    root = Path(__file__).parent.parent
-    parts = recipe.model_dump(mode="json", include={"model", "data", "optimisation"}) | {
-        "seed": recipe.training.seed,
-        "portable": recipe.training.portable,
-        "shards": data_digest,
-        "code": {path: file_sha256(root / path) for path in (*CODE, f"jobs/models/{recipe.model.name}.py")},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _json(value: Any) -> bytes:
@@ -209,25 +192,14 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
         bar.start()
         try:
             returned = _fit_again(trainer, feed, training.max_failures, cpus=needed, gpus=gpus)
-        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             fatal: dict[str, str] = {}
             with suppress(ray.exceptions.RayError):  # the feed is lost with its node
                 fatal = ray.get(feed.fatal.remote(), timeout=10)
             if fatal:
                 raise _ended(run, fatal) from None
-            if mendable := _mendable(error):
-                raise UserError(
-                    f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
-                ) from None
-            if _without_room(error):
-                raise UserError(
-                    f"{run}: the cluster had no room for {training.workers} workers; {_room(training)}"
-                ) from None
-            if _lost(error):
-                raise UserError(
-                    f"{run}: workers or their nodes were lost, more often than the {training.max_failures} times that "
-                    "training.max_failures allows, or with the node of this process; the same command continues"
-                ) from None
+            if line := _said(error, run, place, training):
+                raise UserError(line) from None
             raise RuntimeError(f"training {run} failed and its {training.max_failures} restarts are used up") from error
         finally:
             stop.set()
@@ -235,6 +207,36 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     if "checkpoint" not in returned:
         raise _ended(run, returned)
     return str(returned["checkpoint"])
+
+
+def _said(error: Exception, run: str, place: Storage, training: Training) -> str | None:
+    """What of the user's, or of the cluster's, ended Ray Train, in one line; None of a defect.
+
+    Everything that `fit` can raise comes here: Ray Train's errors with the causes that they wrap, and Ray's own.
+    """
+    from ray import exceptions as e
+
+    spent = (
+        e.OutOfMemoryError,
+        e.OutOfDiskError,
+        e.ObjectStoreFullError,
+        e.RuntimeEnvSetupError,
+        e.AuthenticationError,
+    )
+    if mendable := _mendable(error):
+        return f"{place.uri}: training failed: {mendable}; mend it, and the same command continues"
+    if _without_room(error):
+        return f"{run}: the cluster had no room for {training.workers} workers; {_room(training)}"
+    for cause in _causes(error):  # before the loss of a worker, which is what follows from it
+        if isinstance(cause, spent) and (line := trouble(cause)):
+            return f"{run}: {line}"
+    if _lost(error):
+        return (
+            f"{run}: workers or their nodes were lost, more often than the {training.max_failures} times that "
+            "training.max_failures allows, or with the node of this process; the same command continues"
+        )
+    line = next((line for cause in _causes(error) if (line := trouble(cause))), None)
+    return line and f"{run}: {line}"
 
 
 def _ended(run: str, fatal: dict[str, str]) -> Exception:

@@ -27,7 +27,7 @@ import scipy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipeline.cluster import address_to_join, connect
+from pipeline.cluster import address_to_join, connect, explained
 from pipeline.config import parse_json
 from pipeline.cpus import available_cpus
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
@@ -260,8 +260,10 @@ def _run_on_ray(
     orders = _orders(todo, task, store)
     while ahead := list(itertools.islice(orders, AHEAD)):  # the driver never holds the orders of all shards
         dataset = ray.data.from_items(ahead, override_num_blocks=len(ahead))
-        for row in dataset.map(_build_shard, num_cpus=1, compute=ray.data.TaskPoolStrategy(cpus)).iter_rows():
-            yield json.loads(row["result"])
+        built = dataset.map(_build_shard, num_cpus=1, compute=ray.data.TaskPoolStrategy(cpus)).iter_rows()
+        with explained():
+            for row in built:
+                yield json.loads(row["result"])
 
 
 def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterator[str]:

@@ -6,6 +6,10 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.shared_ray import offered
@@ -15,6 +19,20 @@ TOKEN = (
     "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, or in "
     "~/.ray/auth_token"
 )
+
+
+START_S = 600  # that an embedded Ray may take to start, on a machine with other work
+# Of the processes of an embedded Ray, which give up when each other's start takes longer than 5 to 100 s.
+PATIENT = {
+    "RAY_gcs_server_port_wait_time_s": START_S,
+    "RAY_gcs_rpc_server_connect_timeout_s": START_S,
+    "RAY_worker_register_timeout_seconds": START_S,
+    "RAY_agent_register_timeout_ms": 1000 * START_S,
+    "RAY_health_check_timeout_ms": 60_000,
+}
+# Bytes of a socket's path that the system takes, and of what Ray puts after its folder, as in
+# /session_2026-11-29_05-04-45_123456_4194304/sockets/plasma_store.
+PATH_BYTES, SOCKET_BYTES = 103, 65
 
 
 def address_to_join() -> str:
@@ -49,13 +67,12 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
     """Have Ray with at least this much free. Without a cluster to join, or a Ray that is offered (`memoir with-ray`), an
     embedded one of so many CPUs is started.
 
-    What the cluster has and others use is waited for as long as it takes. Raises UserError when the cluster cannot be
-    reached, or does not get as much within wait_seconds.
+    What the cluster has and others use is waited for as long as it takes, and an embedded Ray that starts late for START_S.
+    Raises UserError when Ray cannot be started or reached, or does not get as much within wait_seconds.
     """
     address = address_to_join()
     join = address or offered(cpus)  # before Ray is imported, which then looks whether it takes a token
     import ray
-    from ray.exceptions import AuthenticationError
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for CPU-only tasks
@@ -66,16 +83,22 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
         if join:
             ray.init(address=join, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(
-                address="local",  # a cluster that `ray start` left on this machine is not joined by accident
-                num_cpus=cpus,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                object_store_memory=256 * 2**20,  # rows and records only: pixels never travel through it
-                _temp_dir=_short_folder(),
-            )
-    except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+            for variable, seconds in PATIENT.items():
+                os.environ.setdefault(variable, str(seconds))
+            folder = _short_folder()
+            with _patiently():
+                ray.init(
+                    address="local",  # a cluster that `ray start` left on this machine is not joined by accident
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    object_store_memory=256 * 2**20,  # rows and records only: pixels never travel through it
+                    _temp_dir=folder,
+                )
+    except UserError:
+        raise
+    except Exception as error:  # Ray raises Exception itself here; no code of ours runs inside
         if other := re.search(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)", str(error)):
             raise UserError(
                 f"{address}: the cluster has Ray {other[1]} and Python {other[2]}, here are Ray {ray.__version__} and "
@@ -84,7 +107,115 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
         first = re.split(r"\.+ Ensure|\n", str(error).strip() or type(error).__name__)[0]
         hint = f"; if it takes a token, {TOKEN}" if address else ""
         raise UserError(f"cannot start or reach Ray ({address or 'embedded'}): {first}{hint}") from error
+    if not address:
+        wait_for(cpus, wait_seconds=START_S)  # they are ours, as soon as all of Ray runs
     wait_for(cpus, gpus=gpus, wait_seconds=wait_seconds if join else min(wait_seconds, 5))
+
+
+@contextmanager
+def _patiently() -> Iterator[None]:
+    """Have `ray.init` wait for its own node as long as that is on its way, instead of 30 s (Ray 2.60, without a setting)."""
+    import psutil
+    from ray._private import services
+
+    get_node: Callable[..., Any] = services.get_node
+    began, told = time.monotonic(), False
+
+    def wait_for_node(*arguments: Any) -> Any:
+        nonlocal told
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                running = [each.status() for each in psutil.Process().children() if "raylet" in each.name()]
+                if time.monotonic() - began > START_S or not set(running) - {psutil.STATUS_ZOMBIE}:
+                    raise
+            if not told and time.monotonic() - began > 15:
+                sys.stderr.write("Ray starts slowly, this machine has other work: waiting\n")
+                told = True
+            time.sleep(0.5)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+
+
+def _short_folder() -> str | None:
+    """Where an embedded Ray puts its files: RAY_TMPDIR, or below TMPDIR (None), or below /tmp where TMPDIR's path is long.
+
+    Its sockets lie there, whose paths the system limits. Raises UserError for a long RAY_TMPDIR, and where /tmp is no help.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    room = PATH_BYTES - SOCKET_BYTES
+    if chosen:
+        if len(os.fsencode(chosen)) > room:
+            raise UserError(
+                f"RAY_TMPDIR={chosen}: {len(os.fsencode(chosen))} characters, and Ray's sockets leave {room}; name a shorter "
+                "folder, e.g. /tmp"
+            )
+        return chosen
+    folder = os.environ.get("TMPDIR", "/tmp")
+    if len(os.fsencode(f"{folder}/ray")) <= room:
+        return None
+    if not os.access("/tmp", os.W_OK):
+        raise UserError(
+            f"TMPDIR={folder}: too long for the paths of Ray's sockets, and /tmp cannot be written; name a folder of at most "
+            f"{room} characters in RAY_TMPDIR"
+        )
+    short = Path(f"/tmp/ray-{os.getuid()}")
+    short.mkdir(mode=0o700, exist_ok=True)
+    if short.stat().st_uid != os.getuid():
+        raise UserError(f"{short}: belongs to somebody else; name a short folder of your own in RAY_TMPDIR")
+    return str(short)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what Ray itself runs into while it works, see `trouble`, into UserError."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        if line := trouble(error):
+            raise UserError(line) from None
+        raise
+
+
+def trouble(error: BaseException) -> str | None:
+    """In one line what is amiss with Ray, its nodes or their room; None of what its tasks raise, and of defects."""
+    from ray import exceptions as e
+
+    again = "the same command continues"
+    lines: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
+        (
+            e.OutOfMemoryError,
+            f"the memory of a node was full, and Ray ended a worker; use fewer CPUs or workers; {again}",
+        ),
+        (
+            e.OutOfDiskError,
+            f"the disk of Ray's folder is full; make room there, or name another in RAY_TMPDIR; {again}",
+        ),
+        (e.ObjectStoreFullError, f"Ray's object store is full; end what else uses it; {again}"),
+        (e.RuntimeEnvSetupError, f"Ray could not prepare a worker's environment: {_first_line(error)}"),
+        (e.AuthenticationError, f"{_first_line(error)}; {TOKEN}"),
+        (e.PlasmaObjectNotAvailable, f"an object of Ray's is gone with its node; {again}"),
+        (
+            (e.NodeDiedError, e.LocalRayletDiedError, e.WorkerCrashedError, e.RayActorError, e.ObjectLostError),
+            f"a worker of Ray or its node was lost ({type(error).__name__}); {again}",
+        ),
+        (
+            (e.GetTimeoutError, e.RpcError, e.RaySystemError, e.TaskUnschedulableError, e.ActorUnschedulableError),
+            f"Ray does not answer or has no room ({_first_line(error)}); {again}",
+        ),
+    ]
+    return next((line for kind, line in lines if isinstance(error, kind)), None)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:

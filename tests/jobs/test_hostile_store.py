@@ -67,7 +67,8 @@ def changed(data: st.DataObject, path: Path, outside: Path) -> bytes:
     if path.suffix == ".json":
         return json.dumps(mutated(data, json.loads(contents), values)).encode()
     if path.suffix == ".jsonl":
-        return json.dumps(mutated(data, [json.loads(line) for line in contents.splitlines()], values)[0]).encode()
+        lines = mutated(data, [json.loads(line) for line in contents.splitlines()], values)
+        return "".join(f"{json.dumps(line)}\n" for line in lines).encode()
     if path.suffix == ".yaml":
         return yaml.safe_dump(mutated(data, yaml.safe_load(contents), values), allow_unicode=True).encode()
     if path.suffix == ".safetensors":
@@ -165,11 +166,21 @@ def trained(builder, tmp_path_factory) -> SimpleNamespace:
         write_bytes(checkpoint / name, contents)
     sums(checkpoint, "checkpoint.sha256")
     write_bytes(checkpoint.parent / "done.json", b'{"checkpoint": "step-00000004"}')
+    write_bytes(checkpoint.parent / "metrics.jsonl", run.save()["metrics.jsonl"])
     return SimpleNamespace(place=place, data=data, run=run, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(
-    "name", ["state.json", "recipe.json", "metrics.jsonl", "checkpoint.sha256", "model.safetensors", "done.json"]
+    "name",
+    [
+        "state.json",
+        "recipe.json",
+        "metrics.jsonl",
+        "checkpoint.sha256",
+        "model.safetensors",
+        "../done.json",
+        "../metrics.jsonl",
+    ],
 )
 @EXAMPLES
 @given(data=st.data())
@@ -178,10 +189,10 @@ def test_a_hostile_checkpoint_is_one_line_and_reaches_nothing(trained, tmp_path,
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(trained.place, place)
     checkpoint = place / trained.checkpoint.relative_to(trained.place)
-    path = checkpoint.parent / name if name == "done.json" else checkpoint / name
+    path = (checkpoint / name).resolve()
     with canary(tmp_path) as outside:
         path.write_bytes(changed(data, path, outside))
-        if name not in ("checkpoint.sha256", "done.json"):
+        if name != "checkpoint.sha256" and path.parent == checkpoint.resolve():
             sums(checkpoint, "checkpoint.sha256")
         kept = Checkpoints(storage(str(checkpoint.parent)), keep_last=1, keep_best=0)
         one_line(lambda: kept.newest(place / "copy", lambda line: None))

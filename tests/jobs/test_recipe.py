@@ -11,9 +11,9 @@ from torch import nn
 
 from jobs.loop import learning_rate
 from jobs.models.memnet import MemNet
+from jobs.origin import CODE
 from jobs.protocols import benchmark
 from jobs.recipe import MODELS, RECIPES, Optimisation, Span, build_model, read_recipe
-from jobs.train import CODE
 from pipeline.errors import UserError
 from pipeline.layouts import layout
 from pipeline.sampling.patches import RandomCrops

@@ -28,7 +28,8 @@ from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from jobs import submit
-from jobs.train import plan_run, run_digest
+from jobs.origin import digest, origin
+from jobs.train import plan_run
 from pipeline import build as stage
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError
@@ -459,7 +460,7 @@ def test_the_weights_of_vgg19_are_put_into_the_store_and_found_there(root, s3, c
     assert submit._sent(shared) == str(root / "data")
     assert (root / "store/vgg19-dcbb9e9d.pth").stat() == before
     assert submit.with_weights(shared.recipe, shared.store).model.vgg == str(root / "store/vgg19-dcbb9e9d.pth")
-    assert run_digest(shared.recipe, samples_digest(shared.listing)) == shared.run.rpartition("-")[2]
+    assert digest(origin(shared.recipe, samples_digest(shared.listing))) == shared.run.rpartition("-")[2]
 
 
 @pytest.mark.parametrize("vgg", ["stand-in", "s3://bucket/vgg19-dcbb9e9d.pth"])

@@ -1,0 +1,92 @@
+"""What the name of a run is made of, and how that differs from the other runs of its recipe in the store."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jobs.documents import SMALL, read_document
+from jobs.recipe import Recipe
+from pipeline.errors import UserError, printable, some
+from pipeline.shards import file_sha256
+from pipeline.storage import Storage
+
+FILE = "run.json"
+CODE = (
+    "jobs/arithmetic.py",
+    "jobs/loop.py",
+    "jobs/models/batchnorm.py",
+    "jobs/models/collective.py",
+    "jobs/models/elementwise.py",
+    "jobs/models/vgg.py",
+    "pipeline/depth.py",
+    "pipeline/keyed.py",
+    "pipeline/loader.py",
+    "pipeline/sampling/negatives.py",
+    "pipeline/sampling/order.py",
+    "pipeline/sampling/patches.py",
+    "pipeline/shard_set.py",
+)
+
+
+def origin(recipe: Recipe, shards: str) -> dict[str, Any]:
+    """What the weights of a run depend on: the recipe (all but how the run is carried out), the shards' digest, and code."""
+    root = Path(__file__).parent.parent
+    return recipe.model_dump(mode="json", include={"model", "data", "optimisation"}) | {
+        "seed": recipe.training.seed,
+        "portable": recipe.training.portable,
+        "shards": shards,
+        "code": {path: file_sha256(root / path) for path in (*CODE, f"jobs/models/{recipe.model.name}.py")},
+    }
+
+
+def digest(made_of: dict[str, Any]) -> str:
+    """12 hex digits of an `origin`."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def begin(store: Storage, name: str, made_of: dict[str, Any]) -> str | None:
+    """Write a run's origin into its folder, before anything is computed: a store that takes no files is told so at once.
+
+    Returns a line if the run is new and the store has others of its recipe `name`: why its name differs from the one that is
+    most like it. Raises UserError and OSError for a store that cannot be written.
+    """
+    run = f"{name}-{digest(made_of)}"
+    pattern = re.compile(rf"runs/({re.escape(name)}-[0-9a-f]{{12}})/{re.escape(FILE)}")
+    there = [found[1] for each in store.names(f"runs/{name}-") if (found := pattern.fullmatch(each))]
+    others: dict[str, list[str]] = {}
+    for other in () if run in there else there:
+        try:
+            where = f"runs/{other}/{FILE}"
+            theirs = read_document(store.read(where, SMALL), dict[str, Any], f"{store.uri}/{where}", "remove it")
+        except (UserError, FileNotFoundError):  # damaged, or just removed: no reason not to train
+            continue
+        others[other] = differences(theirs, made_of)
+    store.write(f"runs/{run}/{FILE}", (json.dumps(made_of, indent=1) + "\n").encode())
+    if not others:
+        return None
+    nearest = min(others, key=lambda other: (len(others[other]), other))
+    more = f", and {len(others) - 1} others of the recipe" if len(others) > 1 else ""
+    return printable(f"{run}: a new run beside {nearest}{more}, for there are other {some(others[nearest], 8)}")
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """What one origin has otherwise than the other: keys of the recipe with both values, files of code, the shards."""
+    a, b = _flat(theirs), _flat(ours)
+    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    said = []
+    for path in changed:
+        section, key = path[0], ".".join(path)
+        if section in ("code", "shards"):
+            said.append(f"code: {'.'.join(path[1:])}" if section == "code" else "shards")
+        else:
+            said.append(f"{key}: {a.get(path, 'none')} there, {b.get(path, 'none')} here")
+    return said
+
+
+def _flat(tree: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    flat: dict[tuple[str, ...], Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, (*above, key)) if isinstance(value, dict) else {(*above, key): value}
+    return flat
