@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import MENDABLE, UserError, some
+from pipeline.errors import MENDABLE, UserError, printable, some
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -59,14 +59,18 @@ def ingest(
 
     done = ingest(read_params(params).datasets, out, allow_counts=allow_counts)
     for row in done.rejects.to_pylist():
-        print(f"reject {row['path']}: {row['reject_reason']}", file=sys.stderr)
+        print(printable(f"reject {row['path']}: {row['reject_reason']}"), file=sys.stderr)
+    for path, warning in done.warnings:
+        print(printable(f"warning {path}: {warning}"), file=sys.stderr)
     for count in done.counts:
         print(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
+        if count.warned:
+            print(f"{count.dataset}: of the used, {count.warned} with a warning", file=sys.stderr)
         for difference in count.differences:
             print(f"{count.dataset}: accepted: {difference}", file=sys.stderr)
     for leak in done.leaks.to_pylist():
         a, b = (f"{leak[f'path_{side}']} ({leak[f'dataset_{side}']}/{leak[f'split_{side}']})" for side in "ab")
-        print(f"{leak['kind']} copies in two splits: {a} and {b}", file=sys.stderr)
+        print(printable(f"{leak['kind']} copies in two splits: {a} and {b}"), file=sys.stderr)
     if fail_on_leaks and done.leaks.num_rows:
         raise UserError(f"images in two splits: {done.leaks.num_rows}; remove them from one, see {out}/leaks.parquet")
 
@@ -283,7 +287,7 @@ def restore(
 
     failed = restore(model, source, target, runs, scale=scale)
     for line in failed:
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 

@@ -1,6 +1,7 @@
 """Scores of a model under the papers' protocols: per image and in the mean, beside the degraded input and the paper's row."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +19,10 @@ from jobs.checkpoint import load_model
 from jobs.protocols import Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restore import on_device, restore_plane
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
 from pipeline.layouts import layout
-from pipeline.layouts.base import Row, natural, safe_key
+from pipeline.layouts.base import Row, listed, natural, safe_key
 from pipeline.manifest import write_table
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
@@ -79,8 +80,19 @@ Item = tuple[Path, str, Callable[[], list[Pair]]]  # for errors, for tables, and
 
 
 def clean_images(which: Benchmark, folder: Path) -> list[Item]:
-    """The images of a folder, which the benchmark degrades itself. Raises UserError if there are none."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """The images of a folder, which the benchmark degrades itself; what else is in it is named on stderr.
+
+    Raises UserError if there are none.
+    """
+    paths = []
+    for entry in listed(folder):
+        path = folder / entry.name
+        if path.is_dir():
+            sys.stderr.write(printable(f"not scored: {path}: a folder") + "\n")
+        elif path.suffix.lower() not in SUFFIXES:
+            sys.stderr.write(printable(f"not scored: {path}: not an image by its suffix") + "\n")
+        else:
+            paths.append(path)
     if not paths:
         raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
     return [(path, safe_key(path.stem), lambda path=path: which.prepare(read_image(path)[0])) for path in paths]  # type: ignore[misc]

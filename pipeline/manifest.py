@@ -1,10 +1,13 @@
 """The table of raw images: which files there are, what each is for, and which cannot be used and why."""
 
 import json
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ from pydantic import Field
 
 from pipeline.config import Frozen
 from pipeline.cpus import available_cpus
-from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, source_image, write_bytes
+from pipeline.errors import UserError, printable
+from pipeline.images import UnusableImageError, picture_size, pixel_limit, source_facts, write_bytes
 from pipeline.layouts import layout
 from pipeline.layouts.base import Count, Row
 from pipeline.leaks import leaks, perceptual_hash
@@ -41,6 +44,8 @@ SCHEMA = pa.schema(
         ("bit_depth", pa.int32()),
         ("sha256", pa.string()),  # of the file, or of the pixels of a part
         ("phash", pa.uint64()),  # see pipeline.leaks
+        ("profile", pa.string()),  # the embedded colour profile that was converted to sRGB; null where none was
+        ("warning", pa.string()),  # what the decoder complained of in a file that is used
         ("reject_reason", pa.string()),
     ]
 )
@@ -57,22 +62,27 @@ class Source(Frozen):
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one dataset: found = used + rejected, files and parts of files. differences: from the published counts."""
+    """Of one dataset: found = used + rejected, files and parts of files. differences: from the published counts.
+
+    warned: of the used, those with a warning.
+    """
 
     dataset: str
     found: int
     used: int
     rejected: int
     differences: tuple[str, ...] = ()
+    warned: int = 0
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What `ingest` wrote. leaks: as `pipeline.leaks.leaks` gives them."""
+    """What `ingest` wrote. leaks: as `pipeline.leaks.leaks` gives them. warnings: (path, warning) of images that are used."""
 
     counts: list[Counts]
     rejects: pa.Table
     leaks: pa.Table
+    warnings: list[tuple[str, str]]
 
 
 def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False) -> Ingested:
@@ -88,11 +98,12 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
     used: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     counts: list[Counts] = []
+    room = Room(pixel_limit())  # of all threads together
     with ThreadPoolExecutor(available_cpus()) as pool:
         for name, source in sources.items():
             root = local_folder(source.root)
             raw = layout(source.layout, name, root, source.variant)
-            records = list(pool.map(_read, raw.rows()))
+            records = list(pool.map(partial(_read, room=room), raw.rows()))
             if is_remote(source.root):
                 for record in records:  # other machines read the bucket, not this one's copy of it
                     record["path"] = source.root.rstrip("/") + record["path"].removeprefix(root.as_posix())
@@ -108,7 +119,11 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
                     f"{source.root}: {'; '.join(differences)}. Mend the data set, or accept it: "
                     f"`memoir ingest --allow-counts`, or allow_counts: true beside {name} in params.yaml"
                 )
-            counts.append(Counts(name, len(records), len(good), len(bad), differences))
+            counts.append(
+                Counts(
+                    name, len(records), len(good), len(bad), differences, sum(r["warning"] is not None for r in good)
+                )
+            )
             used += good
             rejects += bad
     datasets = {
@@ -120,24 +135,51 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
     write_table(out / "rejects.parquet", rejected)
     write_table(out / "leaks.parquet", shared)
     write_table(out / "manifest.parquet", manifest)
-    return Ingested(counts, rejected, shared)
+    warned = [(row["path"], row["warning"]) for row in used if row["warning"]]
+    return Ingested(counts, rejected, shared, warned)
 
 
-def _read(row: Row) -> dict[str, Any]:
+def _read(row: Row, room: "Room") -> dict[str, Any]:
     record: dict[str, Any] = {name: getattr(row, name, None) for name in SCHEMA.names}
-    record["path"] = row.path.as_posix()
+    record |= {"path": row.path.as_posix()}
+    if record["reject_reason"]:  # perhaps for a name that is no text
+        record |= {name: printable(record[name]) for name in ("path", "scene", "group") if record[name]}
     if record["reject_reason"]:
         return record
     try:
-        pixels, sha256 = source_image(row.path, row.part)
-        height, width, channels = pixels.shape
-        if min(height, width) < MIN_SIDE:
-            raise UnusableImageError(f"{width}x{height} pixels; the least is {MIN_SIDE}x{MIN_SIDE}")
+        size = picture_size(row.path) if row.part in (None, "left", "right") else (0, 0)
+        with room.taken(size[0] * size[1]):
+            known = source_facts(row.path, row.part, bits=16)
+            height, width, channels = known.pixels.shape
+            if min(height, width) < MIN_SIDE:
+                raise UnusableImageError(f"{width}x{height} pixels; the least is {MIN_SIDE}x{MIN_SIDE}")
+            record["phash"] = perceptual_hash(known.pixels)
     except UnusableImageError as error:
         record["reject_reason"] = str(error)
         return record
-    record |= {"width": width, "height": height, "channels": channels, "bit_depth": 8, "sha256": sha256}
-    return record | {"phash": perceptual_hash(pixels)}
+    record |= {"width": width, "height": height, "channels": channels, "bit_depth": 8 * known.pixels.dtype.itemsize}
+    return record | {"sha256": known.sha256, "profile": known.profile, "warning": "; ".join(known.warnings) or None}
+
+
+class Room:
+    """Pixels that may be in memory at a time: who wants more than is free waits; who wants more than all has it alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.used, self.changed = pixels, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """While the block runs, so many pixels are taken."""
+        pixels = min(pixels, self.pixels)
+        with self.changed:
+            self.changed.wait_for(lambda: self.used + pixels <= self.pixels)
+            self.used += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.used -= pixels
+                self.changed.notify_all()
 
 
 def _reject_partners(records: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.degradations.rain import rain
 from pipeline.errors import UserError
-from pipeline.images import decode_image, write_bytes
+from pipeline.images import picture, write_bytes
 from pipeline.keyed import philox
 
 SEED = 20220104
@@ -206,7 +206,8 @@ def _photograph_bytes(photograph: Photograph) -> bytes:
 def _render(root: Path, photographs: dict[str, bytes]) -> None:
     for photograph in PHOTOGRAPHS:
         write_bytes(root / "photos" / photograph.split / photograph.file, photographs[photograph.file])
-    pixels = {file: decode_image(data) for file, data in photographs.items()}
+    # As stored, whatever profile a photograph has: the samples keep their bytes.
+    pixels = {file: picture(data).pixels for file, data in photographs.items()}
     for scene in SCENES:
         _render_scene(root / "timelapse" / scene.name, scene, _cut(pixels[scene.file], scene, FRAME_SIZE))
     for pair in RAIN_PAIRS:

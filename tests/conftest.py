@@ -205,8 +205,8 @@ def unusable() -> dict[str, tuple[bytes, str]]:
         "text.png": (b"not a picture\n" * 100, "not an image"),
         "sixteen-grey.png": (encode(wide, "PNG"), "16 bits a channel"),
         "sixteen-rgb.png": (_png16(np.stack([wide] * 3, axis=-1)), "16 bits a channel"),
-        "grey-alpha.png": (encode(np.stack([grey, grey], axis=-1), "PNG"), "alpha channel (LA)"),
-        "alpha.png": (encode(np.dstack([rgb, grey]), "PNG"), "alpha channel (RGBA)"),
+        "grey-alpha.png": (encode(np.stack([grey, grey], axis=-1), "PNG"), "alpha channel"),
+        "alpha.png": (encode(np.dstack([rgb, grey]), "PNG"), "alpha channel"),
         "cmyk.jpg": (_cmyk(rgb), "CMYK colours"),
     }
     for kind, data in (("PNG", encode(rgb, "PNG")), ("JPEG", encode(rgb, "JPEG"))):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ DIGITS = 20  # of a number in a name; the last so many order it
 
 # What lies beside the images of a data set of one's own and is no reject.
 SIDE_FILES = frozenset({"", ".csv", ".dvc", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".yaml", ".yml"})
+
+LEFT_BEHIND = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
 
 ARCHIVE = re.compile(r".*\.(zip|z\d\d|tar|tgz|tar\.\w+|7z|rar)(\.\d+)?", re.IGNORECASE | re.DOTALL)
 
@@ -110,7 +113,8 @@ def safe_key(name: str) -> str:
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name) and len(name) <= LONGEST_KEY:
         return name
-    digest = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+    name = unicodedata.normalize("NFC", name)  # macOS writes é as two characters, others as one
+    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=6).hexdigest()
     masked = re.sub(r"^-|[^A-Za-z0-9_-]", "_", name)
     return f"{masked[: LONGEST_KEY - len(digest) - 1]}-{digest}"
 
@@ -120,11 +124,16 @@ def natural(name: str) -> tuple[str, str]:
     return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(DIGITS)[-DIGITS:], name), name
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder is passed by: it begins with a dot, or is what Windows, macOS and NAS boxes leave behind."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
 def listed(folder: Path) -> list[os.DirEntry[str]]:
     """What a folder holds, hidden entries left out, sorted by name. Raises UserError if that cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((entry for entry in entries if not hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); mend its permissions") from None
 
@@ -139,7 +148,7 @@ def files_under(folder: Path) -> Iterator[Path]:
     """All files below `folder`, sorted by name at each level; nothing if it does not exist.
 
     Hidden files and folders are left out. Links to folders are followed, but not back into a folder that is open.
-    Raises UserError for a folder that cannot be listed and a name that is not UTF-8.
+    Raises UserError for a folder that cannot be listed.
     """
 
     def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
@@ -149,10 +158,6 @@ def files_under(folder: Path) -> Iterator[Path]:
             return
         for entry in listed(folder):
             path = folder / entry.name
-            try:
-                entry.name.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"{str(path)!a}: the name is not UTF-8; rename it") from None
             # a link that leads to itself makes entry.is_dir() raise, and path.is_dir() say False
             if path.is_dir() if entry.is_symlink() else entry.is_dir():
                 yield from walk(path, above | {here})
@@ -165,11 +170,22 @@ def files_under(folder: Path) -> Iterator[Path]:
 
 def unusable(path: Path) -> str | None:
     """Why a file cannot be an image, judged without opening it; None if it can."""
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        return "its name is not UTF-8; rename it"
     if path.suffix.lower() not in SUFFIXES:
         return "not an image by its suffix"
     if not path.is_file():
         return "a broken link, or not a regular file"
     return None
+
+
+def _beside(path: Path, other: Path, root: Path) -> str:
+    """A path below the root; if its name looks like the other's, with its letters written out."""
+    name = path.relative_to(root).as_posix()
+    alike = path.name != other.name and unicodedata.normalize("NFC", path.name) == unicodedata.normalize(
+        "NFC", other.name
+    )
+    return ascii(name) if alike else name
 
 
 def reject_same_key(rows: list[Row], root: Path) -> list[Row]:
@@ -184,7 +200,7 @@ def reject_same_key(rows: list[Row], root: Path) -> list[Row]:
         others = [path for path in same if path != row.path] if len(same) > 1 else []
         if row.reject_reason is not None or not others:
             return row
-        names = ", ".join(path.relative_to(root).as_posix() for path in others)
+        names = ", ".join(_beside(path, row.path, root) for path in others)
         return replace(row, reject_reason=f"same key {row.key} as {names}; keep or rename one")
 
     return [judged(row) for row in rows]
@@ -353,7 +369,7 @@ class Layout:
                     continue  # that of another role, below this one
                 flat = deep or path.parent == folder
                 reason = unusable(path) if flat else "in a subfolder, where the layout has none"
-                stem = (path.parent.relative_to(folder) / path.stem).as_posix()
+                stem = unicodedata.normalize("NFC", (path.parent.relative_to(folder) / path.stem).as_posix())
                 fits = [(role, values) for role in roles if (values := kinds[role].parse(stem)) is not None]
                 if not reason and not fits:
                     patterns = " or ".join(kinds[role].pattern for role in roles)

@@ -101,13 +101,22 @@ def test_a_palette_with_a_transparent_colour_is_refused():
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses twice as many
-    with pytest.raises(UnusableImageError, match="too many pixels"):
-        decode_image(encode(RGB, "PNG"))
+    data = encode(RGB, "PNG")
+    monkeypatch.setenv("MEMOIR_MEGAPIXELS", "0.002")
+    assert (decode_image(data) == RGB).all()
+    monkeypatch.setenv("MEMOIR_MEGAPIXELS", "0.0019")
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(
+        UnusableImageError, match=r"^50x40 pixels, and at most 0\.0019 million are read; .*MEMOIR_MEGAPIXELS"
+    ):
+        decode_image(data)
+    monkeypatch.setenv("MEMOIR_MEGAPIXELS", "many")
+    with pytest.raises(UserError, match=r"^MEMOIR_MEGAPIXELS=many: give a positive number"):
+        decode_image(data)
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path):
-    with pytest.raises(UnusableImageError, match="cannot be opened: Is a directory"):
+    with pytest.raises(UnusableImageError, match="a folder, not an image file"):
         read_image(tmp_path)
     with pytest.raises(UnusableImageError, match="cannot be opened: No such file"):
         read_image(tmp_path / "missing.png")

@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_a_loop_of_links_ends_and_a_link_to_another_folder_is_followed(tmp_path)
 
 def test_hidden_files_and_folders_are_passed_by(tmp_path):
     root = tree(tmp_path, "train/1.png", "train/.1.png.tmp", "train/.DS_Store", ".cache/2.png")
+    tree(root, "train/Thumbs.db", "train/desktop.ini", "train/._1.png", "__MACOSX/train/1.png", "train/@eaDir/1.png")
     assert used(rows("folder", root)) == [("train", "1", "gt", "1.png")]
     assert len(rows("folder", root)) == 1
 
@@ -84,14 +86,29 @@ def test_a_broken_link_and_a_pipe_are_rejects(tmp_path):
     assert rejected(rows("folder", root), root) == {"train/2.png": reason, "train/3.png": reason}
 
 
-def test_a_name_that_is_not_utf8_is_an_error_of_one_line(tmp_path):
+def test_a_name_that_is_not_utf8_is_a_reject_and_the_others_go_on(tmp_path):
     root = tree(tmp_path, "train/1.png")
     try:
         (root / os.fsdecode(b"train/\xff.png")).write_bytes(b"")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    with pytest.raises(UserError, match=r"udcff\.png': the name is not UTF-8; rename it$"):
-        rows("folder", root)
+    assert used(rows("folder", root)) == [("train", "1", "gt", "1.png")]
+    assert rejected(rows("folder", root), root) == {"train/\udcff.png": "its name is not UTF-8; rename it"}
+
+
+def test_names_that_differ_in_their_unicode_form_only_are_a_pair(tmp_path):
+    one, other = (unicodedata.normalize(form, "é1.png") for form in ("NFC", "NFD"))
+    root = tree(tmp_path, f"train/lq/{one}", f"train/gt/{other}")
+    assert sorted(row[2] for row in used(rows("pairs", root))) == ["gt", "lq"]
+    assert rejected(rows("pairs", root), root) == {}
+
+
+def test_two_unicode_forms_of_a_name_in_one_folder_are_told_apart(tmp_path):
+    one, other = (unicodedata.normalize(form, "é1.png") for form in ("NFC", "NFD"))
+    root = tree(tmp_path, f"train/{one}", f"train/{other}")
+    said = rejected(rows("folder", root), root)
+    assert "as 'train/e\\u0301" in said[f"train/{one}"]
+    assert "as 'train/\\xe9" in said[f"train/{other}"]
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_of_one_line(tmp_path, monkeypatch):
@@ -160,7 +177,7 @@ def test_two_files_with_one_key_are_rejects_that_name_each_other(tmp_path):
 
 
 def test_a_file_that_is_no_image_is_a_reject_that_shares_no_group_with_an_image(tmp_path):
-    root = tree(tmp_path, "data/images/train/8068.jpg", "data/images/train/8068.seg", "data/images/train/Thumbs.db")
+    root = tree(tmp_path, "data/images/train/8068.jpg", "data/images/train/8068.seg", "data/images/train/index.db")
     found = rows("bsds500", root)
     assert used(found) == [("train", "8068", "gt", "8068.jpg")]
     assert set(rejected(found, root).values()) == {"not an image by its suffix"}

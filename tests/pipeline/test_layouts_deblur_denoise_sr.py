@@ -84,14 +84,14 @@ def test_gopro_names_what_has_no_partner_or_no_place(tmp_path):
     (sequence / "sharp/000001.png").unlink()
     (sequence / "blur/000003.png").rename(sequence / "blur/3.png")
     (sequence / "blur_gamma/000004.png").unlink()
-    tree(root, "test/000001.png", f"train/{sequence.name}/000001.png", f"train/{sequence.name}/blur/Thumbs.db")
+    tree(root, "test/000001.png", f"train/{sequence.name}/000001.png", f"train/{sequence.name}/blur/index.db")
     found = rows(GoPro, root, "blur")
     inside, loose = f"train/{sequence.name}", "not in the folder blur, blur_gamma or sharp of a sequence"
     assert rejected(found, root) == {
         f"{inside}/blur/000001.png": f"no sharp: {inside}/sharp/000001.png is missing",
         f"{inside}/blur/3.png": f"no sharp: {inside}/sharp/3.png is missing",
         f"{inside}/sharp/000003.png": f"no blur: {inside}/blur/000003.png is missing",
-        f"{inside}/blur/Thumbs.db": "not an image by its suffix",
+        f"{inside}/blur/index.db": "not an image by its suffix",
         f"{inside}/000001.png": loose,
         "test/000001.png": loose,
     }
@@ -142,7 +142,7 @@ def test_hide_names_what_has_no_partner_or_no_place(tmp_path):
     before = used(rows(HIDE, root), root)
     (root / "GT/7.1.png").unlink()
     (root / "train/2fromGOPR0950.png").rename(root / "train/2.png")
-    tree(root, "GT/extra.png", "GT/Thumbs.db", "GT/sub/extra2.png", "test/1.png", "test/test-close-ups/1.db")
+    tree(root, "GT/extra.png", "GT/index.db", "GT/sub/extra2.png", "test/1.png", "test/test-close-ups/1.db")
     found = rows(HIDE, root)
     no_input = "no blurred image of its name in train, test-close-ups or test-long-shot"
     assert rejected(found, root) == {
@@ -151,7 +151,7 @@ def test_hide_names_what_has_no_partner_or_no_place(tmp_path):
         "GT/2fromGOPR0950.png": no_input,
         "GT/extra.png": no_input,
         "GT/sub/extra2.png": no_input,
-        "GT/Thumbs.db": "not an image by its suffix",
+        "GT/index.db": "not an image by its suffix",
         "test/1.png": "not in the folder test-close-ups or test-long-shot",
         "test/test-close-ups/1.db": "not an image by its suffix",
     }
@@ -212,14 +212,14 @@ def test_realblur_names_what_the_lists_miss_and_what_they_do_not_name(tmp_path):
     (blur / "blur_1.png").rename(blur / "blur_9.png")
     for name in ("gt/gt_2.png", "blur/blur_2.png"):
         (root / place / "scene001" / name).unlink()
-    tree(root, f"{place}/scene003/blur/blur_2.png", f"{place}/scene003/gt/Thumbs.db")
+    tree(root, f"{place}/scene003/blur/blur_2.png", f"{place}/scene003/gt/index.db")
     found = rows(RealBlur, root, "J")
     assert rejected(found, root) == {
         f"{place}/scene001/blur/blur_1.png": f"no gt: {place}/scene001/gt/gt_1.png is missing",
         f"{place}/scene002/gt/gt_1.png": f"no lq: {place}/scene002/blur/blur_1.png is missing",
         f"{place}/scene002/blur/blur_9.png": "no list names it",
         f"{place}/scene003/blur/blur_2.png": "no list names it",
-        f"{place}/scene003/gt/Thumbs.db": "not an image by its suffix",
+        f"{place}/scene003/gt/index.db": "not an image by its suffix",
     }
     assert used(found, root) == [each for each in before if each[1] == "scene003-1"]
 
@@ -358,14 +358,14 @@ def test_sidd_names_what_has_no_partner_or_another_name(tmp_path):
     folder = root / "Data" / INSTANCE
     (folder / "0001_GT_SRGB_010.PNG").unlink()
     (folder / "0001_NOISY_SRGB_011.PNG").rename(folder / "NOISY_SRGB_011.PNG")
-    tree(root, "Data/loose.PNG", f"Data/{INSTANCE}/Thumbs.db")
+    tree(root, "Data/loose.PNG", f"Data/{INSTANCE}/index.db")
     found = rows(SIDD, root)
     inside = f"Data/{INSTANCE}"
     assert rejected(found, root) == {
         f"{inside}/0001_NOISY_SRGB_010.PNG": f"no {INSTANCE}: {inside}/0001_GT_SRGB_010.PNG is missing",
         f"{inside}/0001_GT_SRGB_011.PNG": f"no {INSTANCE}: {inside}/0001_NOISY_SRGB_011.PNG is missing",
         f"{inside}/NOISY_SRGB_011.PNG": "its name is not of the form {n}_NOISY_SRGB_{shot} or {n}_GT_SRGB_{shot}",
-        f"{inside}/Thumbs.db": "not an image by its suffix",
+        f"{inside}/index.db": "not an image by its suffix",
         "Data/loose.PNG": "not in the folder of a scene instance",
     }
     assert used(found, root) == before[4:]
@@ -548,14 +548,14 @@ def test_gt_in_a_name_is_no_part_of_the_key(tmp_path):
 
 
 def test_images_that_share_a_key_or_lie_too_deep_are_rejects(tmp_path):
-    root = tree(tmp_path, "HR/a.png", "HR/a_GT.png", "HR/x2/b.png", "HR/Thumbs.db", "HR/c.png")
+    root = tree(tmp_path, "HR/a.png", "HR/a_GT.png", "HR/x2/b.png", "HR/index.db", "HR/c.png")
     found = rows(Set14, root)
     assert used(found, root) == [("test", "c", "gt", "HR/c.png")]
     assert rejected(found, root) == {
         "HR/a.png": "same key a as HR/a_GT.png; keep or rename one",
         "HR/a_GT.png": "same key a as HR/a.png; keep or rename one",
         "HR/x2/b.png": "in a subfolder, where the layout has none",
-        "HR/Thumbs.db": "not an image by its suffix",
+        "HR/index.db": "not an image by its suffix",
     }
 
 

@@ -28,9 +28,13 @@ def test_bad_images_are_rejects_with_their_reasons_and_the_good_ones_are_used(wo
         workplace.add("train/photo.jpg", encode(photograph(2, 20, 30), "JPEG")),
         workplace.add("val/1.png", photograph(3, 16, 16)),
     ]
-    bad = {name: reason for name, (_, reason) in unusable.items()}
-    for name, (data, _) in unusable.items():
-        workplace.add(f"train/{name}", data)
+    bad = {}
+    for name, (data, reason) in unusable.items():
+        path = workplace.add(f"train/{name}", data)
+        if reason == "16 bits a channel":  # of which a task may make use
+            good.append(path)
+        else:
+            bad[name] = reason
     workplace.add("train/dot.png", photograph(4, 1, 1))
     workplace.add("train/low.png", photograph(5, 15, 40))
     workplace.add("train/notes.txt", b"not by its suffix")
@@ -73,6 +77,8 @@ def test_a_row_says_what_the_file_holds(workplace):
             "bit_depth": 8,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "phash": perceptual_hash(photograph(0, 20, 30, 1)),
+            "profile": None,
+            "warning": None,
             "reject_reason": None,
         }
     ]

@@ -1,0 +1,151 @@
+"""What the first bytes of a file say: its format, why it is none of ours, and damage that decoders pass over."""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+# Of the formats that are read, by Pillow's names.
+FORMATS = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # BigTIFF
+    b"MM\0+": "TIFF",
+}
+# Of others that image files are found to be, whatever their suffix.
+FOREIGN = {
+    b"GIF8": "a GIF, which may have several frames",
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "PostScript",
+    b"%PDF": "a PDF",
+    b"8BPS": "a Photoshop file",
+    b"DDS ": "a DDS texture",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"qoif": "QOI",
+    b"\0\0\1\0": "an icon (ICO)",
+    b"\0\0\2\0": "a cursor (CUR)",
+    b"SIMPLE  =": "FITS",
+    b"\x8aMNG": "MNG",
+    b"\x8bJNG": "JNG",
+    b"II\xbc": "JPEG XR",
+    b"IIRO": "a raw photograph (ORF)",
+    b"IIU\0": "a raw photograph (RW2)",
+    b"FUJIFILM": "a raw photograph (RAF)",
+    b"FOVb": "a raw photograph (X3F)",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip file",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "HDF5",
+    b"<svg": "SVG",
+    b"<!DOCTYPE html": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+}
+# Of ISO base media files, by brand.
+BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"hevc": "HEIC",
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+    b"crx ": "a raw photograph (CR3)",
+}
+NETPBM = re.compile(rb"P[1-7fF][\s#]")
+# The start-of-frame markers of JPEG that libjpeg does not decode to 8 bits, or not everywhere.
+LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
+HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
+
+
+def image_format(data: bytes) -> str | None:
+    """Pillow's name of the format, of those that are read (PNG, JPEG, BMP, TIFF, WEBP); None for anything else."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in FORMATS.items() if data.startswith(magic)), None)
+
+
+def foreign(data: bytes) -> str | None:
+    """What a file is that is not read, as a noun phrase; None where that is not known either."""
+    if data[4:8] == b"ftyp":
+        return BRANDS.get(data[8:12], "a video or another ISO media file")
+    if NETPBM.match(data):
+        return "PNM"
+    return next((name for magic, name in FOREIGN.items() if data.lstrip(b"\xef\xbb\xbf").startswith(magic)), None)
+
+
+def png_damage(data: bytes) -> str | None:
+    """Damage of a PNG that its checksums show, as a phrase; None if there is none. Decoders do not look at all of them."""
+    at = 8
+    while at < len(data):
+        if at + 12 > len(data):
+            return "truncated"
+        (length,) = struct.unpack_from(">I", data, at)
+        kind = data[at + 4 : at + 8]
+        end = at + 8 + length
+        if end + 4 > len(data):
+            return "truncated"
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return f"the checksum of its {kind.decode('latin-1') if kind.isalpha() else 'next'} chunk is wrong"
+        if kind == b"IEND":
+            return None
+        at = end + 4
+    return "truncated"
+
+
+def png_pixels_only(data: bytes) -> bytes:
+    """A PNG without its ancillary chunks. data: one in which `png_damage` finds nothing."""
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + struct.unpack_from(">I", data, at)[0]
+        if data[at + 4 : at + 5].isupper():
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, contents) of the segments of a JPEG before its first scan."""
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:  # junk between segments, which decoders skip
+            at += 1
+            continue
+        marker = data[at + 1]
+        if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and markers without contents
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in (0xD9, 0xDA):
+            return
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        yield marker, data[at + 4 : at + 2 + length]
+        at += 2 + length
+
+
+def jpeg_fault(data: bytes) -> str | None:
+    """Why the kind of a JPEG is not read, as a phrase; None for the ordinary kinds, and where it cannot be told."""
+    for marker, contents in jpeg_segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(contents) >= 6:
+            bits, channels = contents[0], contents[5]
+            if marker in LOSSLESS:
+                return "lossless JPEG; convert it to PNG"
+            if marker in HIERARCHICAL:
+                return "hierarchical JPEG; convert it to PNG"
+            if bits != 8:
+                return f"a JPEG of {bits} bits a channel; convert it to 8, or to PNG"
+            if channels not in (1, 3, 4):
+                return f"a JPEG of {channels} channels; convert it to RGB"
+    return None
+
+
+def webp_frames(data: bytes) -> bool:
+    """Whether a WebP says that it is animated."""
+    return data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 2)
