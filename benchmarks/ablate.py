@@ -155,7 +155,12 @@ def ablate(table: Table, steps: int, seeds: list[int], data: Path) -> None:
 
     def recipe(overrides: tuple[str, ...], seed: int) -> Recipe:
         # validation: what the loop reports of itself, on as little as it allows
-        run = (f"optimisation.length={{steps: {steps}}}", f"training.seed={seed}", "training.validation_images=1")
+        run = (
+            f"optimisation.length={{steps: {steps}}}",
+            f"training.seed={seed}",
+            "training.validation_images=1",
+            "training.portable=false",  # which is for processes that are started for it
+        )
         return read_recipe(table.recipe, [*overrides, *run])
 
     plain = recipe((), seeds[0])

@@ -97,7 +97,13 @@ def main() -> None:
     arguments = parser.parse_args()
     steps = arguments.steps
     every = [f"training.{name}={steps}" for name in ("validate_every", "checkpoint_every")]
-    overrides = [*arguments.set, f"optimisation.length={{steps: {steps}}}", *every, f"training.log_every={steps // 10}"]
+    overrides = [
+        "training.portable=false",
+        *arguments.set,
+        f"optimisation.length={{steps: {steps}}}",
+        *every,
+        f"training.log_every={steps // 10}",
+    ]
     data = str(Path(arguments.data).resolve())
     rows: dict[str, list[Trained]] = {"plain loop": [], "1 worker": [], "2 workers": []}
     for _ in range(arguments.rounds):
