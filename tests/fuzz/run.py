@@ -1,23 +1,23 @@
-"""Fuzz one reader with atheris, guided by coverage: `python tests/fuzz/run.py READER [options of libFuzzer]`.
+"""Fuzz one reader with atheris, guided by coverage: `python tests/fuzz/run.py READER [options and folders of libFuzzer]`.
 
-The readers are those of readers.py; what is found goes into the folder of -artifact_prefix. An hour of one:
+The readers are those of readers.py; atheris (of PyPI, for Linux on x86-64) is installed by hand. An hour of one, in which new
+files go to the first folder, and what it finds to the folder here:
 
-    python tests/fuzz/run.py dataset -max_total_time=3600 /tmp/corpus tests/fuzz/corpus/dataset
+    python tests/fuzz/run.py dataset -max_total_time=3600 -timeout=30 -rss_limit_mb=4000 new tests/fuzz/corpus/dataset
 """
 
 import sys
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-not-found]
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[up]) for up in (1, 2)]
 with atheris.instrument_imports(include=["pipeline", "jobs", "yaml", "json"]):
     from fuzz.readers import reader
 
 if __name__ == "__main__":
     name, *options = sys.argv[1:]
-    arguments = [str(Path(o).resolve()) if not o.startswith("-") else o for o in options]
-    read = reader(name)
+    arguments = [option if option.startswith("-") else str(Path(option).resolve()) for option in options]
+    read = reader(name)  # which works in a folder of its own
     atheris.Setup([sys.argv[0], *arguments], read)
     atheris.Fuzz()

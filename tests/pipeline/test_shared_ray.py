@@ -65,8 +65,8 @@ def test_who_lacks_the_key_is_not_answered_and_disturbs_nobody(capfd):
 @pytest.mark.slow
 def test_commands_share_one_ray_which_ends_with_them(tmp_path):
     command = (
-        "import ray; from pipeline.cluster import connect; connect(1)\n"
-        "print(ray.get_runtime_context().gcs_address, ray.get(ray.remote(lambda: 5).remote()))\n"
+        "from pipeline.cluster import connect; connect(1)\n"
+        "import ray; print(ray.get_runtime_context().gcs_address, ray.get(ray.remote(lambda: 5).remote()))\n"
     )
     twice = f"{sys.executable} -c '{command}' && {sys.executable} -c '{command}'"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
