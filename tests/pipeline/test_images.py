@@ -1,18 +1,30 @@
 import errno
 import io
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import encode, photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, decode_image, read_image, write_bytes, write_image
+from pipeline.images import (
+    UnusableImageError,
+    decode_image,
+    picture,
+    profile_fault,
+    read_image,
+    read_picture,
+    srgb_image,
+    write_bytes,
+    write_image,
+)
 
 RGB = photograph(1, 40, 50)
 GREY = RGB[..., :1]
@@ -177,3 +189,158 @@ def _png(image: Image.Image, **options: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", **options)
     return buffer.getvalue()
+
+
+# what viewers show
+
+
+def test_a_webp_whose_exif_has_a_prefix_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ROTATION] = 6
+    data = encode(RGB, "WEBP", lossless=True, exif=b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0"))
+    assert (decode_image(data) == np.rot90(RGB, -1)).all()
+
+
+@pytest.mark.parametrize("masks", [(0x7C00, 0x3E0, 0x1F), (0xF800, 0x7E0, 0x1F)], ids=["555", "565"])
+def test_white_of_16_bits_a_pixel_is_255(masks):
+    header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 16, 3, 512, 0, 0, 0, 0) + struct.pack("<III", *masks)
+    white = struct.pack("<H", sum(masks)) * 256
+    data = struct.pack("<2sIHHI", b"BM", 14 + len(header) + 512, 0, 0, 14 + len(header)) + header + white
+    assert (decode_image(data) == 255).all()
+
+
+def test_an_embedded_profile_is_converted_to_srgb_and_one_of_srgb_costs_nothing():
+    wide = _linear_profile()
+    flat = np.full((20, 20, 3), 60, np.uint8)
+    shown = picture(encode(flat, "PNG", icc_profile=wide))
+    assert (shown.pixels == 60).all()
+    assert shown.icc == wide
+    pixels, name = srgb_image(shown)
+    assert name
+    assert np.abs(pixels.astype(int) - 133).max() <= 2  # linear 60/255 in the curve of sRGB
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert srgb_image(picture(encode(RGB, "PNG", icc_profile=srgb)))[1] is None
+    assert (decode_image(encode(RGB, "PNG", icc_profile=srgb)) == RGB).all()
+
+
+def test_a_profile_that_cannot_be_used_is_told_and_not_heeded():
+    shown = picture(encode(RGB, "PNG", icc_profile=b"no profile" * 20))
+    assert profile_fault(shown) == "its colour profile cannot be used, and is not heeded"
+    assert (srgb_image(shown)[0] == RGB).all()
+
+
+def test_opaque_alpha_is_rgb_and_real_alpha_comes_beside_the_pixels():
+    opaque = np.dstack([RGB, np.full_like(RGB[..., 0], 255)])
+    assert (decode_image(encode(opaque, "PNG")) == RGB).all()
+    clear = np.dstack([RGB, RGB[..., 0]])
+    shown = picture(encode(clear, "PNG"))
+    assert (shown.pixels == RGB).all()
+    assert shown.alpha is not None
+    assert (shown.alpha == RGB[..., 0]).all()
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "GIF", "WEBP", "TIFF"])
+def test_files_of_several_frames_are_refused_by_name(suffix):
+    frames = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, suffix, save_all=True, append_images=frames[1:])
+    with pytest.raises(UnusableImageError, match="frames"):
+        picture(buffer.getvalue())
+
+
+# 16 bits
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_read_as_they_were_written(suffix, channels, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 30, channels), np.uint16)
+    write_image(tmp_path / f"1{suffix}", deep)
+    pixels, _ = read_image(tmp_path / f"1{suffix}", bits=16)
+    assert pixels.dtype == np.uint16
+    assert (pixels == deep).all()
+    with pytest.raises(UnusableImageError, match="16 bits a channel"):
+        read_image(tmp_path / f"1{suffix}")
+
+
+def test_what_lies_beside_the_pixels_is_written_and_read_back(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    beside = {"icc": _linear_profile(), "exif": exif.tobytes(), "dpi": (300.0, 150.0)}
+    for name, pixels in (("8.png", RGB), ("16.png", RGB.astype(np.uint16) * 257), ("8.jpg", RGB)):
+        write_image(tmp_path / name, pixels, **beside)
+        shown, _ = read_picture(tmp_path / name)
+        assert shown.icc == beside["icc"], name
+        assert shown.exif is not None
+        assert b"a camera" in shown.exif, name
+        assert shown.dpi == pytest.approx((300, 150), abs=0.02), name
+        assert shown.pixels.dtype == pixels.dtype
+
+
+# what is no picture, or a damaged one
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\0\0\0\x1cftypavif" + bytes(40), "AVIF; convert it to PNG"),
+        (b"\0\0\0\x1cftypheic" + bytes(40), "HEIC; convert it to PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript; convert it to PNG"),
+        (b"DDS " + bytes(124), "a DDS texture; convert it to PNG"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named_and_never_opened(data, reason, monkeypatch):
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(UnusableImageError, match=f"^{reason}$"):
+        picture(data)
+
+
+def test_a_jpeg_of_another_kind_is_named():
+    data = bytearray(encode(RGB, "JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 4] = 12
+    with pytest.raises(UnusableImageError, match="a JPEG of 12 bits a channel; convert it to 8"):
+        picture(bytes(data))
+    data[frame + 1] = 0xC3
+    with pytest.raises(UnusableImageError, match="lossless JPEG; convert it to PNG"):
+        picture(bytes(data))
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_a_tiff_of_other_numbers_says_which(kind):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((20, 20), kind))
+    with pytest.raises(UnusableImageError, match=r"a TIFF of (signed 16-bit numbers|32-bit floats); convert it to"):
+        picture(buffer.getvalue())
+
+
+def test_a_damaged_scan_is_refused_and_junk_around_it_is_a_warning():
+    data = encode(RGB, "JPEG", quality=95)
+    half = data[: len(data) // 2] + b"\xff\xd9"
+    with pytest.raises(UnusableImageError, match="premature end"):
+        picture(half)
+    shown = picture(data[:-2] + bytes(9) + data[-2:])
+    assert any("extraneous bytes" in warning for warning in shown.warnings)
+
+
+def test_a_changed_byte_of_a_png_is_seen_by_its_checksum():
+    data = bytearray(encode(RGB, "PNG"))
+    data[-15] ^= 1  # in the checksum of the pixels, which decoders pass over
+    with pytest.raises(UnusableImageError, match="the checksum of its IDAT chunk is wrong"):
+        picture(bytes(data))
+
+
+def test_a_pipe_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(UnusableImageError, match="not a regular file"):
+        read_picture(tmp_path / "1.png")
+
+
+def _linear_profile() -> bytes:
+    """A profile with sRGB's primaries and a linear curve."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    (number,) = struct.unpack_from(">I", data, 128)
+    entries = [struct.unpack_from(">4sII", data, 132 + 12 * i) for i in range(number)]
+    curve = next(offset for tag, offset, _ in entries if tag == b"rTRC")
+    data[curve : curve + 16] = b"para\0\0\0\0" + struct.pack(">HHi", 0, 0, 1 << 16)  # y = x^1
+    return bytes(data)
