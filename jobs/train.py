@@ -81,7 +81,7 @@ def train(
     metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
     """
     planned = plan_run(recipe_name, data=data, store=store, overrides=overrides)
-    name, place, listing = planned.name, planned.place, planned.listing
+    name, place = planned.name, planned.place
     if run not in (None, planned.run):
         raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
     if "done.json" not in place.names("done.json"):
@@ -99,11 +99,28 @@ def train(
                 sys.stderr.write(f"{line}\n")
             shards = str(planned.built.root.resolve()) if isinstance(planned.built, Folder) else planned.built.uri
             place.write_new("done.json", json.dumps({"checkpoint": _fit(recipe, planned.run, shards, place)}).encode())
+    try:
+        pointer, records = _result(planned)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: missing, of a run that has ended; bring it back, or remove {place.uri} and train again"
+        ) from None
+    final = {key: value for record in records for key, value in record.items()}
+    metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
+    write_bytes(runs / name / "checkpoint.json", _json(pointer))
+    write_bytes(runs / name / "metrics.json", _json(metrics))
+    write_bytes(runs / name / "curve.tsv", _curve(records).encode())
+    return pointer
+
+
+def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The pointer to the final checkpoint of a run that has ended, and its records. Raises FileNotFoundError, UserError."""
+    place, listing = planned.place, planned.listing
     done = read_document(place.read("done.json", SMALL), Done, f"{place.uri}/done.json", "train again")
     checkpoint = storage(f"{place.uri}/{done['checkpoint']}")
     state = read_document(checkpoint.read("state.json", SMALL), State, f"{checkpoint.uri}/state.json", "train again")
     pointer = {
-        "recipe": name,
+        "recipe": planned.name,
         "run": planned.run,
         "uri": checkpoint.uri,
         "sha256": checkpoint.sha256("model.safetensors"),
@@ -114,18 +131,8 @@ def train(
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },
     }
-    try:
-        records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
-    except FileNotFoundError:
-        raise UserError(
-            f"{place.uri}/metrics.jsonl: missing; bring it back, or remove {place.uri} to train again"
-        ) from None
-    final = {key: value for record in records for key, value in record.items()}
-    metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
-    write_bytes(runs / name / "checkpoint.json", _json(pointer))
-    write_bytes(runs / name / "metrics.json", _json(metrics))
-    write_bytes(runs / name / "curve.tsv", _curve(records).encode())
-    return pointer
+    records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
+    return pointer, records
 
 
 def _json(value: Any) -> bytes:

@@ -85,7 +85,7 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
         else:
             for variable, seconds in PATIENT.items():
                 os.environ.setdefault(variable, str(seconds))
-            folder = _short_folder()
+            folder = rays_folder()
             with _patiently():
                 ray.init(
                     address="local",  # a cluster that `ray start` left on this machine is not joined by accident
@@ -142,7 +142,7 @@ def _patiently() -> Iterator[None]:
         services.get_node = get_node
 
 
-def _short_folder() -> str | None:
+def rays_folder() -> str | None:
     """Where an embedded Ray puts its files: RAY_TMPDIR, or below TMPDIR (None), or below /tmp where TMPDIR's path is long.
 
     Its sockets lie there, whose paths the system limits. Raises UserError for a long RAY_TMPDIR, and where /tmp is no help.

@@ -205,6 +205,17 @@ def test_a_hostile_checkpoint_is_one_line_and_reaches_nothing(trained, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"canary", "sandbox"}
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "step-00000004/state.json", "step-00000004/model.safetensors"])
+def test_a_run_that_has_ended_and_lacks_a_file_is_one_line(trained, tmp_path, name):
+    place = tmp_path / "sandbox"
+    shutil.copytree(trained.place, place)
+    (place / trained.checkpoint.relative_to(trained.place)).parent.joinpath(name).unlink()
+    with pytest.raises(
+        UserError, match=rf"{name}: missing, of a run that has ended; bring it back, or remove \S+ and tr"
+    ):
+        train(str(place / "tiny.yaml"), data=str(trained.data.parent), store=str(place / "store"), runs=place / "runs")
+
+
 class Evil:
     """Creates a file when it is unpickled."""
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from ray import exceptions
 
-from pipeline.cluster import PATH_BYTES, SOCKET_BYTES, _short_folder, explained, trouble
+from pipeline.cluster import PATH_BYTES, SOCKET_BYTES, explained, rays_folder, trouble
 from pipeline.errors import UserError
 
 STARTS = "from pipeline.cluster import connect; connect(1); import ray; print('has', ray.cluster_resources()['CPU'])"
@@ -16,13 +16,13 @@ STARTS = "from pipeline.cluster import connect; connect(1); import ray; print('h
 def test_a_short_tmpdir_is_left_to_ray(monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/scratch/job-1")
-    assert _short_folder() is None
+    assert rays_folder() is None
 
 
-def test_a_long_tmpdir_is_passed_over_for_a_short_folder_of_ones_own(monkeypatch):
+def test_a_long_tmpdir_is_passed_over_for_arays_folder_of_ones_own(monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/scratch/" + "x" * 91)
-    folder = _short_folder()
+    folder = rays_folder()
     assert folder == f"/tmp/ray-{os.getuid()}"
     assert len(folder) <= PATH_BYTES - SOCKET_BYTES
 
@@ -32,7 +32,7 @@ def test_a_long_ray_tmpdir_is_told_with_its_cure(monkeypatch):
     with pytest.raises(
         UserError, match=r"RAY_TMPDIR=/scratch/x+: 100 characters, .* name a shorter folder, e.g. /tmp$"
     ):
-        _short_folder()
+        rays_folder()
 
 
 @pytest.mark.parametrize(
