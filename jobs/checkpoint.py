@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, resolved_model
 from pipeline.config import parse_json, parse_yaml
+from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest
 from pipeline.shards import file_sha256
 from pipeline.storage import Storage, storage
@@ -44,6 +45,12 @@ class Trained:
     uri: str
     sha256: str
     task: dict[str, Any]
+
+    @property
+    def bits(self) -> Bits:
+        """A channel, of the images that the model was trained on; tasks of older versions of memoir say nothing of it."""
+        bits: Bits = self.task.get("bits", 8)
+        return bits
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jobs.checkpoint import load_model
 from jobs.protocols import Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restore import on_device, restore_plane
+from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
 from pipeline.layouts import layout
@@ -52,16 +53,16 @@ def restorer(model: Any) -> Restorer:
     return partial(restore_plane, model)
 
 
-def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun) -> list[Scored]:
+def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun, bits: Bits = 8) -> list[Scored]:
     """Restore and score every image of a folder, in the order of their names.
 
-    Raises UserError for a folder without images, and for an image that cannot be used: a mean over fewer images than the
-    published set would not be comparable.
+    bits: a channel that images may have, those of the model's task. Raises UserError for a folder without images, and for an
+    image that cannot be used: a mean over fewer images than the published set would not be comparable.
     """
     folder = Path(run.data)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder of images")
-    items = published_pairs(which, run) if which.kind == "pairs" else clean_images(which, folder)
+    items = published_pairs(which, run, bits) if which.kind == "pairs" else clean_images(which, folder, bits)
     scored = []
     console = Console(stderr=True)  # stdout is for the scores
     for path, key, prepare in track(items, f"{dataset_name(folder)} {which.name}", transient=True, console=console):
@@ -79,7 +80,7 @@ def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun) -> list
 Item = tuple[Path, str, Callable[[], list[Pair]]]  # for errors, for tables, and what is restored and scored
 
 
-def clean_images(which: Benchmark, folder: Path) -> list[Item]:
+def clean_images(which: Benchmark, folder: Path, bits: Bits) -> list[Item]:
     """The images of a folder, which the benchmark degrades itself; what else is in it is named on stderr.
 
     Raises UserError if there are none.
@@ -95,10 +96,14 @@ def clean_images(which: Benchmark, folder: Path) -> list[Item]:
             paths.append(path)
     if not paths:
         raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
-    return [(path, safe_key(path.stem), lambda path=path: which.prepare(read_image(path)[0])) for path in paths]  # type: ignore[misc]
+
+    def prepare(path: Path) -> list[Pair]:
+        return which.prepare(read_image(path, bits=bits)[0])
+
+    return [(path, safe_key(path.stem), partial(prepare, path)) for path in paths]
 
 
-def published_pairs(which: Benchmark, run: BenchmarkRun) -> list[Item]:
+def published_pairs(which: Benchmark, run: BenchmarkRun, bits: Bits) -> list[Item]:
     """The test images, or those of another split, of a data set in its published layout. Raises UserError if there are none, or one is amiss."""
     if run.layout is None:
         raise UserError(f"{which.name}: pairs are found by their layout: --layout NAME, or layout: NAME in the recipe")
@@ -124,7 +129,7 @@ def published_pairs(which: Benchmark, run: BenchmarkRun) -> list[Item]:
 
     def prepare(lq: Row) -> list[Pair]:
         sources = [lq, targets[lq.group], *([masks[lq.group]] if masks else [])]
-        return [which.pair(*(source_image(row.path, row.part)[0] for row in sources))]
+        return [which.pair(*(source_image(row.path, row.part, bits=bits)[0] for row in sources))]
 
     return [(row.path, row.key, partial(prepare, row)) for row in inputs]
 
@@ -156,9 +161,13 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
 def evaluate(model: str, run: BenchmarkRun, runs: Path) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model."""
     chosen = benchmark(run.benchmark)
-    restore = identity if model == "identity" else restorer(on_device(load_model(model, runs).model))
+    restore: Restorer = identity
+    bits: Bits = 16  # whatever is there
+    if model != "identity":
+        trained = load_model(model, runs)
+        restore, bits = restorer(on_device(trained.model)), trained.bits
     dataset = dataset_of(run)
-    row = summary(chosen, dataset, score_folder(restore, chosen, run))
+    row = summary(chosen, dataset, score_folder(restore, chosen, run, bits))
     return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
 
 
@@ -178,7 +187,7 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     for run in recipe.evaluation.benchmarks:
         chosen = benchmark(run.benchmark)
         dataset = dataset_of(run)
-        scored = score_folder(restore, chosen, run)
+        scored = score_folder(restore, chosen, run, trained.bits)
         scores[f"{dataset}/{chosen.name}"] = {**summary(chosen, dataset, scored), "weights": trained.sha256}
         for image in scored:
             rows.append(

@@ -436,7 +436,7 @@ def _ingested(file: File, bits: Bits) -> np.ndarray:
     """
     try:
         if file.part is not None:
-            image, sha256 = source_image(fetched_file(file.path), file.part)
+            image, sha256 = source_image(fetched_file(file.path), file.part, bits=bits)
         else:
             image, sha256 = None, ""
             if is_remote(file.path) and local_file(file.path).is_file():  # a copy, perhaps of an older object
@@ -445,7 +445,7 @@ def _ingested(file: File, bits: Bits) -> np.ndarray:
             if sha256 != file.sha256:
                 data = read_source(file.path)
                 sha256 = hashlib.sha256(data).hexdigest()
-            image = decode_image(data) if sha256 == file.sha256 else None
+            image = decode_image(data, bits=bits) if sha256 == file.sha256 else None
     except UserError as error:  # of the bucket
         raise UnusableImageError(f"cannot be read: {error}") from None
     except OSError as error:

@@ -41,6 +41,7 @@ from jobs.protocols import (
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.scale import imresize
+from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.images import SUFFIXES, UnusableImageError, read_image
 
@@ -623,3 +624,39 @@ def test_a_mask_has_the_size_of_its_images():
     assert np.argwhere(pair.mask).tolist() == [[2, 3, 0]]
     with pytest.raises(UnusableImageError, match="30x20 and 30x20 and 30x19 pixels"):
         benchmark("pairs-istd").pair(image, image, mask[1:])
+
+
+# 16 bits a channel
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["sr-x3", "noise-30", "noise-30-half", "pairs-rgb"])
+def test_an_image_of_16_bits_is_prepared_in_16(name, channels):
+    image = widened(photograph(channels=channels), 16) ^ np.uint16(77)
+    which = benchmark(name)
+    pairs = [which.pair(image, image)] if which.kind == "pairs" else which.prepare(image)
+    for each in pairs:
+        assert each.gt.dtype == np.float32
+        levels = each.gt.astype(np.float64) * 65535
+        assert np.abs(levels - np.rint(levels)).max() < 0.01
+        assert (np.rint(levels) % 257 != 0).mean() > 0.9
+    shallow = which.pair(*[photograph(channels=channels)] * 2) if which.kind == "pairs" else None
+    if shallow:
+        assert np.abs(pairs[0].gt - shallow.gt).max() < 1 / 255
+        assert (which.pair(*[widened(photograph(channels=channels), 16)] * 2).gt == shallow.gt).all()
+
+
+def test_a_benchmark_of_jpeg_refuses_16_bits_in_one_line():
+    with pytest.raises(
+        UnusableImageError, match=r"^16 bits a channel, and jpeg-q10 is of JPEG, which holds 8; convert"
+    ):
+        benchmark("jpeg-q10").prepare(np.zeros((20, 20, 1), np.uint16))
+
+
+def test_the_shadow_of_a_mask_does_not_depend_on_its_bits():
+    image, mask = photograph(), np.zeros((40, 50, 1), np.uint8)
+    mask[10:30, 13:40] = 255
+    which = benchmark("pairs-istd")
+    narrow, wide = (which.pair(image, image, each) for each in (mask, widened(mask, 16)))
+    assert wide.mask.dtype == np.uint8
+    assert (wide.mask == narrow.mask).all()

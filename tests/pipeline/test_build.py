@@ -17,15 +17,23 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import SECRET, Workplace, encode, photograph
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline import build as stage
 from pipeline import sources
-from pipeline.build import STORE, UnusableImagesError, samples, versions
+from pipeline.build import STORE, UnusableImagesError, sample_planes, samples, versions
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
+from pipeline.degradations.noise import awgn
+from pipeline.degradations.scale import bicubic_lowres, modcrop
+from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.images import read_image, source_image
+from pipeline.images import read_image, source_image, write_image
+from pipeline.loader import Loader, Position
 from pipeline.plan import File, Group
+from pipeline.sampling.patches import Grid
+from pipeline.sampling.scene_mean import scene_mean
 from pipeline.shard_set import ShardSet
 from pipeline.shards import file_sha256, read_shards_json, verify
 from pipeline.storage import storage
@@ -755,3 +763,132 @@ def test_a_copy_of_a_bucket_follows_it(workplace, s3):
     bucket.write("a/../c.png", b"four")
     with pytest.raises(UserError, match=r"a/\.\./c\.png: its key is no relative path; rename the object$"):
         sources.local_folder(s3)
+
+
+# 16 bits a channel
+
+
+def deep(seed: int, height: int = 40, width: int = 50, channels: int = 3) -> np.ndarray:
+    """Another picture for each seed, whose low bits matter: uint16."""
+    return widened(photograph(seed, height, width, channels), 16) ^ np.uint16(37 * seed % 200 + 1)
+
+
+@pytest.fixture
+def mixed(workplace, without_ray) -> Workplace:
+    """Pairs of 8 and of 16 bits; of the last one only the input has 16."""
+    for i in range(4):
+        make, gt = (deep if i in (1, 2) else photograph), photograph if i == 3 else None
+        workplace.add(f"train/lq/{i}.png", (deep if i == 3 else make)(2 * i, 40, 50))
+        workplace.add(f"train/gt/{i}.{'tiff' if i == 2 else 'png'}", (gt or make)(2 * i + 1, 40, 50))
+    workplace.add("val/lq/0.png", photograph(90, 40, 50))
+    workplace.add("val/gt/0.png", photograph(91, 40, 50))
+    workplace.ingest("pairs")
+    return workplace
+
+
+PAIRED = {"degradation": {"kind": "paired"}, "colour": "rgb"}
+
+
+def test_a_task_of_8_bits_lists_the_images_of_16_and_their_partners(mixed, cli):
+    mixed.task(**PAIRED)
+    code, out, err = cli("build", "tiny.yaml")
+    assert code == 0
+    assert "data/tiny: 10 images = 4 used + 6 not, see data/tiny/rejects.parquet" in out
+    assert "the smallest image to train on is 50x40" in out
+    reasons = {
+        row["path"].removeprefix("photos/"): row["reason"] for row in pq.read_table(OUT / "rejects.parquet").to_pylist()
+    }
+    why = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
+    assert reasons == {
+        **dict.fromkeys(
+            ["train/lq/1.png", "train/gt/1.png", "train/lq/2.png", "train/gt/2.tiff", "train/lq/3.png"], why
+        ),
+        "train/gt/3.png": f"its partner has {why}",
+    }
+    assert err == (
+        f"data/tiny: 5 not used, {why} (the first: photos/train/lq/1.png)\n"
+        f"data/tiny: 1 not used, its partner has {why} (the first: photos/train/gt/3.png)\n"
+    )
+    assert "bits" not in json.loads((OUT / "shards.json").read_text())
+
+
+@pytest.mark.parametrize("codec", ["raw", "png"])
+def test_a_task_of_16_bits_stores_both_depths_as_the_same_pictures(mixed, codec):
+    listing = mixed.build(**PAIRED, bits=16, codec=codec)
+    assert listing["images"] == {"found": 10, "used": 10, "rejected": 0}
+    assert json.loads((OUT / "shards.json").read_text())["bits"] == 16
+    assert list(verify(OUT)) == []
+    rows = [row for row in pq.read_table(OUT / "index.parquet").to_pylist() if row["role"] != "json"]
+    assert {row["dtype"] for row in rows} == {"uint16"}
+    assert all((row["offset"] + row["header"]) % 64 == 0 for row in rows if codec == "raw")
+    for row in rows:
+        if row["split"] == "train" and codec == "raw":
+            data = (OUT / "train" / row["shard"]).read_bytes()[row["offset"] :][: row["length"]]
+            array = np.load(io.BytesIO(data))
+            assert array.dtype == np.dtype("<u2")
+            i = int(row["key"][-1])
+            seed = 2 * i + (row["role"] == "gt")
+            own = i in (1, 2) or (i == 3 and row["role"] == "lq")
+            assert (array == (deep(seed) if own else widened(photograph(seed, 40, 50), 16))).all()
+    versions = {version.key: version.planes for version in ShardSet(OUT, "train").versions()}
+    assert (versions["photos-train-2"]["gt"] == deep(5)).all()
+    assert (versions["photos-train-0"]["lq"] == widened(photograph(0, 40, 50), 16)).all()
+
+
+@pytest.mark.parametrize("colour", ["y", "gray", "rgb"])
+def test_inputs_of_16_bits_are_made_by_the_formulas_of_8_and_rounded_to_16(workplace, colour):
+    path = workplace.add("train/1.png", deep(1, 33, 50))
+    file = File("gt", str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    common = {"colour": colour, "splits": {"train": ("photos/train",)}, "bits": 16}
+    gt = {"y": rgb2ycbcr_y, "gray": rgb2gray, "rgb": lambda image: image}[colour](deep(1, 33, 50))
+    noise = Noise(kind="noise", sigma=(30,), drawn="stored", quantised=True)
+    for degradation, made in (
+        (Scale(kind="scale", factor=(3,)), bicubic_lowres(modcrop(gt, 3) / 65535, 3)),
+        (noise, awgn(gt / 65535, 30, (0, "noise", "a", 30))),
+    ):
+        planes = {
+            plane.role: plane.pixels
+            for plane in sample_planes(Group("a", (file,)), Task(degradation=degradation, **common))
+        }
+        assert (planes["gt"] == gt).all()
+        assert planes["lq"].dtype == np.uint16
+        assert np.abs(planes["lq"] - made.clip(0, 1) * 65535).max() <= 0.52
+
+
+def test_scenes_of_16_bits_have_a_resized_mean_of_16_bits(workplace, without_ray):
+    for i in range(3):
+        workplace.add(f"train/a/{i}.png", deep(i, 40, 60, 1) if i else photograph(i, 40, 60, 1))
+    workplace.ingest("scenes")
+    degradation = {"kind": "timelapse", "target": "mean", "size": 20}
+    workplace.build(degradation=degradation, bits=16)
+    versions = list(ShardSet(OUT, "train").versions())
+    frames = [version.planes["lq"] for version in versions]
+    gt = versions[0].planes["gt"]
+    assert len(frames) == 3
+    assert gt.dtype == np.uint16
+    assert gt.shape == (20, 20, 1)
+    assert (gt == scene_mean(frames)).all()
+    exact = deep(1, 40, 60, 1)[..., 0].reshape(20, 2, 20, 3)[:, :, :, 1].astype(float).mean(1)  # the middle of each 2x3
+    assert np.abs(frames[1][..., 0] - exact).max() <= 1
+
+
+SIDE = st.integers(16, 30)
+
+
+@given(height=SIDE, width=SIDE, channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32 - 1), data=st.data())
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_image_of_16_bits_survives_file_shard_batch_and_file(
+    workplace, without_ray, height, width, channels, seed, data
+):
+    pixels = np.random.default_rng(seed).integers(0, 65536, (height, width, channels), np.uint16)
+    suffix, codec = (data.draw(st.sampled_from(choices)) for choices in ((".png", ".tiff"), ("raw", "png")))
+    shutil.rmtree("photos", ignore_errors=True)
+    workplace.add(f"train/1{suffix}", pixels)
+    workplace.ingest()
+    workplace.build(degradation={"kind": "noise", "sigma": [30]}, colour="rgb", bits=16, codec=codec)
+    p = min(height, width)
+    batch = Loader(OUT, batch=1, sampling=Grid(p, p, dihedral=False)).cut(Position())
+    gt = batch["gt"][0].permute(1, 2, 0).numpy()
+    assert (gt == pixels[:p, :p]).all()
+    write_image(Path(f"out{suffix}"), gt)
+    assert (read_image(Path(f"out{suffix}"), bits=16)[0] == pixels[:p, :p]).all()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.inspect
+from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.inspect import CROP, ROWS, ZOOM, _detail, inspect
@@ -180,6 +181,18 @@ def test_images_smaller_than_a_patch_are_named(data, tmp_path, cli):
     assert code == 0
     assert "  train: smaller than a patch of 30x30: 2, train-1, train-2\n" in out
     assert "  val: smaller than a patch of 30x30: none\n" in out
+
+
+def test_images_of_16_bits_are_drawn_in_8(builder, tmp_path, cli):
+    pixels = photograph(3, 40, 40, 3)
+    degradation = {"kind": "noise", "sigma": [30]}
+    folder = builder(
+        "inspect-deep", {"train/1.png": widened(pixels, 16)}, degradation=degradation, colour="rgb", bits=16
+    )
+    code, out, _ = cli("inspect", str(folder), "--sheet", str(tmp_path / "sheet.png"))
+    assert code == 0
+    assert "rgb planes of 16 bits" in out
+    assert shows(read_image(tmp_path / "sheet.png")[0], pixels)
 
 
 def test_what_cannot_be_inspected_is_one_line(data, tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline import loader as module
 from pipeline.cache import ShardCache
+from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loader import Loader, Position, counter_normal, dihedral, gather, turn
 from pipeline.sampling.patches import Grid, RandomCrops
@@ -863,6 +864,44 @@ def test_a_shard_with_other_contents_in_the_bucket_is_refused(bucket, tmp_path):
 # 16 bits a channel
 
 
+def deep(seed: int, height: int, width: int, channels: int) -> np.ndarray:
+    """Another picture for each seed, whose low bits matter: uint16."""
+    return widened(photograph(seed, height, width, channels), 16) ^ np.uint16(seed * 37 % 200 + 1)
+
+
+DEEP = {
+    "grey": {f"train/{i}.png": deep(i, 50 + 9 * i, 70, 1) for i in range(4)},
+    "colour": {f"train/{i}.png": deep(i, 50 + 9 * i, 70, 3) for i in range(3)},
+    "mixed": {f"train/{i}.png": deep(i, 50, 70, 1 if i % 2 else 3) for i in range(4)},
+    "one patch": {f"train/{i}.png": deep(i, PATCH, PATCH, 3) for i in range(9)},
+}
+
+
+@pytest.mark.parametrize("codec", ["raw", "png"])
+@pytest.mark.parametrize("files", DEEP)
+def test_patches_of_16_bits_are_the_slices_of_the_images(builder, files, codec):
+    folder = builder(
+        f"deep-{files}-{codec}", DEEP[files], degradation=NOISE, colour="rgb", codec=codec, bits=16, shard_bytes=2**16
+    )
+    expected = list(enumeration(folder))
+    ranks = [load(folder, rank=rank, world_size=3, batch=24) for rank in range(3)]
+    channels = 1 if files == "grey" else 3
+    seen = set()
+    for i in range(len(ranks[0])):
+        batch = joined([rank.cut(Position(0, i)) for rank in ranks])
+        assert batch["gt"].dtype == torch.uint16
+        assert batch["gt"].shape == (24, channels, PATCH, PATCH)
+        for sample, gt in zip(batch["sample"].tolist(), batch["gt"].permute(0, 2, 3, 1).numpy(), strict=True):
+            key, _, wanted, _ = expected[sample]
+            assert (gt == wanted).all()
+            seen.add(key)
+    assert seen == {f"photos-{name.removesuffix('.png').replace('/', '-')}" for name in DEEP[files]}
+    for version in ShardSet(folder, "train").versions():
+        assert (
+            version.planes["gt"] == DEEP[files][version.key.removeprefix("photos-").replace("-", "/") + ".png"]
+        ).all()
+
+
 def test_batches_of_16_bits_are_numbers_from_0_to_1_as_those_of_8_are(builder):
     shallow = {"train/1.png": photograph(3, 60, 60, 1)}
     options = {
@@ -879,6 +918,35 @@ def test_batches_of_16_bits_are_numbers_from_0_to_1_as_those_of_8_are(builder):
         assert (wide[name] - narrow[name]).abs().max() < 1.01 / 255
     for weight, negative in zip((1, 0.95, 0.5), wide["negatives"].unbind(1), strict=True):
         assert (negative - (weight * wide["lq"] + (1 - weight) * wide["gt"])).abs().max() <= 0.51 / 65535
+
+
+@pytest.mark.parametrize("kind", ["intra", "extra"])
+def test_planned_and_stored_negatives_of_16_bits_are_the_same(builder, kind):
+    options = {"bits": 16, "degradation": {"kind": "scale", "factor": [2, 3]}, "shard_bytes": 2**20}
+    kinds = {"intra": {"lambdas": [1, 0.95, 0.5]}, "extra": {"kind": "extra", "number": 2}}
+    planned, stored = (
+        negatives_of(builder(f"deep-{kind}-{kept}", DEEP["colour"], negatives=kinds[kind] | {"kept": kept}, **options))
+        for kept in ("planned", "stored")
+    )
+    assert planned.keys() == stored.keys() != set()
+    assert all(torch.equal(planned[sample][1], stored[sample][1]) for sample in planned)
+
+
+def test_noise_on_16_bits_is_rounded_to_their_levels_where_the_task_says_so(builder):
+    folder = builder("deep-noise", DEEP["colour"], degradation=NOISE | {"quantised": True}, colour="rgb", bits=16)
+    batch = load(folder, batch=600).to_device(load(folder, batch=600).cut(Position()), torch.device("cpu"))
+    levels = batch["lq"] * 65535
+    assert (levels - levels.round()).abs().max() < 0.01
+    assert (levels.round() % 257 != 0).float().mean() > 0.9
+    assert batch["lq"].min() >= 0
+    assert batch["lq"].max() <= 1
+    inside = (batch["gt"] > 0.4) & (batch["gt"] < 0.6)
+    at30 = inside & (batch["level"] == 30).view(-1, 1, 1, 1)
+    assert ((batch["lq"] - batch["gt"])[at30] * 255).std() == pytest.approx(30, rel=0.02)
+    version = next(ShardSet(folder, "train").versions())
+    lq, gt = validation_pair(version)
+    assert (gt == version.planes["gt"].astype(np.float32) / 65535).all()
+    assert np.abs(lq * 65535 - np.rint(lq * 65535)).max() < 0.01
 
 
 def test_masks_that_only_some_samples_have_are_said_to_be_left_out(builder, tmp_path):
