@@ -39,8 +39,8 @@ class Checkpoints:
     def save(self, step: int, files: dict[str, bytes], scores: dict[int, float], beside: dict[str, bytes]) -> None:
         """Write a checkpoint and then remove those that are no longer kept, both in the background.
 
-        scores: of the steps that have one; the higher, the better. beside: files of the run that are replaced with it.
-        Waits for the checkpoint before this one, and raises what `wait` does.
+        scores: of the steps that have one, which this one need not have yet; the higher, the better. beside: files of the
+        run that are replaced with it. Waits for the checkpoint before this one, and raises what `wait` does.
         """
         self.wait()
 
@@ -53,6 +53,16 @@ class Checkpoints:
 
         self._writing = threading.Thread(target=write, name="checkpoint")
         self._writing.start()
+
+    def finish(self, step: int, scores: dict[int, float], beside: dict[str, bytes]) -> None:
+        """Write files of the run and remove what is no longer kept, now that the last checkpoint has its score too.
+
+        Returns when that is done. Raises what `wait` does.
+        """
+        self.wait()
+        for name, data in beside.items():
+            _patiently(lambda name=name, data=data: self.place.write(name, data))  # type: ignore[misc]
+        _patiently(lambda: self._prune(step, scores))
 
     def wait(self) -> None:
         """Return when the last checkpoint is whole in the store. Raises what kept it from that: UserError, OSError."""

@@ -608,7 +608,7 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str, running: 
 
     with Watchdog(training.hang_s, hung) as watchdog:
         run.train(save, log, watchdog.beat)
-        checkpoints.wait()
-    if run.rank == 0:
-        store.write("metrics.jsonl", json_lines(run.records).encode())  # with the validation after the last checkpoint
+        if board:  # with the validation after the last checkpoint
+            beside = {"metrics.jsonl": json_lines(run.records).encode(), **board.files()}
+            checkpoints.finish(run.state.step, run.scores, beside)
     return {"checkpoint": checkpoints.name(run.state.step)}

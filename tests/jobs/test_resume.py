@@ -56,6 +56,14 @@ def test_the_last_and_the_best_are_kept(place):
     assert steps(place) == [2, 3, 5, 6]
 
 
+def test_a_score_that_comes_after_its_checkpoint_counts_among_the_best_in_the_end(place):
+    checkpoints = saved(place, 1, 2, 3, last=1, best=1, scores={1: 31.0, 2: 30.0})
+    assert steps(place) == [1, 3]
+    checkpoints.finish(3, {1: 31.0, 2: 30.0, 3: 33.0}, {"metrics.jsonl": b"all of it"})
+    assert steps(place) == [3]
+    assert place.read("metrics.jsonl") == b"all of it"
+
+
 def test_the_best_of_an_earlier_process_is_kept_too(place):
     scores = {1: 33.0, 2: 30.0, 3: 31.0}
     saved(place, 1, 2, last=1, best=1, scores=scores)

@@ -296,7 +296,9 @@ def test_a_run_in_a_bucket_leaves_there_what_one_in_a_folder_leaves(workplace, u
     assert steps[-2:] == ["step-00000220", "step-00000240"]
     assert len(steps) <= 3  # and the best on the val split
     assert len(there.names(steps[-1])) == 6
-    assert there.read("metrics.jsonl") == there.read("step-00000240/metrics.jsonl")
+    *before, validated = there.read("metrics.jsonl").splitlines(keepends=True)
+    assert b"".join(before) == there.read("step-00000240/metrics.jsonl")
+    assert json.loads(validated).keys() == {"step", "epoch", "val_psnr"}  # after the checkpoint of its step
     assert curves(there.read(there.names("tensorboard/")[0]))["loss"] == [
         (record["step"], pytest.approx(record["loss"]))
         for record in records(workplace, "undisturbed")
