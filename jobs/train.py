@@ -564,9 +564,10 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str, running: 
     board: Board | None = None
     if run.rank == 0:
         instructions = " by the instructions that all CPUs with AVX2 have" if training.portable else ""
-        started = f"{run.world_size} workers, {run.precision}{instructions}, from {name or 'the beginning'}"
+        started = f"{run.world_size} workers, from {name or 'the beginning'}"
+        computed = f"convolutions in {run.precision}{instructions}"
         costs = [COST] if run.precision == "bf16" and not native_bf16(run.device) else []
-        for line in (started, *costs, *run.notes):
+        for line in (started, computed, *costs, *run.notes):
             note(line)
         board = Board(store, run.state.step)
         if isinstance(store, Folder):
