@@ -279,16 +279,38 @@ def restore(
     target: Annotated[Path, typer.Argument(help="where the restored one goes")],
     model: Annotated[str, typer.Option(help="a recipe with a checkpoint, or a published model's URI")],
     scale: Annotated[int | None, typer.Option(min=2, max=8, help="enlarge first, for super-resolution models")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="never in blended tiles, whatever memory a large image needs")
+    ] = False,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="of a JPEG that is written; 95")] = None,
+    subsampling: Annotated[str | None, typer.Option(help="of its colours: 4:4:4 (the default), 4:2:2 or 4:2:0")] = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore files or folders, of any size."""
     _in_its_arithmetic(model, runs)
     from jobs.restore import restore
+    from jobs.tiles import OVERLAP, TILE, WHOLE
 
-    failed = restore(model, source, target, runs, scale=scale)
-    for line in failed:
-        print(printable(line), file=sys.stderr)
+    how: dict[str, Any] = {"scale": scale, "whole": whole, "quality": quality, "subsampling": subsampling}
+    done, failed, blended = 0, 0, 0
+    for each in restore(model, source, target, runs, **how):
+        if each.problem is not None:
+            print(printable(f"not restored: {each.source}: {each.problem}"), file=sys.stderr)
+        for warning in each.warnings:
+            print(printable(f"warning {each.source}: {warning}"), file=sys.stderr)
+        done, failed, blended = (
+            done + (each.problem is None),
+            failed + (each.problem is not None),
+            blended + each.blended,
+        )
+    if blended:
+        print(
+            f"{target}: {blended} of more than {WHOLE:,} pixels in tiles of {TILE} that pass into each other over {OVERLAP}; "
+            "the model's card says how near that is to --whole",
+            file=sys.stderr,
+        )
     if failed:
+        print(f"{target}: {done + failed} found = {done} restored + {failed} not", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -29,6 +29,13 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
+class Blended(Document):
+    """How near blended tiles come to the whole image, of one image: see jobs.tiles.blended_distance."""
+
+    image: Line
+    psnr: float | None
+
+
 class Scores(Document):
     """A row of scores.json: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
 
@@ -37,6 +44,7 @@ class Scores(Document):
     protocol: Line
     baseline: Figures
     paper: dict[Line, Figures]
+    blended: Blended | None = None
 
     @model_validator(mode="before")
     @classmethod

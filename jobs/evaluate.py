@@ -1,6 +1,7 @@
 """Scores of a model under the papers' protocols: per image and in the mean, beside the degraded input and the paper's row."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from jobs.checkpoint import load_model
+from jobs.checkpoint import Trained, load_model
 from jobs.protocols import Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import BenchmarkRun, read_recipe
-from jobs.restore import on_device, restore_plane
+from jobs.restore import check_channels, on_device
+from jobs.tiles import blended_distance, restore_grid, restore_plane
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
@@ -49,8 +51,12 @@ def identity(lq: np.ndarray, tile: int | None) -> np.ndarray:
 
 
 def restorer(model: Any) -> Restorer:
-    """A model (see jobs.models), in eval mode, as a function on arrays."""
-    return partial(restore_plane, model)
+    """A model (see jobs.models), in eval mode, as a function on arrays: in the benchmark's tiles, or as the whole image."""
+
+    def restore(lq: np.ndarray, tile: int | None) -> np.ndarray:
+        return restore_plane(model, lq, whole=True) if tile is None else restore_grid(model, lq, tile)
+
+    return restore
 
 
 def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun, bits: Bits = 8) -> list[Scored]:
@@ -165,21 +171,35 @@ def evaluate(model: str, run: BenchmarkRun, runs: Path) -> dict[str, Any]:
     bits: Bits = 16  # whatever is there
     if model != "identity":
         trained = load_model(model, runs)
+        _check_fits(trained, [chosen])
         restore, bits = restorer(on_device(trained.model)), trained.bits
     dataset = dataset_of(run)
     row = summary(chosen, dataset, score_folder(restore, chosen, run, bits))
     return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
 
 
+def _check_fits(trained: Trained, benchmarks: list[Benchmark]) -> None:
+    """Raise UserError for a model that does not take what a benchmark gives it."""
+    check_channels(trained)
+    for each in benchmarks:
+        if each.channels != trained.model.in_channels:
+            raise UserError(
+                f"{each.name}: is on images of {each.channels} channels, and {trained.name} takes "
+                f"{trained.model.in_channels}; {'pairs-...' if trained.model.in_channels == 3 else 'jpeg-..., sr-... or noise-...'} "
+                "are for such models"
+            )
+
+
 def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
     """All benchmarks of a recipe on its checkpoint.
 
-    Writes runs/<recipe>/scores.json, scores.parquet (per image) and pictures/{input,output,target}/ of the
+    Writes runs/<recipe>/scores.json (with `blended`, see `blended_distance`, of each benchmark's first image), scores.parquet (per image) and pictures/{input,output,target}/ of the
     first images of each benchmark; of a model with a memory, pictures/memory/ too, what each item responds to in the first.
     """
     recipe = read_recipe(recipe_name)
     name = Path(recipe_name).stem
     trained = load_model(name, runs)
+    _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
     restore = restorer(on_device(trained.model))
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -188,7 +208,11 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
         chosen = benchmark(run.benchmark)
         dataset = dataset_of(run)
         scored = score_folder(restore, chosen, run, trained.bits)
-        scores[f"{dataset}/{chosen.name}"] = {**summary(chosen, dataset, scored), "weights": trained.sha256}
+        row = {**summary(chosen, dataset, scored), "weights": trained.sha256}
+        distance = blended_distance(trained.model, scored[0].pair.lq)
+        if distance is not None:
+            row["blended"] = {"image": scored[0].key, "psnr": distance if math.isfinite(distance) else None}
+        scores[f"{dataset}/{chosen.name}"] = row
         for image in scored:
             rows.append(
                 {"dataset": dataset, "benchmark": chosen.name, "image": image.key}

@@ -28,7 +28,7 @@ from jobs.documents import State as SavedState
 from jobs.models import collective
 from jobs.models.elementwise import psnr
 from jobs.recipe import Optimisation, Recipe, build_model
-from jobs.restore import restore_plane
+from jobs.tiles import restore_plane
 from pipeline.cache import ShardCache
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
@@ -251,7 +251,7 @@ class Run:
     def validate(self, beat: Callable[[], None] = lambda: None) -> float:
         """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank.
 
-        An image is restored as `evaluate` and `restore` do it, in tiles where it is large.
+        An image is restored as `restore` does it, in tiles where it is large.
         """
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64)

@@ -404,11 +404,16 @@ class Benchmark:
     protocol: Protocol
     plane: Literal["rgb2ycbcr", "rgb2gray", "rgb"]  # what is taken of an RGB image; a grey image is used as it is
     half: bool = False  # clean image first shrunk to half by MATLAB's bicubic, as RED and MemNet do with BSD200
-    tile: int | None = None  # the model sees tiles of so many pixels a side, see jobs.restore.restore_plane
+    tile: int | None = None  # the model sees tiles of so many pixels a side, see jobs.tiles.restore_grid
 
     @property
     def column(self) -> str:
         return self.name.partition("-tile")[0]
+
+    @property
+    def channels(self) -> int:
+        """What a model gets: 3 or 1."""
+        return 3 if self.plane == "rgb" else 1
 
     def prepare(self, image: np.ndarray) -> list[Pair]:
         """The pairs to restore and score: one, or three draws for noise.

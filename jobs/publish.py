@@ -30,6 +30,7 @@ from jobs.checkpoint import (
 )
 from jobs.documents import AllScores, Metrics, Provenance, read_document
 from jobs.protocols import measured, table
+from jobs.tiles import OVERLAP, TILE, WHOLE, is_global
 from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
 from pipeline.images import write_bytes
@@ -300,7 +301,7 @@ A number holds for its protocol only:
 
     memoir restore --model {uri} IN OUT
 
-IN is an image or a folder of images, of any size.{" With `--scale N` it is enlarged first." if kind == "scale" else ""} In Python:
+IN is an image or a folder of images, of any size; transparency, colour profile, EXIF and dpi are kept.{" With `--scale N` it is enlarged first." if kind == "scale" else ""} In Python:
 
     from pathlib import Path
     from jobs.checkpoint import load_model
@@ -314,9 +315,24 @@ IN is an image or a folder of images, of any size.{" With `--scale N` it is enla
 
 - It knows the degradation above at the levels above. Any other is left in place, or made worse.
 - What it fills in is what the training images make likely, not what was there: a restored picture is no evidence.
-- Images have {task.get("bits", 8)} bits a channel, in and out.
+- Images have {task.get("bits", 8)} bits a channel, in and out.{_in_tiles(model, metrics["scores"])}
 
 ## Licence
 
 The code is under the Apache License 2.0. The weights come from the training images; mind the terms of those.
 """
+
+
+def _in_tiles(model: nn.Module, scores: dict[str, Any]) -> str:
+    """Of a model whose statistics are global, what its card says of large images."""
+    if not is_global(model):
+        return ""
+    measured = [
+        f"{row['blended']['image']} of {key} {'no' if row['blended']['psnr'] is None else format(row['blended']['psnr'], '.1f')} dB"
+        for key, row in scores.items()
+        if row.get("blended")
+    ]
+    return f"""
+- Its statistics are those of the whole image. One of more than {WHOLE:,} pixels is restored in tiles of {TILE} pixels a side
+  that pass into each other over {OVERLAP}, and `--whole` takes it as one piece, in memory that grows with it. The PSNR
+  of the one result against the other, on at most {WHOLE:,} pixels: {"; ".join(measured) or "not measured, all images are smaller than a tile"}."""

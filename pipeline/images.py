@@ -36,6 +36,7 @@ Image.MAX_IMAGE_PIXELS = None  # `pixel_limit` is checked instead, from the head
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 LIMIT = "MEMOIR_MEGAPIXELS"  # the environment's name of the setting of `pixel_limit`
 
+JPEG_EXIF = 65533  # bytes, of a segment's 65535 with its length
 # Complaints of libjpeg after which the picture is whole: of the file around it. All others are of its pixels.
 HARMLESS = re.compile(
     r"\d+ extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform|thumbnail|Invalid SOS parameters"
@@ -554,17 +555,29 @@ def write_image(
     "4:2:0"): of JPEG; WEBP is lossless. Raises UserError for a suffix that is not in SUFFIXES, and for what the format
     cannot hold.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: not a name for an image; end it in {', '.join(sorted(SUFFIXES))}")
-    if alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-        raise UserError(f"{path}: {suffix} holds no transparency; write a PNG")
+    check_format(path, pixels.dtype, alpha=alpha is not None, exif=exif)
     flat = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.dtype == np.uint16:
         data = _encode_wide(path, flat, alpha, icc, exif, dpi)
     else:
-        data = _encode(suffix, flat, alpha, icc, exif, dpi, quality, subsampling)
+        try:
+            data = _encode(path.suffix.lower(), flat, alpha, icc, exif, dpi, quality, subsampling)
+        except (ValueError, OSError) as error:  # of the format's limits on sides and on what lies beside the pixels
+            raise UserError(f"{path}: cannot be written in this format ({error}); write a PNG") from None
     write_bytes(path, data)
+
+
+def check_format(path: Path, dtype: np.typing.DTypeLike, *, alpha: bool, exif: bytes | None) -> None:
+    """Raise UserError unless the format of the suffix holds pixels of this dtype, transparency where there is any, and EXIF."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: not a name for an image; end it in {', '.join(sorted(SUFFIXES))}")
+    if alpha and suffix in (".jpg", ".jpeg", ".bmp"):
+        raise UserError(f"{path}: {suffix} holds no transparency; write a PNG")
+    if dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+        raise UserError(f"{path}: {suffix} holds 8 bits a channel, and these are 16; write a PNG")
+    if exif and len(exif) > JPEG_EXIF and suffix in (".jpg", ".jpeg"):
+        raise UserError(f"{path}: {len(exif):,} bytes of EXIF, and a JPEG holds {JPEG_EXIF:,}; write a PNG")
 
 
 def _encode(
@@ -602,8 +615,6 @@ def _encode_wide(
     dpi: tuple[float, float] | None,
 ) -> bytes:
     suffix = path.suffix.lower()
-    if suffix not in (".png", ".tif", ".tiff"):
-        raise UserError(f"{path}: {suffix} holds 8 bits a channel, and these are 16; write a PNG")
     if suffix != ".png" and (icc or exif or dpi):
         raise UserError(f"{path}: a TIFF of 16 bits is written without profile, EXIF and dpi; write a PNG")
     if alpha is not None:

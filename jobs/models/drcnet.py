@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from jobs.models.collective import all_gather, rank
 from jobs.models.elementwise import psnr
+from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, distance
 
 Batch = dict[str, Tensor]
 
 SLOPE = 0.2  # of every LeakyReLU
+SMALLEST = 16  # pixels a side, which five levels halve to one
 # Layers of VGG19 (relu1_1, relu2_1, ...) and their weights omega: the release's, and AECR-Net's own for `own`.
 CR_LAYERS: dict[str, dict[int, float]] = {
     "intra": {1: 1 / 16, 6: 1 / 8, 11: 1 / 4},
@@ -298,7 +300,7 @@ class DRCNet(nn.Module):
         if width < 2 or width % 2:
             raise ValueError(f"width {width}: even, at least 2, as half of the channels are normalised")
         if not 2 <= levels <= 5:
-            raise ValueError(f"levels {levels}: 2 to 5, so that an image of 16 pixels a side is large enough")
+            raise ValueError(f"levels {levels}: 2 to 5, so that an image of {SMALLEST} pixels a side is large enough")
         if delta <= 0:
             raise ValueError(f"delta {delta}: above 0")
         if not 0 < t < 1:
@@ -454,11 +456,13 @@ class DRCNet(nn.Module):
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
-        """Restore lq (B, 3, H, W), float32 in [0, 1], H and W at least 16, as one piece; same shape, not clipped."""
+        """Restore lq (B, 3, H, W), float32 in [0, 1], of any size, as one piece; same shape, not clipped.
+
+        Sides are mirrored up to multiples of `size_multiple`, and to SMALLEST.
+        """
         assert not self.training, "call eval() first"
-        H, W = lq.shape[2:]
-        padded = F.pad(lq, (0, -W % self.size_multiple, 0, -H % self.size_multiple), mode="reflect")
-        return self(padded)[..., :H, :W]
+        padded = mirrored(lq, self.size_multiple, SMALLEST)
+        return self(padded)[..., : lq.shape[2], : lq.shape[3]]
 
 
 def _conv3(c_in: int, c_out: int) -> nn.Conv2d:

@@ -25,7 +25,7 @@ class PreActConv(nn.Module):
         self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.relu(self.bn(x)))
+        return self.conv(F.relu(self.bn(x), inplace=True))
 
 
 class Memory(NamedTuple):
@@ -47,7 +47,7 @@ class Gate(PreActConv):
         start = 0
         for memory in memories:
             stop = start + memory.x.shape[1]
-            active = F.relu(self.bn.part(memory.x, start, memory.statistics))
+            active = F.relu(self.bn.part(memory.x, start, memory.statistics), inplace=True)
             bias = self.conv.bias if start == 0 else None
             term = F.conv2d(active, self.conv.weight[:, start:stop], bias).to(memory.x.dtype)
             out = term if out is None else out + term
@@ -92,8 +92,8 @@ class MemoryBlock(nn.Module):
         short_term: list[Memory] = []
         for r in range(self.recursions):
             bn_a, bn_b = self.bn_a[r % len(self.bn_a)], self.bn_b[r % len(self.bn_b)]
-            inner = self.conv_a(F.relu(bn_a(h.x, h.statistics)))
-            h = self.remember(h.x + self.conv_b(F.relu(bn_b(inner))))  # eqs. 5, 6
+            inner = self.conv_a(F.relu(bn_a(h.x, h.statistics), inplace=True))
+            h = self.remember(h.x + self.conv_b(F.relu(bn_b(inner), inplace=True)))  # eqs. 5, 6
             short_term.append(h)
         memories = long_term if self.long_term else []
         return self.remember(self.gate.gather(memories + (short_term if self.short_term else short_term[-1:])))
@@ -188,7 +188,8 @@ class MemNet(nn.Module):
             memories.append(block(memories))
         sources = memories[1:] if self.multi_supervision else memories[-1:]
         return [
-            x + self.recon(F.relu(bn(B_m.x, B_m.statistics))) for bn, B_m in zip(self.recon_bn, sources, strict=True)
+            x + self.recon(F.relu(bn(B_m.x, B_m.statistics), inplace=True))
+            for bn, B_m in zip(self.recon_bn, sources, strict=True)
         ]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jobs.models.elementwise import psnr, root
+from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, distance
 
 Batch = dict[str, Tensor]
@@ -524,9 +525,9 @@ class MemoryNet(nn.Module):
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
-        """Restore lq (B, 3, H, W), float32 in [0, 1], H and W at least 8; same shape, not clipped.
+        """Restore lq (B, 3, H, W), float32 in [0, 1], of any size; same shape, not clipped.
 
-        Raises ValueError for other shapes.
+        Sides are mirrored up to multiples of 8. Raises ValueError for other shapes.
         """
         assert not self.training, "call eval() first"
         return self(_padded(lq))[..., : lq.shape[2], : lq.shape[3]]
@@ -556,7 +557,7 @@ class MemoryNet(nn.Module):
 
 
 def _padded(x: Tensor) -> Tensor:
-    """x, reflected at its right and lower border to the next multiples of 8."""
-    if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 8:
-        raise ValueError(f"MemoryNet takes (B, 3, H, W), H and W at least 8, not {tuple(x.shape)}")
-    return F.pad(x, (0, -x.shape[3] % 8, 0, -x.shape[2] % 8), mode="reflect")
+    """x, mirrored at its right and lower border to the next multiples of 8."""
+    if x.dim() != 4 or x.shape[1] != 3:
+        raise ValueError(f"MemoryNet takes (B, 3, H, W), not {tuple(x.shape)}")
+    return mirrored(x, 8)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.collective import all_reduce, world_size
 from jobs.models.elementwise import psnr
+from jobs.models.padding import mirrored
 
 Batch = dict[str, Tensor]
 
@@ -371,9 +372,9 @@ class TimeLapseNet(nn.Module):
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
-        """De-rain lq (B, 3, H, W), float32 in [0, 1], any H and W from 16 on; same shape, not clipped; nothing learns.
+        """De-rain lq (B, 3, H, W), float32 in [0, 1], of any size; same shape, not clipped; nothing learns.
 
-        Sides are reflected up to multiples of 8.
+        Sides are mirrored up to multiples of 8, and to 16.
         """
         assert not self.training, "call eval() first"
         return self(self._padded(lq))[..., : lq.shape[2], : lq.shape[3]]
@@ -382,7 +383,7 @@ class TimeLapseNet(nn.Module):
     def read_weights(self, x: Tensor) -> dict[str, Tensor]:
         """alpha (eq. 2), how much position k reads of item m: x (B, 3, H, W) in [0, 1] -> `items` (B, M, h, w), float32.
 
-        h and w: H and W divided by 8, rounded up; any H and W from 16 on. The M weights of a position add up to 1.
+        h and w: H and W divided by 8, rounded up, and at least 2. The M weights of a position add up to 1.
         Empty without a memory.
         """
         assert not self.training, "call eval() first"
@@ -394,9 +395,9 @@ class TimeLapseNet(nn.Module):
         return {"items": alpha.transpose(1, 2).unflatten(2, E4b.shape[2:])}
 
     def _padded(self, x: Tensor) -> Tensor:
-        self._check(x, 1)
-        H, W = x.shape[2:]
-        return F.pad(x, (0, -W % 8, 0, -H % 8), mode="reflect")
+        padded = mirrored(x, 8, SMALLEST)
+        self._check(padded, 8)
+        return padded
 
     def _check(self, x: Tensor, multiple: int) -> None:
         c, H, W = x.shape[-3:]

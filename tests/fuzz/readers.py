@@ -23,7 +23,7 @@ from conftest import Workplace, photograph, untrained_run
 from jobs.checkpoint import load_model
 from jobs.publish import models, publish
 from jobs.recipe import Recipe
-from jobs.restore import restore_plane
+from jobs.tiles import restore_plane
 from pipeline import build as stage
 from pipeline.config import parse_json, parse_yaml, read_yaml
 from pipeline.errors import UserError

@@ -276,6 +276,7 @@ def test_benchmarks_with_other_metrics_and_in_tiles_stand_in_one_table(shadow, t
     assert whole["baseline"] == tiled["baseline"]
     assert whole["psnr"] != tiled["psnr"]
     assert scores == json.loads((runs / "tiny/scores.json").read_text())
+    assert not any("blended" in row for row in scores.values())  # the images are smaller than a tile
     rows = pq.read_table(runs / "tiny/scores.parquet").to_pylist()
     assert [(row["benchmark"], row["image"]) for row in rows] == [(n, f"9{i}-1") for n in names for i in (1, 2)]
     assert [row["lab_mae_pi_480"] is None for row in rows] == [True] * 4 + [False] * 2
@@ -285,6 +286,31 @@ def test_benchmarks_with_other_metrics_and_in_tiles_stand_in_one_table(shadow, t
     )
     pictures = {path.name for path in (runs / "tiny/pictures/output").iterdir()}
     assert pictures == {f"shadow-istd-{name}-9{i}-1.png" for name in names for i in (1, 2)}
+
+
+@pytest.mark.parametrize("asked", ["jpeg-q10", "sr-x3", "noise-30"])
+def test_a_model_that_does_not_take_a_benchmarks_channels_is_refused(photos, shadow, tmp_path, monkeypatch, asked):
+    pairs = f"{{benchmark: pairs-rgb, data: {shadow}, layout: 'istd:istd'}}"
+    runs = train(tmp_path / "trained", f"[{pairs}, {{benchmark: {asked}, data: {photos}}}]")
+    monkeypatch.chdir(tmp_path / "trained")
+    says = f"^{asked}: is on images of 1 channels, and tiny takes 3; pairs-... are for such models$"
+    with pytest.raises(UserError, match=says):
+        evaluate_recipe("tiny.yaml", runs)
+    with pytest.raises(UserError, match=says):
+        evaluate("tiny", run(asked, photos), runs)
+    assert not (runs / "tiny/scores.json").exists()
+
+
+def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enough(shadow, tmp_path, monkeypatch):
+    for path in shadow.rglob("*-1.png"):
+        image, _ = read_image(path)
+        write_image(path, np.tile(image, (3, 10, 1)))
+    runs = train(tmp_path / "trained", f"[{{benchmark: pairs-y, data: {shadow}, layout: 'istd:istd'}}]")
+    monkeypatch.chdir(tmp_path / "trained")
+    (row,) = evaluate_recipe("tiny.yaml", runs).values()
+    assert row["blended"]["image"] == "91-1"
+    assert 20 < row["blended"]["psnr"] < 150
+    assert "blended" in json.loads((runs / "tiny/scores.json").read_text())["shadow-istd/pairs-y"]
 
 
 # what a memory responds to

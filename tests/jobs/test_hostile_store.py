@@ -121,7 +121,7 @@ def test_a_hostile_published_model_is_one_line_and_reaches_nothing(team, tmp_pat
         uri = str(place / "team")
         one_line(lambda: models(uri))
         one_line(lambda: load_model(str(version), place / "runs"))
-        one_line(lambda: restore(f"{uri}/models/tiny", place / "in.png", place / "out.png", place / "none"))
+        one_line(lambda: list(restore(f"{uri}/models/tiny", place / "in.png", place / "out.png", place / "none")))
         pointer = place / "runs/tiny/checkpoint.json"  # to the very place that publishing goes to
         run = next(place.glob("store/runs/*/*"))
         pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"uri": str(run)}))

@@ -492,3 +492,12 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
     }
     assert said[task.degradation.kind] in card
     assert "float32 (B, 3, H, W)" in card
+    assert "not measured, all images are smaller than a tile." in card
+    measured = {"a/pairs-rgb": SCORES["Classic5/jpeg-q10"] | {"blended": {"image": "x-1", "psnr": 51.23}}}
+    card = _card("store/x", model, recipe.model_dump(), shown, {"scores": measured}, provenance)
+    assert "One of more than 409,600 pixels is restored in tiles of 256 pixels a side" in card
+    assert "on at most 409,600 pixels: x-1 of a/pairs-rgb 51.2 dB." in card
+
+
+def test_the_card_of_a_model_that_sees_a_few_pixels_says_nothing_of_tiles(runs):
+    assert "tiles" not in Path(publish("tiny", str(runs.parent / "team"), runs)["uri"], "card.md").read_text()

@@ -1,177 +1,24 @@
-"""Restoring pictures: tiles, colours, files and folders."""
+"""Restoring pictures: colours, files and folders."""
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import untrained_run
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from conftest import encode, untrained_run
+from PIL import Image
+from stand_ins import Brighter, photograph
 
-from jobs import restore as module
-from jobs.models.memnet import MemNet
+from jobs import tiles
 from jobs.publish import publish
-from jobs.restore import _starts, restore, restore_image, restore_plane, restore_tiled
+from jobs.restore import restore, restore_image
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
-from pipeline.images import read_image, write_image
-
-
-def untrained(**options) -> MemNet:
-    """A MemNet with random weights and running statistics that are not those of its initialisation."""
-    torch.manual_seed(0)
-    model = MemNet(channels=4, **options).eval()
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.uniform_(-0.5, 0.5)
-            layer.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-            nn.init.uniform_(layer.bias, -0.5, 0.5)
-    return model
-
-
-def photograph(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    coarse = np.random.default_rng(seed).uniform(0, 1, (5, 5, channels))
-    return np.clip(np.rint(imresize(coarse, size=(height, width)) * 255), 0, 255).astype(np.uint8)
-
-
-class Brighter(nn.Module):
-    """Adds a constant: what becomes of a colour can be worked out by hand."""
-
-    size_multiple, receptive_field = 1, 1
-
-    def __init__(self, by: float = 0.1) -> None:
-        super().__init__()
-        self.by = nn.Parameter(torch.tensor(by))
-        self.seen: list[Tensor] = []
-
-    def restore(self, lq: Tensor) -> Tensor:
-        self.seen.append(lq)
-        return lq + self.by
-
-
-class Shuffled(nn.Module):
-    """A U-net's phase: means of 4x4 blocks, convolved and spread again. Where a block begins matters."""
-
-    size_multiple = 4
-    receptive_field = 2 * (4 + 3) + 1  # the block itself and one to each side
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 1, 3, padding=1)
-
-    def restore(self, lq: Tensor) -> Tensor:
-        H, W = lq.shape[2:]
-        blocks = F.avg_pool2d(lq, 4, ceil_mode=True, count_include_pad=False)
-        return F.interpolate(self.conv(blocks), scale_factor=4)[:, :, :H, :W] + lq
-
-
-# tiles
-
-
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 150), st.integers(1, 150), st.integers(40, 90))
-def test_tiles_give_what_the_whole_image_gives(height, width, tile):
-    model = untrained(memory_blocks=2, recursions=1)
-    assert model.receptive_field == 1 + 2 * (2 * 2 + 2)
-    lq = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(height * 151 + width))
-    assert (restore_tiled(model, lq, tile) - model.restore(lq)).abs().max() < 1e-5
-
-
-def test_tiles_of_a_model_that_sees_further_than_a_tile_give_the_same():
-    model = untrained(memory_blocks=3, recursions=2)
-    assert model.receptive_field == 29
-    lq = torch.rand(2, 1, 61, 83)
-    assert (restore_tiled(model, lq, tile=20) - model.restore(lq)).abs().max() < 1e-5
-
-
-def test_with_less_overlap_the_seams_would_show():
-    model = untrained(memory_blocks=2, recursions=1)
-    lq = torch.rand(1, 1, 100, 100)
-    model.receptive_field -= 6
-    assert (restore_tiled(model, lq, tile=40) - model.restore(lq)).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("tile", [32, 37, 50])
-def test_tiles_begin_at_multiples_of_the_size_multiple(tile):
-    model = Shuffled()
-    lq = torch.rand(1, 1, 71, 93)
-    assert (restore_tiled(model, lq, tile) - model.restore(lq)).abs().max() < 1e-6
-
-
-def test_no_tile_is_larger_than_asked_for():
-    sizes = []
-    model = untrained(memory_blocks=2, recursions=1)
-    whole = model.restore
-    model.restore = lambda lq: sizes.append(lq.shape[2:]) or whole(lq)
-    restore_tiled(model, torch.rand(1, 1, 150, 70), tile=64)
-    assert len(sizes) > 4
-    assert max(max(size) for size in sizes) == 64
-
-
-def test_a_model_with_global_statistics_is_not_tiled():
-    model = Brighter()
-    model.receptive_field = None
-    restore_tiled(model, torch.rand(1, 1, 100, 70), tile=32)
-    assert [tuple(lq.shape) for lq in model.seen] == [(1, 1, 100, 70)]
-
-
-# tiles that are images of their own
-
-
-@given(st.integers(1, 2000), st.integers(8, 300))
-def test_as_few_tiles_as_cover_a_side_are_spread_over_it(side, tile):
-    starts = _starts(side, tile)
-    ends = [start + min(tile, side) for start in starts]
-    assert (starts[0], ends[-1]) == (0, side)
-    assert all(start <= end for start, end in zip(starts[1:], ends, strict=False))
-    assert len(starts) == -(-side // tile)
-    assert starts == sorted(set(starts))
-    gaps = np.diff(starts)
-    assert len(gaps) == 0 or gaps[:-1].tolist() == [gaps[0]] * (len(gaps) - 1)
-
-
-def test_tiles_of_gopros_frames_begin_where_the_release_has_them():
-    assert _starts(720, 256) == [0, 232, 464]
-    assert _starts(1280, 256) == [0, 256, 512, 768, 1024]
-    assert _starts(481, 256) == [0, 225]
-    assert _starts(256, 256) == [0]
-    assert _starts(100, 256) == [0]
-
-
-class MeanOf(nn.Module):
-    """A network of global statistics, at its simplest: every pixel becomes the mean of its image."""
-
-    size_multiple, receptive_field = 1, None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def restore(self, lq: Tensor) -> Tensor:
-        return self.scale * lq.mean((2, 3), keepdim=True).expand_as(lq)
-
-
-def test_where_tiles_overlap_their_mean_is_taken():
-    row = np.arange(10, dtype=np.float32)
-    plane = np.broadcast_to(row[None, :, None], (4, 10, 3)).copy()
-    output = restore_plane(MeanOf(), plane, tile=6)  # columns 0..5 and 4..9, of means 2.5 and 6.5
-    assert output.dtype == np.float32
-    assert output[..., 0].tolist() == [[2.5] * 4 + [4.5] * 2 + [6.5] * 4] * 4
-    assert (restore_plane(MeanOf(), plane) == 4.5).all()
-    assert (restore_plane(MeanOf(), plane, tile=10) == 4.5).all()
-
-
-def test_tiles_change_nothing_for_a_model_without_context():
-    plane = np.random.default_rng(0).random((50, 41, 1), np.float32)
-    for tile in (8, 20, 64):
-        np.testing.assert_allclose(restore_plane(Brighter(), plane, tile), plane + np.float32(0.1), atol=1e-6)
-
+from pipeline.images import read_image, read_picture, write_image
 
 # colours
 
@@ -245,6 +92,11 @@ def test_enlarging_is_bicubic_and_comes_before_the_model():
 # files and folders
 
 
+def problems(*arguments: Any, **options: Any) -> list[str]:
+    """What `restore` cannot restore, a line each."""
+    return [f"{each.source}: {each.problem}" for each in restore(*arguments, **options) if each.problem is not None]
+
+
 def train(place: Path, task: str) -> Path:
     """The checkpoint of a small model, as the training leaves it; returns the folder of runs."""
     recipe = f"""
@@ -282,7 +134,7 @@ def pictures(tmp_path) -> Path:
 
 
 def test_every_image_of_a_folder_has_its_restored_one(runs, pictures, tmp_path):
-    assert restore("tiny", pictures, tmp_path / "out", runs) == []
+    assert problems("tiny", pictures, tmp_path / "out", runs) == []
     assert files(tmp_path / "out") == ["a.png", "deep/b.png", "deep/grey.png"]
     assert read_image(tmp_path / "out" / "a.png")[0].shape == (20, 30, 3)
     assert read_image(tmp_path / "out" / "deep" / "b.png")[0].shape == (30, 20, 3)
@@ -295,53 +147,53 @@ def test_every_input_that_cannot_be_restored_is_named_and_the_others_are_done(ru
     (pictures / "text.png").write_text("not an image")
     (pictures / "photo.heic").write_bytes(b"another format")
     shutil.copy(pictures / "deep" / "b.jpg", pictures / "a.jpg")
-    problems = restore("tiny", pictures, tmp_path / "out", runs)
-    assert sorted(problem.split(": ")[0].rpartition("/")[2] for problem in problems) == [
+    found = problems("tiny", pictures, tmp_path / "out", runs)
+    assert sorted(problem.split(": ")[0].rpartition("/")[2] for problem in found) == [
         "a.png",
         "cut.jpg",
         "photo.heic",
         "text.png",
     ]
-    assert any("would overwrite that of" in problem for problem in problems)
-    assert not any("\n" in problem for problem in problems)
+    assert any("would overwrite that of" in problem for problem in found)
+    assert not any("\n" in problem for problem in found)
     assert files(tmp_path / "out") == ["a.png", "deep/b.png", "deep/grey.png"]
 
 
 @pytest.mark.parametrize("name", ["out.png", "deep/out.jpg", "out.JPEG"])
 def test_one_image_is_written_in_the_format_of_its_suffix(runs, pictures, tmp_path, name):
-    assert restore("tiny", pictures / "a.png", tmp_path / name, runs) == []
+    assert problems("tiny", pictures / "a.png", tmp_path / name, runs) == []
     head = (tmp_path / name).read_bytes()[:4]
     assert head == (b"\x89PNG" if name.endswith("png") else b"\xff\xd8\xff\xe0")
 
 
 def test_one_image_goes_into_a_folder_under_its_name(runs, pictures, tmp_path):
     (tmp_path / "out").mkdir()
-    restore("tiny", pictures / "deep" / "b.jpg", tmp_path / "out", runs)
+    problems("tiny", pictures / "deep" / "b.jpg", tmp_path / "out", runs)
     assert files(tmp_path / "out") == ["b.png"]
 
 
 def test_one_image_that_cannot_be_read_is_named(runs, tmp_path):
     (tmp_path / "x.png").write_text("not an image")
-    (problem,) = restore("tiny", tmp_path / "x.png", tmp_path / "out.png", runs)
+    (problem,) = problems("tiny", tmp_path / "x.png", tmp_path / "out.png", runs)
     assert problem.startswith(f"{tmp_path}/x.png: not an image")
     assert not (tmp_path / "out.png").exists()
 
 
 def test_a_large_image_goes_through_in_tiles(runs, pictures, tmp_path, monkeypatch):
-    restore("tiny", pictures, tmp_path / "whole", runs)
-    monkeypatch.setattr(module.restore_tiled, "__defaults__", (16,))
-    restore("tiny", pictures, tmp_path / "tiled", runs)
+    problems("tiny", pictures, tmp_path / "whole", runs)
+    monkeypatch.setattr(tiles.restore_tiled, "__defaults__", (16,))
+    problems("tiny", pictures, tmp_path / "tiled", runs)
     for name in files(tmp_path / "whole"):
         whole, tiled = (read_image(tmp_path / kind / name)[0].astype(int) for kind in ("whole", "tiled"))
         assert np.abs(whole - tiled).max() <= 1
 
 
 def test_a_model_needs_no_task_file_here(runs, pictures, tmp_path, monkeypatch):
-    restore("tiny", pictures, tmp_path / "before", runs)
+    problems("tiny", pictures, tmp_path / "before", runs)
     monkeypatch.setattr("pipeline.task.TASKS", tmp_path / "no tasks")
-    restore("tiny", pictures, tmp_path / "trained", runs)
+    problems("tiny", pictures, tmp_path / "trained", runs)
     uri = publish("tiny", str(tmp_path / "team"), runs)["uri"]
-    restore(uri, pictures, tmp_path / "published", tmp_path / "no runs")
+    problems(uri, pictures, tmp_path / "published", tmp_path / "no runs")
     for name in files(tmp_path / "before"):
         for after in ("trained", "published"):
             assert (tmp_path / "before" / name).read_bytes() == (tmp_path / after / name).read_bytes()
@@ -365,19 +217,19 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(runs, pictur
     (tmp_path / "empty").mkdir()
     before = files(tmp_path)
     with pytest.raises(UserError, match=message):
-        restore("tiny", tmp_path / source, tmp_path / target, runs)
+        problems("tiny", tmp_path / source, tmp_path / target, runs)
     assert files(tmp_path) == before
 
 
 def test_only_models_of_super_resolution_enlarge(runs, super_resolution, pictures, tmp_path):
-    assert restore("tiny", pictures / "a.png", tmp_path / "big.png", super_resolution, scale=2) == []
+    assert problems("tiny", pictures / "a.png", tmp_path / "big.png", super_resolution, scale=2) == []
     assert read_image(tmp_path / "big.png")[0].shape == (40, 60, 3)
-    assert restore("tiny", pictures / "a.png", tmp_path / "same.png", super_resolution) == []
+    assert problems("tiny", pictures / "a.png", tmp_path / "same.png", super_resolution) == []
     assert read_image(tmp_path / "same.png")[0].shape == (20, 30, 3)
     with pytest.raises(UserError, match=r"--scale 5: tiny was trained for the factors 2, 3, 4"):
-        restore("tiny", pictures / "a.png", tmp_path / "out.png", super_resolution, scale=5)
+        problems("tiny", pictures / "a.png", tmp_path / "out.png", super_resolution, scale=5)
     with pytest.raises(UserError, match=r"--scale 2: tiny is no model of super-resolution but of jpeg"):
-        restore("tiny", pictures / "a.png", tmp_path / "out.png", runs, scale=2)
+        problems("tiny", pictures / "a.png", tmp_path / "out.png", runs, scale=2)
 
 
 def test_a_write_that_fails_leaves_no_half_picture(runs, pictures, tmp_path, monkeypatch):
@@ -386,5 +238,199 @@ def test_a_write_that_fails_leaves_no_half_picture(runs, pictures, tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        restore("tiny", pictures / "a.png", tmp_path / "out.png", runs)
+        problems("tiny", pictures / "a.png", tmp_path / "out.png", runs)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_what_cannot_be_restored_is_told_when_it_is_met_and_not_at_the_end(runs, pictures, tmp_path):
+    (pictures / "b.png").write_text("not an image")
+    told = restore("tiny", pictures, tmp_path / "out", runs)
+    first, second = next(told), next(told)
+    assert (first.source.name, first.problem) == ("a.png", None)
+    assert (second.source.name, files(tmp_path / "out")) == ("b.png", ["a.png"])
+    assert "not an image" in second.problem
+    assert [each.problem for each in told] == [None, None]
+
+
+# what lies beside the pixels
+
+
+def exif_of(description: str) -> bytes:
+    exif = Image.Exif()
+    exif[270], exif[274] = description, 6  # ImageDescription, and an orientation: turned by a quarter
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.jpg"])
+def test_profile_exif_and_dpi_pass_through_and_colours_stay_in_the_files_own_space(runs, tmp_path, name):
+    pixels = photograph(20, 30)
+    profile = b"any bytes: the colours are restored as they lie in the file"
+    data = encode(pixels, "PNG", icc_profile=profile, exif=exif_of("a rainy street"), dpi=(300, 300))
+    (tmp_path / "in.png").write_bytes(data)
+    (tmp_path / "bare.png").write_bytes(encode(np.ascontiguousarray(np.rot90(pixels, -1)), "PNG"))
+    assert problems("tiny", tmp_path / "in.png", tmp_path / name, runs) == []
+    assert problems("tiny", tmp_path / "bare.png", tmp_path / f"bare-{name}", runs) == []
+    after, bare = read_picture(tmp_path / name)[0], read_picture(tmp_path / f"bare-{name}")[0]
+    assert after.icc == profile
+    assert Image.open(tmp_path / name).getexif()[270] == "a rainy street"
+    assert after.dpi == pytest.approx((300, 300), abs=0.1)
+    assert after.pixels.shape == (30, 20, 3)  # upright, and not turned once more
+    assert np.array_equal(after.pixels, bare.pixels)
+    assert (bare.icc, bare.exif, bare.dpi) == (None, None, bare.dpi)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_passes_through_and_colours_are_restored(runs, tmp_path, channels):
+    pixels = photograph(20, 30, channels)
+    alpha = np.linspace(0, 255, 600).round().astype(np.uint8).reshape(20, 30)
+    write_image(tmp_path / "in.png", pixels, alpha=alpha)
+    write_image(tmp_path / "bare.png", pixels)
+    for name in ("in", "bare"):
+        assert problems("tiny", tmp_path / f"{name}.png", tmp_path / f"out-{name}.png", runs) == []
+    after, _ = read_picture(tmp_path / "out-in.png")
+    assert np.array_equal(after.alpha, alpha)
+    assert np.array_equal(after.pixels, read_image(tmp_path / "out-bare.png")[0])
+    (problem,) = problems("tiny", tmp_path / "in.png", tmp_path / "out.jpg", runs)
+    assert "holds no transparency; write a PNG" in problem
+    assert not (tmp_path / "out.jpg").exists()
+
+
+def test_transparency_is_enlarged_with_the_image(super_resolution, tmp_path):
+    alpha = np.repeat(np.array([[0, 255]], np.uint8), 8, axis=0).repeat(8, axis=1)
+    write_image(tmp_path / "in.png", photograph(8, 16), alpha=alpha)
+    assert problems("tiny", tmp_path / "in.png", tmp_path / "out.png", super_resolution, scale=2) == []
+    after, _ = read_picture(tmp_path / "out.png")
+    assert after.pixels.shape == (16, 32, 3)
+    assert (after.alpha[:, :12] == 0).all()
+    assert (after.alpha[:, -12:] == 255).all()
+
+
+def test_more_exif_than_a_jpeg_holds_is_told_before_anything_is_computed(runs, tmp_path, monkeypatch):
+    (tmp_path / "in.png").write_bytes(encode(photograph(20, 30), "PNG", exif=exif_of("x" * 70_000)))
+    monkeypatch.setattr("jobs.restore.restore_image", lambda *_, **__: pytest.fail("computed"))
+    (problem,) = problems("tiny", tmp_path / "in.png", tmp_path / "out.jpg", runs)
+    assert "bytes of EXIF, and a JPEG holds 65,533; write a PNG" in problem
+    monkeypatch.undo()
+    assert problems("tiny", tmp_path / "in.png", tmp_path / "out.png", runs) == []
+
+
+def test_what_the_decoder_complains_of_is_told_with_the_result(runs, tmp_path):
+    (tmp_path / "in.png").write_bytes(encode(photograph(20, 30), "PNG", exif=b"Exif\0\0garbage"))
+    (after,) = restore("tiny", tmp_path / "in.png", tmp_path / "out.png", runs)
+    assert after.problem is None
+    assert after.warnings == ("its EXIF cannot be read, and an orientation in it is not heeded",)
+    assert (tmp_path / "out.png").exists()
+
+
+def test_a_jpeg_has_the_quality_and_the_colours_that_were_asked_for(runs, pictures, tmp_path):
+    def written(**options: Any) -> tuple[int, Any]:
+        assert problems("tiny", pictures / "a.png", tmp_path / "out.jpg", runs, **options) == []
+        with Image.open(tmp_path / "out.jpg") as image:
+            return sum(image.quantization[0]), image.layer[0][1:3]
+
+    assert written() == written(quality=95, subsampling="4:4:4")
+    assert written()[1] == (1, 1)
+    assert written(subsampling="4:2:0")[1] == (2, 2)
+    assert written(quality=50)[0] > written()[0]
+    for options in ({"quality": 50}, {"subsampling": "4:2:0"}):
+        with pytest.raises(UserError, match="are of JPEG, and the output is PNG"):
+            problems("tiny", pictures / "a.png", tmp_path / "out.png", runs, **options)
+    with pytest.raises(UserError, match="4:4:4, 4:2:2 or 4:2:0"):
+        problems("tiny", pictures / "a.png", tmp_path / "out.jpg", runs, subsampling="4:1:1")
+
+
+# what a model is for
+
+
+def of_model(place: Path, model: str, task: str, **more: str) -> Path:
+    """The checkpoint of an untrained model; returns the folder of runs."""
+    recipe = f"""
+model: {model}
+data: {{task: {task}, patch: 32, crops: 1, batch: 2}}
+optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 6}}}}
+training: {{workers: 1}}
+evaluation: {{benchmarks: [{{benchmark: pairs-rgb, data: datasets/rain, layout: rain13k}}]}}
+"""
+    return untrained_run(place, recipe, scores={}, metrics={})
+
+
+MODELS = [
+    ("{name: memnet, memory_blocks: 1, recursions: 1, channels: 4}", "photos-jpeg"),
+    ("{name: memorynet, n: 8, u: 2, o: 2, cabs: 1, vgg: stand-in}", "shadow-pairs"),
+    ("{name: timelapse, channels: 4, items: 3}", "timelapse-pairs"),
+    ("{name: drcnet, width: 4, cr: none}", "rain-pairs"),
+]
+
+
+@pytest.mark.parametrize(("model", "task"), MODELS)
+def test_every_model_restores_images_of_a_few_pixels(tmp_path, model, task):
+    runs = of_model(tmp_path / "trained", model, task)
+    for number, (height, width, channels) in enumerate(
+        [(1, 1, 3), (1, 40, 3), (40, 1, 1), (3, 2, 1), (15, 16, 3), (17, 9, 3)]
+    ):
+        write_image(tmp_path / "in" / f"{number}.png", photograph(height, width, channels, seed=number))
+    assert problems("tiny", tmp_path / "in", tmp_path / "out", runs) == []
+    for name in files(tmp_path / "in"):
+        before, after = (read_image(tmp_path / folder / name)[0] for folder in ("in", "out"))
+        assert before.shape == after.shape
+
+
+def test_16_bits_are_restored_as_such_where_the_task_has_them(runs, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    write_image(tmp_path / "in.png", pixels)
+    (problem,) = problems("tiny", tmp_path / "in.png", tmp_path / "out.png", runs)
+    assert problem.endswith("16 bits a channel, and tiny was trained on 8; convert it to 8")
+    assert np.array_equal(restore_image(Brighter(0.0), pixels, "rgb"), pixels)
+    assert (restore_image(Brighter(1 / 65535), pixels // 2, "rgb") == pixels // 2 + 1).all()
+    monkeypatch.setattr("jobs.checkpoint.Trained.bits", 16)
+    assert problems("tiny", tmp_path / "in.png", tmp_path / "out.png", runs) == []
+    after, _ = read_image(tmp_path / "out.png", bits=16)
+    assert after.dtype == np.uint16
+    (problem,) = problems("tiny", tmp_path / "in.png", tmp_path / "out.jpg", runs)
+    assert "8 bits a channel, and these are 16; write a PNG" in problem
+
+
+def test_a_model_that_does_not_take_its_tasks_planes_is_refused(tmp_path):
+    runs = of_model(
+        tmp_path / "trained",
+        "{name: memnet, in_channels: 3, memory_blocks: 1, recursions: 1, channels: 4}",
+        "photos-jpeg",
+    )
+    write_image(tmp_path / "in.png", photograph(20, 30))
+    with pytest.raises(UserError, match="the model takes 3 channels, and the y planes of its task have 1"):
+        problems("tiny", tmp_path / "in.png", tmp_path / "out.png", runs)
+
+
+def test_an_enlarged_image_beyond_the_limit_of_pixels_is_refused(super_resolution, tmp_path, monkeypatch):
+    write_image(tmp_path / "in.png", photograph(20, 30))
+    monkeypatch.setenv("MEMOIR_MEGAPIXELS", "0.009")
+    assert problems("tiny", tmp_path / "in.png", tmp_path / "out.png", super_resolution, scale=3) == []
+    (problem,) = problems("tiny", tmp_path / "in.png", tmp_path / "out.png", super_resolution, scale=4)
+    assert "120x80 pixels when enlarged" in problem
+
+
+def test_a_large_image_of_global_statistics_is_restored_in_blended_tiles_or_whole(tmp_path, monkeypatch):
+    runs = of_model(tmp_path / "trained", MODELS[2][0], MODELS[2][1])
+    write_image(tmp_path / "in.png", photograph(300, 400))
+    (as_it_is,) = restore("tiny", tmp_path / "in.png", tmp_path / "whole.png", runs)
+    monkeypatch.setattr(tiles, "WHOLE", 300 * 300)
+    (blended,) = restore("tiny", tmp_path / "in.png", tmp_path / "blended.png", runs)
+    (whole,) = restore("tiny", tmp_path / "in.png", tmp_path / "again.png", runs, whole=True)
+    assert [each.blended for each in (as_it_is, blended, whole)] == [False, True, False]
+    assert (tmp_path / "whole.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_a_single_large_image_shows_how_far_it_is(runs, tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    def bar(items: Any, *_: Any, **__: Any) -> Iterator[Any]:
+        seen.append(len(items))
+        return iter(items)
+
+    monkeypatch.setattr("jobs.restore.track", bar)
+    write_image(tmp_path / "in" / "a.png", photograph(600, 300))
+    write_image(tmp_path / "in" / "b.png", photograph(20, 30))
+    assert problems("tiny", tmp_path / "in" / "a.png", tmp_path / "out.png", runs) == []
+    assert seen == [6]
+    assert problems("tiny", tmp_path / "in", tmp_path / "out", runs) == []
+    assert seen == [6, 2]

@@ -270,9 +270,10 @@ def test_any_size_is_restored_at_its_size(height, width):
 
 def test_images_that_it_cannot_take_are_refused_in_one_line():
     model = tiny().eval()
-    for shape in ((1, 1, 16, 16), (1, 3, 15, 40), (1, 3, 40, 15)):
-        with pytest.raises(ValueError, match=r"takes images of 3 channels.*at least 16"):
-            model.restore(torch.rand(shape))
+    with pytest.raises(ValueError, match=r"takes images of 3 channels.*at least 16"):
+        model.restore(torch.rand(1, 1, 16, 16))
+    with pytest.raises(ValueError, match=r"takes images of 3 channels.*at least 16"):
+        model.training_loss(make_batch(height=8))
     with pytest.raises(ValueError, match="multiples of 8"):
         model.training_loss(make_batch(height=20))
     with pytest.raises(ValueError, match="no frames"):
