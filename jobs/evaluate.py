@@ -25,7 +25,7 @@ from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
 from pipeline.layouts import layout
-from pipeline.layouts.base import Row, listed, natural, safe_key
+from pipeline.layouts.base import Row, listed, natural, safe_key, suffix_fault
 from pipeline.manifest import write_table
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
@@ -96,8 +96,8 @@ def clean_images(which: Benchmark, folder: Path, bits: Bits) -> list[Item]:
         path = folder / entry.name
         if path.is_dir():
             sys.stderr.write(printable(f"not scored: {path}: a folder") + "\n")
-        elif path.suffix.lower() not in SUFFIXES:
-            sys.stderr.write(printable(f"not scored: {path}: not an image by its suffix") + "\n")
+        elif fault := suffix_fault(path):
+            sys.stderr.write(printable(f"not scored: {path}: {fault}") + "\n")
         else:
             paths.append(path)
     if not paths:

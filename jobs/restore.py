@@ -96,7 +96,8 @@ def restore(
 
 def _bar(items: Sequence[T]) -> Iterable[T]:
     """The items, with a progress bar on a terminal."""
-    return track(items, "restore", transient=True, console=Console(stderr=True), disable=len(items) < 2)
+    console = Console(stderr=True)
+    return track(items, "restore", transient=True, console=console, disable=len(items) < 2 or not console.is_terminal)
 
 
 def restore_image(

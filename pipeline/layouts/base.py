@@ -28,6 +28,51 @@ DIGITS = 20  # of a number in a name; the last so many order it
 # What lies beside the images of a data set of one's own and is no reject.
 SIDE_FILES = frozenset({"", ".csv", ".dvc", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".yaml", ".yml"})
 
+# Of images in formats that are not read.
+OTHER_SUFFIXES = frozenset(
+    f".{name}"
+    for name in [
+        "gif",
+        "apng",
+        "heic",
+        "heif",
+        "hif",
+        "avif",
+        "jp2",
+        "j2k",
+        "jpf",
+        "jxl",
+        "jxr",
+        "ico",
+        "psd",
+        "svg",
+        "eps",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "exr",
+        "hdr",
+        "tga",
+        "dds",
+        "dng",
+        "cr2",
+        "cr3",
+        "nef",
+        "nrw",
+        "arw",
+        "srf",
+        "sr2",
+        "orf",
+        "rw2",
+        "raf",
+        "pef",
+        "srw",
+        "x3f",
+        "raw",
+    ]
+)
+
 LEFT_BEHIND = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
 
 ARCHIVE = re.compile(r".*\.(zip|z\d\d|tar|tgz|tar\.\w+|7z|rar)(\.\d+)?", re.IGNORECASE | re.DOTALL)
@@ -168,12 +213,22 @@ def files_under(folder: Path) -> Iterator[Path]:
         yield from walk(folder, frozenset())
 
 
+def suffix_fault(path: Path) -> str | None:
+    """Why a file is no image by its suffix, as a phrase; None if it is one."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return None
+    if suffix in OTHER_SUFFIXES:
+        return f"{suffix[1:].upper()} files are not read; convert it to PNG"
+    return "not an image by its suffix"
+
+
 def unusable(path: Path) -> str | None:
     """Why a file cannot be an image, judged without opening it; None if it can."""
     if any("\ud800" <= letter <= "\udfff" for letter in str(path)):
         return "its name is not UTF-8; rename it"
-    if path.suffix.lower() not in SUFFIXES:
-        return "not an image by its suffix"
+    if fault := suffix_fault(path):
+        return fault
     if not path.is_file():
         return "a broken link, or not a regular file"
     return None

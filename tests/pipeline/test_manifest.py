@@ -38,11 +38,13 @@ def test_bad_images_are_rejects_with_their_reasons_and_the_good_ones_are_used(wo
     workplace.add("train/dot.png", photograph(4, 1, 1))
     workplace.add("train/low.png", photograph(5, 15, 40))
     workplace.add("train/notes.txt", b"not by its suffix")
+    workplace.add("train/IMG_1.HEIC", b"of a phone")
     (workplace.root / "photos/train/gone.png").symlink_to("nowhere")
     bad |= {
         "dot.png": "1x1 pixels; the least is 16x16",
         "low.png": "40x15 pixels; the least is 16x16",
         "notes.txt": "not an image by its suffix",
+        "IMG_1.HEIC": "HEIC files are not read; convert it to PNG",
         "gone.png": "a broken link",
     }
     counts, rejects = workplace.ingest()
