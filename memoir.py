@@ -30,7 +30,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of
 @app.command()
 def sample(out: Annotated[Path, typer.Option(help="folder to write into")] = Path("datasets")) -> None:
     """Write the sample data sets that ship with memoir."""
-    from pipeline.sample import write_samples
+    from pipeline.raw.sample import write_samples
 
     for each in write_samples(out):
         state = "written" if each.added else "already there"
@@ -54,8 +54,8 @@ def ingest(
     ] = False,
 ) -> None:
     """Raw folders -> manifest.parquet + rejects.parquet + leaks.parquet."""
-    from pipeline.manifest import ingest
     from pipeline.params import read_params
+    from pipeline.raw.manifest import ingest
 
     done = ingest(read_params(params).datasets, out, allow_counts=allow_counts)
     for row in done.rejects.to_pylist():
@@ -86,7 +86,7 @@ def build(
     ] = None,
 ) -> None:
     """Manifest -> shards + index."""
-    from pipeline.build import build
+    from pipeline.shards.build import build
 
     out = data / Path(task).stem
     listing = build(task, manifest, out, cpus=cpus, store=store)
@@ -107,7 +107,7 @@ def build(
 @app.command()
 def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a built dataset")]) -> None:
     """Check every shard against its index and checksum."""
-    from pipeline.shards import read_shards_json, verify
+    from pipeline.shards.format import read_shards_json, verify
     from pipeline.storage import storage
 
     place = storage(path)
@@ -132,7 +132,7 @@ def train(
     run: Annotated[str | None, typer.Option(help="of a job: the run that it must be")] = None,
 ) -> None:
     """Train a recipe with Ray Train, here or on the cluster at RAY_ADDRESS=http://...; resumes by itself."""
-    from jobs.train import train
+    from jobs.training.train import train
 
     overrides = [*(overrides or []), *(["training.strict=true"] if strict else [])]
     pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run)
@@ -149,8 +149,8 @@ def submit(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Send recipes to the Ray cluster at RAY_ADDRESS=http://..., and leave; `memoir train` then follows its job."""
-    from jobs.submit import client, submit
-    from jobs.train import plan_run
+    from jobs.training.submit import client, submit
+    from jobs.training.train import plan_run
     from pipeline.params import read_params
 
     if every == bool(recipes):
@@ -171,7 +171,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Counts, bytes and levels of a built dataset, and a contact sheet."""
-    from pipeline.inspect import inspect
+    from pipeline.shards.inspect import inspect
 
     sheet = sheet or Path(f"{path.name}.png")
     found = inspect(path, sheet, patch)
@@ -195,8 +195,8 @@ def inspect(
 
 def _in_its_arithmetic(model: str, runs: Path) -> None:
     """Of a model that was trained portably, compute portably too: its scores and pictures are then every CPU's."""
-    from jobs.arithmetic import is_portable, start_again_portably
-    from jobs.checkpoint import trained_portably
+    from jobs.restoring.checkpoint import trained_portably
+    from jobs.training.arithmetic import is_portable, start_again_portably
 
     if trained_portably(model, runs) and not is_portable():
         start_again_portably()
@@ -222,8 +222,8 @@ def evaluate(
     """Score a model beside the degraded input and the paper's row."""
     if model != "identity":
         _in_its_arithmetic(model, runs)
-    from jobs.evaluate import evaluate, evaluate_recipe
-    from jobs.protocols import table
+    from jobs.evaluation.evaluate import evaluate, evaluate_recipe
+    from jobs.evaluation.protocols import table
     from jobs.recipe import BenchmarkRun
 
     if (benchmark is None) != (data is None):
@@ -250,7 +250,7 @@ def publish(
     runs: Runs = Path("runs"),
 ) -> None:
     """Put an evaluated checkpoint into the store."""
-    from jobs.publish import publish
+    from jobs.publishing.publish import publish
 
     published = publish(recipe, to, runs)
     state = "published" if published["new"] else "already there"
@@ -260,8 +260,8 @@ def publish(
 @app.command()
 def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json = False) -> None:
     """What the store holds."""
-    from jobs.protocols import measured
-    from jobs.publish import models
+    from jobs.evaluation.protocols import measured
+    from jobs.publishing.publish import models
 
     held = models(uri)
     if as_json:
@@ -288,8 +288,8 @@ def restore(
 ) -> None:
     """Restore files or folders, of any size."""
     _in_its_arithmetic(model, runs)
-    from jobs.restore import restore
-    from jobs.tiles import OVERLAP, TILE, WHOLE
+    from jobs.restoring.restore import restore
+    from jobs.restoring.tiles import OVERLAP, TILE, WHOLE
 
     how: dict[str, Any] = {"scale": scale, "whole": whole, "quality": quality, "subsampling": subsampling}
     done, failed, blended = 0, 0, 0
@@ -376,7 +376,7 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Samples and bytes per second of the loader, beside memcpy, and how long a device would wait for it."""
-    from pipeline.bench import bench_load
+    from pipeline.loading.bench import bench_load
     from pipeline.sampling.patches import Grid, RandomCrops
 
     if stride is not None and crops is not None:

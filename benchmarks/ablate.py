@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 import torch
 
-from jobs.evaluate import Restorer, dataset_name, identity, restorer, score_folder
-from jobs.loop import Run
-from jobs.protocols import Score, benchmark, mean
+from jobs.evaluation.evaluate import Restorer, dataset_name, identity, restorer, score_folder
+from jobs.evaluation.protocols import Score, benchmark, mean
 from jobs.recipe import Recipe, read_recipe
+from jobs.training.loop import Run
 from pipeline.errors import UserError
-from pipeline.shards import read_shards_json
+from pipeline.shards.format import read_shards_json
 
 
 class Row(NamedTuple):

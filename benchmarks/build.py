@@ -5,7 +5,7 @@
 PHOTOS: a folder of images, e.g. BSDS500/data/images/train. For the JPEG task (quality 10 and 20) and super-resolution
 (x2, x3, x4) the same pixels are prepared three ways, interleaved, one process, one thread:
 
-- memoir: raw-pixel shards with index and checksums (pipeline.build's work on each shard, without Ray);
+- memoir: raw-pixel shards with index and checksums (pipeline.shards.build's work on each shard, without Ray);
 - lmdb: BasicSR's way, an equivalent written here (BasicSR itself does not import beside torch without torchvision):
   each version is cut into sub-images of 160x160, as many pixels once, and written as PNG files of a folder (compression
   3); then all files are read, decoded and put into an lmdb as PNG (compression 1), as its two scripts do;
@@ -28,10 +28,9 @@ import cv2
 import numpy as np
 import webdataset
 
-from pipeline import build
-from pipeline.images import SUFFIXES, decode_image
-from pipeline.plan import File, Group
-from pipeline.shards import write_shard
+from pipeline.raw.images import SUFFIXES, decode_image
+from pipeline.shards.format import build, write_shard
+from pipeline.shards.plan import File, Group
 from pipeline.task import Jpeg, Scale, Task
 
 SPLITS = {"train": ("photos/train",)}

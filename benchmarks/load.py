@@ -56,11 +56,11 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.bench import copies, shard_bytes
-from pipeline.images import SUFFIXES, write_image
-from pipeline.loader import Loader
+from pipeline.loading.bench import copies, shard_bytes
+from pipeline.loading.loader import Loader
+from pipeline.raw.images import SUFFIXES, write_image
 from pipeline.sampling.patches import Grid, RandomCrops
-from pipeline.shard_set import ShardSet
+from pipeline.shards.shard_set import ShardSet
 
 PATCH, BATCH, IMAGES = 256, 32, 200
 PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]

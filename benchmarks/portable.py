@@ -16,7 +16,7 @@ import time
 from statistics import median
 from typing import Any
 
-from jobs.arithmetic import PORTABLE
+from jobs.training.arithmetic import PORTABLE
 
 RECIPES = ("memnet-jpeg", "memnet-denoise", "memnet-sr", "memorynet-deshadow", "timelapse-derain", "drcnet-derain")
 
@@ -25,8 +25,8 @@ def steps(recipe_name: str, data: str, number: int, overrides: list[str]) -> dic
     """Train so many steps in this process. Returns the digests of the weights and of what they restore, and seconds a step."""
     import torch
 
-    from jobs.loop import Run, State, weights
     from jobs.recipe import read_recipe
+    from jobs.training.loop import Run, State, weights
 
     torch.set_num_threads(1)
     recipe = read_recipe(recipe_name, overrides)

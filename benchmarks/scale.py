@@ -15,8 +15,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from pipeline.manifest import SCHEMA
-from pipeline.plan import plan
+from pipeline.raw.manifest import SCHEMA
+from pipeline.shards.plan import plan
 from pipeline.task import Task
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.images import SUFFIXES, read_image, write_image
-from pipeline.shards import read_shards_json
+from pipeline.raw.images import SUFFIXES, read_image, write_image
+from pipeline.shards.format import read_shards_json
 
 BIN = Path(sys.executable).parent
 PARAMS = "store: store\ndatasets: {photos: {layout: folder, root: photos}}\ntasks: [jpeg]\nrecipes: {}\n"

@@ -11,9 +11,9 @@ from jobs.recipe import read_recipe
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.layouts import layout
-from pipeline.manifest import Source
 from pipeline.params import Params, read_params
-from pipeline.sources import is_remote
+from pipeline.raw.manifest import Source
+from pipeline.raw.sources import is_remote
 from pipeline.storage import storage
 from pipeline.task import read_task
 
@@ -66,7 +66,7 @@ def examine(params_file: Path) -> Iterator[Finding]:
 def _precision() -> Finding:
     import torch
 
-    from jobs.arithmetic import native_bf16
+    from jobs.training.arithmetic import native_bf16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = "bf16" if native_bf16(device) else "fp32"
@@ -104,7 +104,7 @@ def _cluster() -> Finding:
 
     try:
         if jobs_address():
-            from jobs.submit import client
+            from jobs.training.submit import client
 
             return Finding(True, "cluster", f"takes training jobs, Ray {client().ray_version()}")
         address = address_to_join()

@@ -30,7 +30,7 @@ class Document(BaseModel):
 
 
 class Blended(Document):
-    """How near blended tiles come to the whole image, of one image: see jobs.tiles.blended_distance."""
+    """How near blended tiles come to the whole image, of one image: see jobs.restoring.tiles.blended_distance."""
 
     image: Line
     psnr: float | None
@@ -49,7 +49,7 @@ class Scores(Document):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, row: Any) -> Any:
-        from jobs.protocols import measured  # takes a second, and whoever trains does without
+        from jobs.evaluation.protocols import measured  # takes a second, and whoever trains does without
 
         if not isinstance(row, dict):
             return row  # pydantic says that it is none

@@ -105,7 +105,7 @@ class Training(Frozen):
     gpu: bool = Field(False, description="one GPU for each worker")
     portable: bool = Field(
         False,
-        description="the same weights on every x86-64 CPU with AVX2, see jobs/arithmetic.py; slower on newer ones",
+        description="the same weights on every x86-64 CPU with AVX2, see jobs/training/arithmetic.py; slower on newer ones",
     )
     spread: bool = Field(False, description="workers on as many nodes as there are, instead of on as few as will do")
     loader_threads: int = Field(1, gt=0)
@@ -147,7 +147,7 @@ class Training(Frozen):
 
 
 class BenchmarkRun(Frozen):
-    """One evaluation: a benchmark of jobs/protocols.py on the images of a folder."""
+    """One evaluation: a benchmark of jobs/evaluation/protocols.py on the images of a folder."""
 
     benchmark: str
     data: str = Field(description="folder of clean images; of pairs-..., of a data set in its published layout")

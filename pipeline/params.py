@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from pipeline.config import Frozen, read_yaml
-from pipeline.manifest import Source
+from pipeline.raw.manifest import Source
 
 
 class RecipeParams(Frozen):

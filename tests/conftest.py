@@ -18,10 +18,10 @@ from hypothesis import settings
 from PIL import Image
 
 import memoir
-from pipeline import build as stage
-from pipeline.images import write_image
-from pipeline.manifest import Counts, Source, ingest
-from pipeline.shards import file_sha256
+from pipeline.raw.images import write_image
+from pipeline.raw.manifest import Counts, Source, ingest
+from pipeline.shards.format import build as stage
+from pipeline.shards.format import file_sha256
 from pipeline.storage import Bucket, storage
 from pipeline.task import read_task
 
@@ -58,8 +58,8 @@ def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Pa
     import torch
     from safetensors.torch import save_file
 
-    from jobs.loop import weights
     from jobs.recipe import build_model, read_recipe
+    from jobs.training.loop import weights
 
     place.mkdir(parents=True, exist_ok=True)
     (place / "tiny.yaml").write_text(recipe)

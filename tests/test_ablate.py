@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from conftest import Workplace, photograph
 
-from jobs.evaluate import evaluate
-from jobs.protocols import PAPER
+from jobs.evaluation.evaluate import evaluate
+from jobs.evaluation.protocols import PAPER
 from jobs.recipe import build_model, read_recipe
-from pipeline import build as stage
 from pipeline.errors import UserError
-from pipeline.images import write_image
+from pipeline.raw.images import write_image
+from pipeline.shards.format import build as stage
 from pipeline.task import read_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import Workplace, photograph
 
-from jobs.evaluate import evaluate
-from jobs.loop import Run
-from jobs.protocols import psnr
+from jobs.evaluation.evaluate import evaluate
+from jobs.evaluation.protocols import psnr
 from jobs.recipe import BenchmarkRun, read_recipe
+from jobs.training.loop import Run
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
-from pipeline.shards import file_sha256, read_shards_json
+from pipeline.raw.images import write_bytes
+from pipeline.shards.format import file_sha256, read_shards_json
 
 RECIPE = """
 model: {name: memnet, memory_blocks: 1, recursions: 1, channels: 4, in_channels: 3}

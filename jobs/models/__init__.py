@@ -8,7 +8,7 @@ What the loop, the evaluation and the tiler ask of a model:
   mean of gradients is that of the global batch; and `progress`, the share of the run's steps that is done;
 - `inputs`: what its `training_loss` cannot do without: roles of images, `intra negatives` or `extra negatives`;
 - `restore(lq) -> output`: float32 (B, C, H, W) in [0, 1] in and out (not clipped), any H and W, in eval mode;
-- `in_channels`, `receptive_field` (pixels a side that one output pixel sees; None: global statistics: jobs.tiles says what that means)
+- `in_channels`, `receptive_field` (pixels a side that one output pixel sees; None: global statistics: jobs.restoring.tiles says what that means)
   and `size_multiple` (of H and W).
 - `read_weights(x)`, where it has a memory: how much each position of x reads of each item, {bank: (B, items, h, w)};
 - `no_decay()`, where it has one: the names of the parameters that weight decay spares.

@@ -1,7 +1,7 @@
 """Functions of torch in other words: those that MKL's vector library computes on a CPU by approximations of its maker.
 
 sqrt, log10, log2, atan and acos of a tensor are in its hands. What stands here has the same bits everywhere, see
-jobs/arithmetic.py: divisions, their square roots and `log` have.
+jobs/training/arithmetic.py: divisions, their square roots and `log` have.
 """
 
 import math

@@ -14,9 +14,9 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from jobs.documents import AllScores, Figures, Pointer, Published, Scores, read_document
-from jobs.protocols import METRICS, Metric, measured
+from jobs.evaluation.protocols import METRICS, Metric, measured
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.raw.images import write_bytes
 
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")

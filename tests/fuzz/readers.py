@@ -20,18 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Workplace, photograph, untrained_run
 
-from jobs.checkpoint import load_model
-from jobs.publish import models, publish
+from jobs.publishing.publish import models, publish
 from jobs.recipe import Recipe
-from jobs.tiles import restore_plane
-from pipeline import build as stage
+from jobs.restoring.checkpoint import load_model
+from jobs.restoring.tiles import restore_plane
 from pipeline.config import parse_json, parse_yaml, read_yaml
 from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, decode_image
-from pipeline.loader import Loader, Position
+from pipeline.loading.loader import Loader, Position
 from pipeline.params import Params
+from pipeline.raw.images import UnusableImageError, decode_image
 from pipeline.sampling.patches import RandomCrops
-from pipeline.shards import dataset_digest, verify
+from pipeline.shards.format import build as stage
+from pipeline.shards.format import dataset_digest, verify
 from pipeline.task import Task
 
 Reader = Callable[[bytes], None]

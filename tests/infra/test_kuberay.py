@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 
 import memoir
 from jobs.recipe import read_recipe
-from pipeline.shard_set import CACHE
+from pipeline.shards.shard_set import CACHE
 from pipeline.storage import Bucket, storage
 
 ROOT = Path(__file__).parents[2]
@@ -286,7 +286,7 @@ def test_the_settings_reach_the_store_and_ray(monkeypatch):
     assert isinstance(place, Bucket)
     assert place.client.meta.region_name == settings.pop("AWS_DEFAULT_REGION")
     assert place.client.meta.endpoint_url == settings.pop("AWS_ENDPOINT_URL")
-    told = "from pipeline.shard_set import CACHE; print(CACHE)"
+    told = "from pipeline.shards.shard_set import CACHE; print(CACHE)"
     environment = {**os.environ, "MEMOIR_CACHE": settings["MEMOIR_CACHE"]}
     cache = subprocess.run(
         [sys.executable, "-c", told], cwd=ROOT, env=environment, capture_output=True, text=True, check=True

@@ -16,7 +16,7 @@ import pytest
 from moto.core.authorization import enable_iam_authentication
 from moto.iam.access_control import S3IAMRequest
 
-from jobs.resume import Checkpoints
+from jobs.training.resume import Checkpoints
 from pipeline.errors import UserError
 from pipeline.storage import Bucket, storage
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import arithmetic
-from jobs.arithmetic import PORTABLE, check_portable, choose_precision, native_bf16
 from jobs.models.elementwise import psnr, root
 from jobs.recipe import read_recipe
+from jobs.training import arithmetic
+from jobs.training.arithmetic import PORTABLE, check_portable, choose_precision, native_bf16
 from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,8 +25,8 @@ SETTINGS = {
 CHILD = """
 import hashlib, json, sys
 import torch
-from jobs.arithmetic import check_portable
-from jobs.loop import build_optimiser
+from jobs.training.arithmetic import check_portable
+from jobs.training.loop import build_optimiser
 from jobs.recipe import Optimisation, Span, resolved_model
 check_portable()
 torch.set_num_threads(1)
@@ -144,7 +144,7 @@ def test_a_command_starts_again_as_it_was_given(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
-        "from jobs.arithmetic import is_portable, start_again_portably\n"
+        "from jobs.training.arithmetic import is_portable, start_again_portably\n"
         "print(os.getpid(), sys.argv[1:], is_portable())\n"
         "if not is_portable():\n    start_again_portably()\n"
         "import torch\nprint(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())\n"

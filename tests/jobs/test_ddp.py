@@ -9,8 +9,8 @@ import torch.distributed as dist
 from conftest import photograph
 from torch import Tensor
 
-from jobs.loop import Run
 from jobs.recipe import read_recipe
+from jobs.training.loop import Run
 from pipeline.errors import UserError
 
 MODELS = {

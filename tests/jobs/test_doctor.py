@@ -6,8 +6,8 @@ from conftest import photograph
 from jobs.doctor import _cluster, _found, _precision
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
-from pipeline.images import write_image
-from pipeline.manifest import Source
+from pipeline.raw.images import write_image
+from pipeline.raw.manifest import Source
 from pipeline.storage import storage
 
 
@@ -41,5 +41,5 @@ def test_the_cpus_are_those_of_this_process_and_a_long_folder_is_a_failure(monke
 
 def test_the_precision_is_what_auto_takes_here(monkeypatch):
     for native, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("jobs.arithmetic.native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr("jobs.training.arithmetic.native_bf16", lambda device, native=native: native)
         assert f"auto is {precision} on this machine's " in _precision().detail

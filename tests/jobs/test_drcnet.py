@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.loop import Objective
 from jobs.models.drcnet import (
     DRCNet,
     RegionNorm,
@@ -26,6 +25,7 @@ from jobs.models.drcnet import (
     region_normalise,
 )
 from jobs.models.vgg import VGG19Features
+from jobs.training.loop import Objective
 from pipeline.errors import UserError
 
 DFR_VARIANTS = ("base", "sf", "ea", "sf_id", "sf_ea", "full")

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import untrained_run
 
-from jobs.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
-from jobs.protocols import GRAY_FLOAT, ISTD, METRICS, RGB, Y_MATLAB, Y_RGB, benchmark, psnr, score
+from jobs.evaluation.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
+from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, METRICS, RGB, Y_MATLAB, Y_RGB, benchmark, psnr, score
 from jobs.recipe import BenchmarkRun
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
-from pipeline.images import read_image, write_image
+from pipeline.raw.images import read_image, write_image
 
 
 def run(benchmark: str, folder: Path, **more: str) -> BenchmarkRun:

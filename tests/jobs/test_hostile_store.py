@@ -19,16 +19,16 @@ from hostile import EXAMPLES, canary, mutated, nasty, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.checkpoint import load_model
-from jobs.loop import Run
-from jobs.publish import models, publish
+from jobs.publishing.publish import models, publish
 from jobs.recipe import read_recipe
 from jobs.report import write_report
-from jobs.restore import restore
-from jobs.resume import Checkpoints
-from jobs.train import plan_run, train
+from jobs.restoring.checkpoint import load_model
+from jobs.restoring.restore import restore
+from jobs.training.loop import Run
+from jobs.training.resume import Checkpoints
+from jobs.training.train import plan_run, train
 from pipeline.errors import UserError
-from pipeline.images import write_bytes, write_image
+from pipeline.raw.images import write_bytes, write_image
 from pipeline.storage import storage
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jobs.loop import Meter, Run, State, Watchdog, build_optimiser, learning_rate
 from jobs.recipe import Optimisation, Recipe, build_model, read_recipe
+from jobs.training.loop import Meter, Run, State, Watchdog, build_optimiser, learning_rate
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
-from pipeline.loader import Position
+from pipeline.loading.loader import Position
+from pipeline.raw.images import write_bytes
 
 # 24 samples: an epoch has 3 batches, the last with 4 samples and 6 of padding, which fill rank 1 of 2
 RECIPE = """
@@ -262,7 +262,7 @@ def test_checkpoints_come_by_the_clock_too(data, tmp_path, monkeypatch):
         clock[0] += 1
         return clock[0]
 
-    monkeypatch.setattr("jobs.loop.time", SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr("jobs.training.loop.time", SimpleNamespace(perf_counter=tick))
     every = ["training.checkpoint_every=100", "training.checkpoint_minutes=0.5", "training.validate_every=100"]
     run = Run(recipe(*every, folder=tmp_path), data, CPU)
     saved: list[int] = []
@@ -353,7 +353,7 @@ def test_images_per_second_are_those_of_training_alone(data, tmp_path, monkeypat
         clock[0] += seconds
         return clock[0]
 
-    monkeypatch.setattr("jobs.loop.time", SimpleNamespace(perf_counter=lambda: pass_time(0.001)))
+    monkeypatch.setattr("jobs.training.loop.time", SimpleNamespace(perf_counter=lambda: pass_time(0.001)))
     every = ["training.log_every=1", "training.validate_every=1", "training.checkpoint_every=1"]
     run = Run(recipe(*every, "optimisation.length={steps: 4}", folder=tmp_path), data, CPU)
     run.validate = lambda beat: pass_time(100)

@@ -10,10 +10,10 @@ from conftest import check_finite_in_bf16
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.loop import Objective
 from jobs.models import memorynet
 from jobs.models.memorynet import HierarchicalMemory, MemoryNet, charbonnier, contrast, laplacian, reconstruction
 from jobs.models.vgg import VGG19Features
+from jobs.training.loop import Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,9 +7,9 @@ from ray import exceptions
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-from jobs.origin import FILE, begin, differences, digest
 from jobs.recipe import read_recipe
-from jobs.train import _said
+from jobs.training.origin import FILE, begin, differences, digest
+from jobs.training.train import _said
 from pipeline.errors import UserError
 from pipeline.storage import storage
 
@@ -18,7 +18,7 @@ OURS = {
     "optimisation": {"lr": 0.1, "length": {"steps": 10}},
     "seed": 0,
     "shards": "aa",
-    "code": {"jobs/loop.py": "11", "pipeline/loader.py": "22"},
+    "code": {"jobs/training/loop.py": "11", "pipeline/loading/loader.py": "22"},
 }
 
 
@@ -39,7 +39,7 @@ def test_the_first_run_of_a_recipe_and_one_that_continues_say_nothing(store):
     [
         ({"optimisation": {"lr": 0.2, "length": {"steps": 10}}}, "optimisation.lr: 0.1 there, 0.2 here"),
         ({"model": {"name": "memnet", "channels": 8, "long_term": False}}, "model.long_term: none there, False here"),
-        ({"code": {"jobs/loop.py": "33", "pipeline/loader.py": "22"}}, "code: jobs/loop.py"),
+        ({"code": {"jobs/training/loop.py": "33", "pipeline/loading/loader.py": "22"}}, "code: jobs/training/loop.py"),
         ({"shards": "bb"}, "shards"),
         ({"shards": "bb", "seed": 1}, "seed: 0 there, 1 here, shards"),
     ],

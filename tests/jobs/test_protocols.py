@@ -13,7 +13,7 @@ from scipy.ndimage import uniform_filter
 from skimage.color import rgb2xyz, xyz2lab
 from skimage.metrics import structural_similarity
 
-from jobs.protocols import (
+from jobs.evaluation.protocols import (
     GRAY_FLOAT,
     ISTD,
     METRICS,
@@ -43,7 +43,7 @@ from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.scale import imresize
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.images import SUFFIXES, UnusableImageError, read_image
+from pipeline.raw.images import SUFFIXES, UnusableImageError, read_image
 
 FOLDERS = {
     "Classic5": "Classic5",
@@ -302,7 +302,7 @@ def test_a_mean_per_pixel_is_over_the_pixels_of_all_images():
 
 
 def test_protocols_need_neither_ray_nor_dvc_nor_boto3_nor_torch():
-    check = "import sys, jobs.protocols; print([m for m in ('ray', 'dvc', 'boto3', 'torch') if m in sys.modules])"
+    check = "import sys, jobs.evaluation.protocols; print([m for m in ('ray', 'dvc', 'boto3', 'torch') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 

@@ -14,9 +14,9 @@ import torch
 from conftest import untrained_run
 from safetensors.torch import load_file, save_file
 
-from jobs.checkpoint import load_model
-from jobs.publish import FILES, _card, models, publish
+from jobs.publishing.publish import FILES, _card, models, publish
 from jobs.recipe import build_model, read_recipe
+from jobs.restoring.checkpoint import load_model
 from pipeline.errors import UserError
 from pipeline.storage import storage
 from pipeline.task import read_task

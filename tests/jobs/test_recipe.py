@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from jobs.loop import learning_rate
+from jobs.evaluation.protocols import benchmark
 from jobs.models.memnet import MemNet
-from jobs.origin import CODE
-from jobs.protocols import benchmark
 from jobs.recipe import MODELS, RECIPES, Optimisation, Span, build_model, read_recipe
+from jobs.training.loop import learning_rate
+from jobs.training.origin import CODE
 from pipeline.errors import UserError
 from pipeline.layouts import layout
 from pipeline.sampling.patches import RandomCrops
@@ -374,9 +374,7 @@ def test_a_recipe_says_either_stride_or_crops(file):
 
 def test_what_only_reads_recipes_does_without_torch():
     """The driver, Ray's helpers and the command line: an import of torch takes each of them seconds."""
-    check = (
-        "import sys, jobs.train, jobs.recipe; print([m for m in ('torch', 'ray', 'tensorboardX') if m in sys.modules])"
-    )
+    check = "import sys, jobs.training.train, jobs.recipe; print([m for m in ('torch', 'ray', 'tensorboardX') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

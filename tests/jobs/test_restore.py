@@ -13,12 +13,12 @@ from conftest import encode, untrained_run
 from PIL import Image
 from stand_ins import Brighter, photograph
 
-from jobs import tiles
-from jobs.publish import publish
-from jobs.restore import restore, restore_image
+from jobs.publishing.publish import publish
+from jobs.restoring import tiles
+from jobs.restoring.restore import restore, restore_image
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
-from pipeline.images import read_image, read_picture, write_image
+from pipeline.raw.images import read_image, read_picture, write_image
 
 # colours
 
@@ -307,7 +307,7 @@ def test_transparency_is_enlarged_with_the_image(super_resolution, tmp_path):
 
 def test_more_exif_than_a_jpeg_holds_is_told_before_anything_is_computed(runs, tmp_path, monkeypatch):
     (tmp_path / "in.png").write_bytes(encode(photograph(20, 30), "PNG", exif=exif_of("x" * 70_000)))
-    monkeypatch.setattr("jobs.restore.restore_image", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr("jobs.restoring.restore.restore_image", lambda *_, **__: pytest.fail("computed"))
     (problem,) = problems("tiny", tmp_path / "in.png", tmp_path / "out.jpg", runs)
     assert "bytes of EXIF, and a JPEG holds 65,533; write a PNG" in problem
     monkeypatch.undo()
@@ -382,7 +382,7 @@ def test_16_bits_are_restored_as_such_where_the_task_has_them(runs, tmp_path, mo
     assert problem.endswith("16 bits a channel, and tiny was trained on 8; convert it to 8")
     assert np.array_equal(restore_image(Brighter(0.0), pixels, "rgb"), pixels)
     assert (restore_image(Brighter(1 / 65535), pixels // 2, "rgb") == pixels // 2 + 1).all()
-    monkeypatch.setattr("jobs.checkpoint.Trained.bits", 16)
+    monkeypatch.setattr("jobs.restoring.checkpoint.Trained.bits", 16)
     assert problems("tiny", tmp_path / "in.png", tmp_path / "out.png", runs) == []
     after, _ = read_image(tmp_path / "out.png", bits=16)
     assert after.dtype == np.uint16
@@ -427,7 +427,7 @@ def test_a_single_large_image_shows_how_far_it_is(runs, tmp_path, monkeypatch):
         seen.append(len(items))
         return iter(items)
 
-    monkeypatch.setattr("jobs.restore.track", bar)
+    monkeypatch.setattr("jobs.restoring.restore.track", bar)
     write_image(tmp_path / "in" / "a.png", photograph(600, 300))
     write_image(tmp_path / "in" / "b.png", photograph(20, 30))
     assert problems("tiny", tmp_path / "in" / "a.png", tmp_path / "out.png", runs) == []

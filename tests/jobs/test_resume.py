@@ -3,9 +3,9 @@ import threading
 
 import pytest
 
-from jobs import resume
-from jobs.checkpoint import find_version
-from jobs.resume import Checkpoints
+from jobs.restoring.checkpoint import find_version
+from jobs.training import resume
+from jobs.training.resume import Checkpoints
 from pipeline.errors import UserError
 from pipeline.storage import Storage, UnavailableError, storage
 

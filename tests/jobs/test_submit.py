@@ -27,14 +27,14 @@ from conftest import SECRET, Workplace, photograph
 from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from jobs import submit
-from jobs.origin import digest, origin
-from jobs.train import plan_run
-from pipeline import build as stage
+from jobs.training import submit
+from jobs.training.origin import digest, origin
+from jobs.training.train import plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError
-from pipeline.shard_set import ShardSet
-from pipeline.shards import read_shards_json, samples_digest
+from pipeline.shards.format import build as stage
+from pipeline.shards.format import read_shards_json, samples_digest
+from pipeline.shards.shard_set import ShardSet
 from pipeline.storage import Folder, storage
 
 RECIPE = {
@@ -161,7 +161,7 @@ def code(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i in range(12):
         (folder / "jobs/recipes").mkdir(parents=True, exist_ok=True)
         (folder / f"jobs/recipes/{i}.yaml").write_bytes(bytes(10 * i))
-    for name in ("memoir.py", "pipeline/tasks/a.yaml", "jobs/submit.py", "jobs/report/page.html"):
+    for name in ("memoir.py", "pipeline/tasks/a.yaml", "jobs/training/submit.py", "jobs/report/page.html"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bytes(5000 + len(name)))
     for name in (
@@ -174,7 +174,7 @@ def code(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(bytes(10_000))
-    monkeypatch.setattr(submit, "__file__", str(folder / "jobs/submit.py"))
+    monkeypatch.setattr(submit, "__file__", str(folder / "jobs/training/submit.py"))
     return folder
 
 
@@ -182,7 +182,7 @@ def test_a_job_is_given_the_code_and_its_recipe_and_nothing_else(code):
     planned = plan_run("tiny.yaml", data="data", store="store")
     with submit.working_dir(planned) as folder:
         files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    given = {"memoir.py", "pipeline/tasks/a.yaml", "jobs/submit.py", "jobs/report/page.html", "tiny.yaml"}
+    given = {"memoir.py", "pipeline/tasks/a.yaml", "jobs/training/submit.py", "jobs/report/page.html", "tiny.yaml"}
     assert files == given | {f"jobs/recipes/{i}.yaml" for i in range(12)}
     assert not folder.exists()
 
@@ -484,7 +484,7 @@ class Cluster:
 
     def start(self, *arguments: str, cwd: Path, patch: str = "pass", **changes: str) -> subprocess.Popen[str]:
         """`memoir` as a client, its output in one stream. patch: Python that runs before it."""
-        program = f"import jobs.submit as submit, memoir; {patch}; memoir.main()"
+        program = f"import jobs.training.submit as submit, memoir; {patch}; memoir.main()"
         process = subprocess.Popen(
             [sys.executable, "-c", program, *arguments],
             cwd=cwd,
@@ -532,7 +532,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(submit.__file__).parent.parent),
+        "PYTHONPATH": str(Path(submit.__file__).parents[2]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
     }

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from stand_ins import Brighter, MeanOf, untrained
 from torch import Tensor, nn
 
-from jobs import tiles as module
-from jobs.tiles import _starts, blended_distance, restore_blended, restore_grid, restore_plane, restore_tiled
+from jobs.restoring import tiles as module
+from jobs.restoring.tiles import _starts, blended_distance, restore_blended, restore_grid, restore_plane, restore_tiled
 
 
 class Shuffled(nn.Module):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.loop import Objective
 from jobs.models import timelapse
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.timelapse import Memory, TimeLapseNet, kmeans, mean_l1, selective_whitening, ssim
+from jobs.training.loop import Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

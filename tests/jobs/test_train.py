@@ -22,8 +22,8 @@ import yaml
 from ray.cluster_utils import Cluster
 from tensorboardX.proto.event_pb2 import Event
 
-from jobs.train import _lost, _mendable
-from pipeline.images import write_image
+from jobs.training.train import _lost, _mendable
+from pipeline.raw.images import write_image
 from pipeline.storage import UnavailableError, storage
 
 pytestmark = pytest.mark.slow
@@ -249,7 +249,7 @@ import builtins, sys
 real = builtins.__import__
 def hooked(name, *arguments, **options):
     module = real(name, *arguments, **options)
-    loop = sys.modules.get("jobs.loop")
+    loop = sys.modules.get("jobs.training.loop")
     if hasattr(loop, "json_lines"):  # the last of its names: it is there whole
         def validate(run, beat):
             raise RuntimeError("a defect of validation")
@@ -383,15 +383,15 @@ def test_a_node_that_will_be_taken_has_the_state_saved_at_once(workplace, undist
 
 # `memoir train` whose CPU somebody else takes between the look at what is free and the start of the workers
 LATE = """
-import os, time, ray, memoir, jobs.train
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.train.WITHOUT_ROOM_S = "3", 6
-look = jobs.train.connect
+import os, time, ray, memoir, jobs.training.train
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.train.WITHOUT_ROOM_S = "3", 6
+look = jobs.training.train.connect
 def connect(*arguments, **options):
     look(*arguments, **options)
-    jobs.train.other = ray.remote(num_cpus=1)(lambda: time.sleep(40)).remote()
+    jobs.training.train.other = ray.remote(num_cpus=1)(lambda: time.sleep(40)).remote()
     while ray.available_resources()["CPU"] > 1:
         time.sleep(0.1)
-jobs.train.connect = connect
+jobs.training.train.connect = connect
 memoir.main()
 """
 
@@ -412,9 +412,9 @@ def test_a_run_whose_room_another_took_first_waits_for_it(workplace, undisturbed
 
 # `memoir train` whose workers are lost, the first time, after they took their room and before they train
 HALFWAY = """
-import os, ray, signal, memoir, jobs.train, ray.train.torch
+import os, ray, signal, memoir, jobs.training.train, ray.train.torch
 from pathlib import Path
-jobs.train.PAUSE_S = 0
+jobs.training.train.PAUSE_S = 0
 first = Path("halfway").resolve()
 class Halfway(ray.train.torch.TorchConfig):
     @property
@@ -459,8 +459,8 @@ def test_a_start_that_fails_halfway_does_not_keep_the_room_of_the_next(workplace
 
 # `memoir train` with less patience
 HASTY = """
-import os, memoir, jobs.train
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.train.WITHOUT_ROOM_S = "3", 6
+import os, memoir, jobs.training.train
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.train.WITHOUT_ROOM_S = "3", 6
 memoir.main()
 """
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import photograph
 
-from pipeline import bench
-from pipeline.bench import bench_load, copies, deliver, memcpy, shard_bytes, stall
 from pipeline.errors import UserError
-from pipeline.loader import Loader
+from pipeline.loading import bench
+from pipeline.loading.bench import bench_load, copies, deliver, memcpy, shard_bytes, stall
+from pipeline.loading.loader import Loader
 from pipeline.sampling.patches import Grid, RandomCrops
 
 PATCH, BATCH = 24, 16

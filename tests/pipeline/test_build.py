@@ -20,22 +20,22 @@ from conftest import SECRET, Workplace, encode, photograph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import build as stage
-from pipeline import sources
-from pipeline.build import STORE, UnusableImagesError, sample_planes, samples, versions
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, modcrop
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.images import read_image, source_image, write_image
-from pipeline.loader import Loader, Position
-from pipeline.plan import File, Group
+from pipeline.loading.loader import Loader, Position
+from pipeline.raw import sources
+from pipeline.raw.images import read_image, source_image, write_image
 from pipeline.sampling.patches import Grid
 from pipeline.sampling.scene_mean import scene_mean
-from pipeline.shard_set import ShardSet
-from pipeline.shards import file_sha256, read_shards_json, verify
+from pipeline.shards.build import STORE, UnusableImagesError, sample_planes, samples, versions
+from pipeline.shards.format import build as stage
+from pipeline.shards.format import file_sha256, read_shards_json, verify
+from pipeline.shards.plan import File, Group
+from pipeline.shards.shard_set import ShardSet
 from pipeline.storage import storage
 from pipeline.task import Jpeg, Noise, Paired, Scale, Task
 
@@ -333,7 +333,7 @@ def test_temporary_files_stay_while_another_build_uses_the_store(filled, monkeyp
     assert not any(path.exists() for path in LEFTOVERS)
 
 
-OTHER = "from pipeline.build import _claimed, STORE\nwith _claimed(STORE): pass"
+OTHER = "from pipeline.shards.build import _claimed, STORE\nwith _claimed(STORE): pass"
 
 
 def test_two_builds_of_one_task_at_a_time_both_succeed(filled):
@@ -405,7 +405,7 @@ def test_an_image_that_the_degradation_does_not_take_is_named(workplace, without
     workplace.ingest()
 
     def refuse(*_: object) -> None:
-        from pipeline.images import UnusableImageError
+        from pipeline.raw.images import UnusableImageError
 
         raise UnusableImageError("too small to shrink")
 

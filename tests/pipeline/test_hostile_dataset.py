@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.inspect import inspect
-from pipeline.loader import Loader, Position
+from pipeline.loading.loader import Loader, Position
 from pipeline.sampling.patches import RandomCrops
-from pipeline.shard_set import ShardSet
-from pipeline.shards import read_listing, store_of_shards, verify
+from pipeline.shards.format import read_listing, store_of_shards, verify
+from pipeline.shards.inspect import inspect
+from pipeline.shards.shard_set import ShardSet
 from pipeline.storage import Bucket, storage
 from pipeline.tables import GROUP_ROWS, INDEX_SCHEMA, PAIRS_SCHEMA, read_table
 
@@ -136,7 +136,7 @@ def test_a_hostile_recipe_of_a_shared_store_is_one_line_and_reaches_nothing(stor
 def store(tmp_path_factory) -> Workplace:
     """A workplace whose shards are in the store `shared` too."""
     with pytest.MonkeyPatch.context() as patch:
-        from pipeline import build as stage
+        from pipeline.shards.format import build as stage
 
         work = Workplace(tmp_path_factory.mktemp("shared"))
         patch.chdir(work.root)

@@ -11,15 +11,15 @@ from conftest import photograph
 from hypothesis import given
 from hypothesis import strategies as st
 
-import pipeline.inspect
+import pipeline.shards.inspect
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.images import read_image
-from pipeline.inspect import CROP, ROWS, ZOOM, _detail, inspect
-from pipeline.manifest import write_table
-from pipeline.plan import FORMAT
-from pipeline.shard_set import ShardSet, validation_pair
-from pipeline.shards import INDEX_SCHEMA, dataset_digest, file_sha256, json_member, npy_member, write_shard
+from pipeline.raw.images import read_image
+from pipeline.raw.manifest import write_table
+from pipeline.shards.format import INDEX_SCHEMA, dataset_digest, file_sha256, json_member, npy_member, write_shard
+from pipeline.shards.inspect import CROP, ROWS, ZOOM, _detail, inspect
+from pipeline.shards.plan import FORMAT
+from pipeline.shards.shard_set import ShardSet, validation_pair
 
 DEGRADATIONS = {
     "jpeg": {"kind": "jpeg", "quality": [10, 20]},
@@ -139,9 +139,9 @@ def test_the_part_with_detail_lies_inside_the_image(height, width):
 def test_a_long_split_is_shown_from_its_first_sample_to_its_last(data, monkeypatch):
     write_dataset(data, "noise", 1, {"train": [(8, 8)] * 34, "val": [(8, 8)] * 2})
     keys = []
-    row = pipeline.inspect._row
+    row = pipeline.shards.inspect._row
     monkeypatch.setattr(
-        pipeline.inspect, "_row", lambda sample, level: keys.append(sample[0].key) or row(sample, level)
+        pipeline.shards.inspect, "_row", lambda sample, level: keys.append(sample[0].key) or row(sample, level)
     )
     sheet_of(data)
     assert keys == [f"train-{i}" for i in range(0, 34, 3)] + ["val-0", "val-1"]
@@ -159,9 +159,13 @@ def test_a_level_without_a_difference_has_no_psnr(data, monkeypatch):
     write_dataset(data, "jpeg", 1, {"train": [(20, 20)]})
     notes = []
     monkeypatch.setattr(
-        pipeline.inspect, "validation_pair", lambda version: (version.planes["gt"] / 255, version.planes["gt"] / 255)
+        pipeline.shards.inspect,
+        "validation_pair",
+        lambda version: (version.planes["gt"] / 255, version.planes["gt"] / 255),
     )
-    monkeypatch.setattr(pipeline.inspect, "_write", lambda strip, x, y, text, note, size: notes.append((text, note)))
+    monkeypatch.setattr(
+        pipeline.shards.inspect, "_write", lambda strip, x, y, text, note, size: notes.append((text, note))
+    )
     sheet_of(data)
     assert notes[-2:] == [("q10", "the same"), ("q20", "the same")]
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import encode, photograph
 
-from pipeline.images import decode_image
-from pipeline.leaks import AT_ONCE, LEAKS_SCHEMA, NEAR, _near, leaks, perceptual_hash
-from pipeline.manifest import SCHEMA, Source, ingest
+from pipeline.raw.images import decode_image
+from pipeline.raw.leaks import AT_ONCE, LEAKS_SCHEMA, NEAR, _near, leaks, perceptual_hash
+from pipeline.raw.manifest import SCHEMA, Source, ingest
 
 SKIMAGE = Path(pytest.importorskip("skimage").__file__).parent / "data"
 PHOTOGRAPHS = (
@@ -157,7 +157,7 @@ def test_of_several_copies_the_exact_one_is_reported_then_the_nearest_then_the_f
 
 @pytest.mark.parametrize("at_once", [1, 50, AT_ONCE])
 def test_all_pairs_are_found_that_comparing_each_with_each_finds(at_once, monkeypatch):
-    monkeypatch.setattr("pipeline.leaks.AT_ONCE", at_once)
+    monkeypatch.setattr("pipeline.raw.leaks.AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     hashes = [int(value) for value in rng.integers(1 << 64, size=40, dtype=np.uint64)]
     for value in hashes * 3:

@@ -9,8 +9,8 @@ import yaml
 from conftest import encode, photograph
 
 from pipeline.errors import UserError
-from pipeline.leaks import perceptual_hash
-from pipeline.manifest import Source, ingest, read_manifest
+from pipeline.raw.leaks import perceptual_hash
+from pipeline.raw.manifest import Source, ingest, read_manifest
 
 MANIFEST = Path("data/manifest/manifest.parquet")
 REJECTS = Path("data/manifest/rejects.parquet")

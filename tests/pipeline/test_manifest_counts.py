@@ -12,7 +12,7 @@ from conftest import Workplace, photograph
 from pipeline.errors import UserError
 from pipeline.layouts import LAYOUTS
 from pipeline.layouts.base import Count, Layout, Row, Split
-from pipeline.manifest import Source, ingest, read_manifest
+from pipeline.raw.manifest import Source, ingest, read_manifest
 
 MANIFEST = Path("data/manifest/manifest.parquet")
 

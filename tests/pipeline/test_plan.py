@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.layouts.base import LONGEST_KEY
-from pipeline.manifest import SCHEMA
-from pipeline.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest, unused
+from pipeline.raw.manifest import SCHEMA
+from pipeline.shards.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest, unused
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
 
 AVERAGE = 2**16

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline import sample
 from pipeline.degradations.rain import LIGHT, rain, streaks
 from pipeline.errors import UserError
-from pipeline.images import read_image
 from pipeline.layouts import layout
 from pipeline.params import read_params
-from pipeline.sample import write_samples
+from pipeline.raw import sample
+from pipeline.raw.images import read_image
+from pipeline.raw.sample import write_samples
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 SETS = ["README.md", "photos", "rain", "shadow", "timelapse"]
@@ -91,7 +91,9 @@ def test_an_uncompressed_png_is_read_as_it_was_written(tmp_path):
 
 
 def test_writing_samples_does_not_import_scikit_image():
-    code = "import pathlib, sys, tempfile, pipeline.sample as s; s.write_samples(pathlib.Path(tempfile.mkdtemp())); "
+    code = (
+        "import pathlib, sys, tempfile, pipeline.raw.sample as s; s.write_samples(pathlib.Path(tempfile.mkdtemp())); "
+    )
     check = "sys.exit('skimage' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code + check], check=False).returncode == 0
 

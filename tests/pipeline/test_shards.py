@@ -12,8 +12,7 @@ import webdataset
 from conftest import photograph
 
 from pipeline.errors import UserError
-from pipeline.plan import FORMAT
-from pipeline.shards import (
+from pipeline.shards.format import (
     INDEX_SCHEMA,
     Member,
     file_sha256,
@@ -23,6 +22,7 @@ from pipeline.shards import (
     verify,
     write_shard,
 )
+from pipeline.shards.plan import FORMAT
 from pipeline.storage import storage
 
 FILES = {

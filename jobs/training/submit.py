@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from jobs.recipe import Recipe
-from jobs.train import Planned
+from jobs.training.train import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
-from pipeline.shards import file_sha256
+from pipeline.shards.format import file_sha256
 from pipeline.storage import Bucket, Folder, Storage
 
 CODE = ("memoir.py", "pipeline", "jobs")  # what a job is given
@@ -188,7 +188,7 @@ def entrypoint(planned: Planned, data: str, store: str) -> str:
 def working_dir(planned: Planned) -> Iterator[Path]:
     """A folder with the code and the resolved recipe, and nothing else. Raises UserError where it is too large for Ray."""
     with TemporaryDirectory(prefix="memoir-job-") as temporary:
-        folder, root = Path(temporary), Path(__file__).parent.parent
+        folder, root = Path(temporary), Path(__file__).parents[2]
         for name in CODE:
             if (root / name).is_dir():
                 shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))

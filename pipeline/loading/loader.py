@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cache import ShardCache
 from pipeline.depth import peak
 from pipeline.errors import UserError, some
 from pipeline.keyed import digest64, hashed
+from pipeline.loading.cache import ShardCache
 from pipeline.sampling.negatives import mix
 from pipeline.sampling.order import Order
 from pipeline.sampling.patches import Grid, RandomCrops
-from pipeline.shard_set import ShardSet
+from pipeline.shards.shard_set import ShardSet
 
 WINDOW = 16  # shards whose samples are mixed
 SMALL = 64  # side of grey patches up to which rows are gathered: a call for each patch costs more than its pixels

@@ -15,7 +15,9 @@ import torch
 import yaml
 from torch import nn
 
-from jobs.checkpoint import (
+from jobs.documents import AllScores, Metrics, Provenance, read_document
+from jobs.evaluation.protocols import measured, table
+from jobs.restoring.checkpoint import (
     AGAIN,
     LATEST,
     SUMS,
@@ -28,12 +30,10 @@ from jobs.checkpoint import (
     recipe_name,
     versions,
 )
-from jobs.documents import AllScores, Metrics, Provenance, read_document
-from jobs.protocols import measured, table
-from jobs.tiles import OVERLAP, TILE, WHOLE, is_global
+from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
 from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.raw.images import write_bytes
 from pipeline.storage import Storage, storage
 
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
@@ -304,7 +304,7 @@ A number holds for its protocol only:
 IN is an image or a folder of images, of any size; transparency, colour profile, EXIF and dpi are kept.{" With `--scale N` it is enlarged first." if kind == "scale" else ""} In Python:
 
     from pathlib import Path
-    from jobs.checkpoint import load_model
+    from jobs.restoring.checkpoint import load_model
 
     model = load_model("{uri}", Path("runs")).model
     restored = model.restore(x)  # float32 (B, {model.in_channels}, H, W) in [0, 1]

@@ -16,7 +16,7 @@ from jobs.recipe import RECIPES, ResolvedRecipe, resolved_model
 from pipeline.config import parse_json, parse_yaml
 from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest
-from pipeline.shards import file_sha256
+from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
 from pipeline.task import Task
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.documents import SMALL, read_sums
 from pipeline.errors import UserError
-from pipeline.shards import file_sha256
+from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, UnavailableError
 
 SUMS = "checkpoint.sha256"  # not SHA256SUMS, which makes a folder a published version

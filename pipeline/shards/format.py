@@ -28,7 +28,7 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_
 from pipeline.config import Frozen, parse_json
 from pipeline.depth import Bits
 from pipeline.errors import UserError
-from pipeline.plan import FORMAT
+from pipeline.shards.plan import FORMAT
 from pipeline.storage import Bucket, Folder, Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index, check_numbers, read_table
 from pipeline.task import Negatives, Task

@@ -23,7 +23,7 @@ from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
 from pipeline.depth import levels, peak, unit
 from pipeline.errors import UserError, nearest
-from pipeline.images import UnusableImageError
+from pipeline.raw.images import UnusableImageError
 
 
 @dataclass(frozen=True)
@@ -404,7 +404,7 @@ class Benchmark:
     protocol: Protocol
     plane: Literal["rgb2ycbcr", "rgb2gray", "rgb"]  # what is taken of an RGB image; a grey image is used as it is
     half: bool = False  # clean image first shrunk to half by MATLAB's bicubic, as RED and MemNet do with BSD200
-    tile: int | None = None  # the model sees tiles of so many pixels a side, see jobs.tiles.restore_grid
+    tile: int | None = None  # the model sees tiles of so many pixels a side, see jobs.restoring.tiles.restore_grid
 
     @property
     def column(self) -> str:

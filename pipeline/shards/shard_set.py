@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.cache import Lease, ShardCache
 from pipeline.degradations.colour import with_channels
 from pipeline.degradations.noise import awgn
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError
-from pipeline.shards import (
+from pipeline.loading.cache import Lease, ShardCache
+from pipeline.shards.format import (
     damaged,
     described,
     file_sha256,

@@ -16,17 +16,17 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from jobs.checkpoint import Trained, load_model
-from jobs.protocols import Benchmark, Pair, Score, benchmark, mean
+from jobs.evaluation.protocols import Benchmark, Pair, Score, benchmark, mean
 from jobs.recipe import BenchmarkRun, read_recipe
-from jobs.restore import check_channels, on_device
-from jobs.tiles import blended_distance, restore_grid, restore_plane
+from jobs.restoring.checkpoint import Trained, load_model
+from jobs.restoring.restore import check_channels, on_device
+from jobs.restoring.tiles import blended_distance, restore_grid, restore_plane
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
-from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
 from pipeline.layouts import layout
 from pipeline.layouts.base import Row, listed, natural, safe_key, suffix_fault
-from pipeline.manifest import write_table
+from pipeline.raw.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
+from pipeline.raw.manifest import write_table
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
 Restorer = Callable[[np.ndarray, int | None], np.ndarray]

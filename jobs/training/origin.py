@@ -9,30 +9,30 @@ from typing import Any
 from jobs.documents import SMALL, read_document
 from jobs.recipe import Recipe
 from pipeline.errors import UserError, printable, some
-from pipeline.shards import file_sha256
+from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage
 
 FILE = "run.json"
 CODE = (
-    "jobs/arithmetic.py",
-    "jobs/loop.py",
+    "jobs/training/arithmetic.py",
+    "jobs/training/loop.py",
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
     "jobs/models/elementwise.py",
     "jobs/models/vgg.py",
     "pipeline/depth.py",
     "pipeline/keyed.py",
-    "pipeline/loader.py",
+    "pipeline/loading/loader.py",
     "pipeline/sampling/negatives.py",
     "pipeline/sampling/order.py",
     "pipeline/sampling/patches.py",
-    "pipeline/shard_set.py",
+    "pipeline/shards/shard_set.py",
 )
 
 
 def origin(recipe: Recipe, shards: str) -> dict[str, Any]:
     """What the weights of a run depend on: the recipe (all but how the run is carried out), the shards' digest, and code."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return recipe.model_dump(mode="json", include={"model", "data", "optimisation"}) | {
         "seed": recipe.training.seed,
         "portable": recipe.training.portable,

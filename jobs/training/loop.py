@@ -22,18 +22,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.arithmetic import Precision, check_portable, choose_precision
 from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
 from jobs.models import collective
 from jobs.models.elementwise import psnr
 from jobs.recipe import Optimisation, Recipe, build_model
-from jobs.tiles import restore_plane
-from pipeline.cache import ShardCache
+from jobs.restoring.tiles import restore_plane
+from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
-from pipeline.loader import Loader, Position
-from pipeline.shard_set import CACHE, ShardSet, Version, validation_pair
+from pipeline.loading.cache import ShardCache
+from pipeline.loading.loader import Loader, Position
+from pipeline.shards.shard_set import CACHE, ShardSet, Version, validation_pair
 from pipeline.storage import Bucket, storage
 
 TIMED = 10  # of so many steps one is timed by DistributedDataParallel

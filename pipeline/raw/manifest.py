@@ -18,11 +18,11 @@ from pydantic import Field
 from pipeline.config import Frozen
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
-from pipeline.images import UnusableImageError, picture_size, pixel_limit, source_facts, write_bytes
 from pipeline.layouts import layout
 from pipeline.layouts.base import Count, Row
-from pipeline.leaks import leaks, perceptual_hash
-from pipeline.sources import is_remote, local_folder
+from pipeline.raw.images import UnusableImageError, picture_size, pixel_limit, source_facts, write_bytes
+from pipeline.raw.leaks import leaks, perceptual_hash
+from pipeline.raw.sources import is_remote, local_folder
 
 MIN_SIDE = 16  # pixels; smaller images hold no patch and no SSIM window
 
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("role", pa.string()),  # gt | lq | mask | frame
         ("path", pa.string()),  # root as given, then the path below it
-        ("part", pa.string()),  # which image of a file that holds several, as `pipeline.images.read_part` takes it
+        ("part", pa.string()),  # which image of a file that holds several, as `pipeline.raw.images.read_part` takes it
         ("scene", pa.string()),
         ("frame", pa.int32()),
         ("group", pa.string()),
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         ("channels", pa.int32()),
         ("bit_depth", pa.int32()),
         ("sha256", pa.string()),  # of the file, or of the pixels of a part
-        ("phash", pa.uint64()),  # see pipeline.leaks
+        ("phash", pa.uint64()),  # see pipeline.raw.leaks
         ("profile", pa.string()),  # the embedded colour profile that was converted to sRGB; null where none was
         ("warning", pa.string()),  # what the decoder complained of in a file that is used
         ("reject_reason", pa.string()),
@@ -77,7 +77,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What `ingest` wrote. leaks: as `pipeline.leaks.leaks` gives them. warnings: (path, warning) of images that are used."""
+    """What `ingest` wrote. leaks: as `pipeline.raw.leaks.leaks` gives them. warnings: (path, warning) of images that are used."""
 
     counts: list[Counts]
     rejects: pa.Table

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.loader import Loader, Position
+from pipeline.loading.loader import Loader, Position
 from pipeline.sampling.patches import Grid, RandomCrops
-from pipeline.shards import read_shards_json
+from pipeline.shards.format import read_shards_json
 
 SOURCE = 2**28  # bytes that the limit is copied from: more than caches hold
 

@@ -36,13 +36,13 @@ from pipeline.degradations.noise import noisy_levels
 from pipeline.degradations.scale import bicubic_lowres, modcrop
 from pipeline.depth import Bits, levels, peak, widened
 from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, decode_image, source_image, write_bytes
-from pipeline.manifest import read_manifest, write_table
-from pipeline.plan import FORMAT, File, Group, ShardPlan, made_levels, plan, recipe_digest, unused
+from pipeline.raw.images import UnusableImageError, decode_image, source_image, write_bytes
+from pipeline.raw.manifest import read_manifest, write_table
+from pipeline.raw.sources import fetched_file, is_remote, local_file, read_source
 from pipeline.sampling.negatives import Negative, mixed_image, negatives
 from pipeline.sampling.scene_mean import scene_mean
 from pipeline.sampling.scene_pairs import scene_pairs
-from pipeline.shards import (
+from pipeline.shards.format import (
     Member,
     Shard,
     dataset_digest,
@@ -52,7 +52,7 @@ from pipeline.shards import (
     png_member,
     write_shard,
 )
-from pipeline.sources import fetched_file, is_remote, local_file, read_source
+from pipeline.shards.plan import FORMAT, File, Group, ShardPlan, made_levels, plan, recipe_digest, unused
 from pipeline.storage import Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index
 from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse, read_task

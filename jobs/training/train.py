@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.arithmetic import COST, PORTABLE, native_bf16
 from jobs.documents import SMALL, Done, State, read_document, read_records
-from jobs.origin import begin, digest, origin
 from jobs.recipe import Recipe, Training, read_recipe
-from jobs.resume import Checkpoints
+from jobs.training.arithmetic import COST, PORTABLE, native_bf16
+from jobs.training.origin import begin, digest, origin
+from jobs.training.resume import Checkpoints
 from pipeline.cluster import address_to_join, connect, jobs_address, taken, trouble, wait_for
 from pipeline.cpus import available_cpus
 from pipeline.errors import MENDABLE, UserError
-from pipeline.images import write_bytes
-from pipeline.shards import read_shards_json, samples_digest
+from pipeline.raw.images import write_bytes
+from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
 
 if TYPE_CHECKING:
-    from jobs.loop import Run
+    from jobs.training.loop import Run
 
 WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
 PAUSE_S = 10  # between two starts of the workers, after one that failed
@@ -86,13 +86,13 @@ def train(
         raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
     if "done.json" not in place.names("done.json"):
         if run is None and jobs_address():
-            from jobs.submit import train_there
+            from jobs.training.submit import train_there
 
             train_there(planned)
         else:
             recipe = planned.recipe
             if run is not None:
-                from jobs.submit import with_weights
+                from jobs.training.submit import with_weights
 
                 recipe = with_weights(recipe, planned.store)
             if line := begin(planned.store, name, planned.origin):
@@ -185,7 +185,7 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
             ),
             run_config=ray.train.RunConfig(
                 name=run,
-                # Nothing is left to Ray here: jobs.resume keeps the checkpoints, which then outlive Ray's versions,
+                # Nothing is left to Ray here: jobs.training.resume keeps the checkpoints, which then outlive Ray's versions,
                 # are verified when they are read, and need no file system of pyarrow's.
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(
@@ -537,7 +537,7 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str, running: 
     import torch
     from ray.train.v2._internal.execution.context import get_train_context
 
-    from jobs.loop import Run, Watchdog, json_lines
+    from jobs.training.loop import Run, Watchdog, json_lines
 
     training = recipe.training
     torch.set_num_threads(training.cpus_per_worker)
