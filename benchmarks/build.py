@@ -28,8 +28,8 @@ import cv2
 import numpy as np
 import webdataset
 
-from pipeline.raw.images import SUFFIXES, decode_image
-from pipeline.shards.format import build, write_shard
+from pipeline.images import SUFFIXES, decode_image
+from pipeline.shards import build, write_shard
 from pipeline.shards.plan import File, Group
 from pipeline.task import Jpeg, Scale, Task
 

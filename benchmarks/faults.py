@@ -61,7 +61,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import UserError, nearest
-from pipeline.raw.images import write_image
+from pipeline.images import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

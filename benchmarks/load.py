@@ -56,9 +56,9 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.images import SUFFIXES, write_image
 from pipeline.loading.bench import copies, shard_bytes
 from pipeline.loading.loader import Loader
-from pipeline.raw.images import SUFFIXES, write_image
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.shard_set import ShardSet
 

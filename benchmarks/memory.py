@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.raw.images import SUFFIXES
+from pipeline.images import SUFFIXES
 
 PARAMS = "store: store\ndatasets:\n  photos: {layout: folder, root: photos}\ntasks: [tiny]\nrecipes: {}\n"
 TASK = """colour: y

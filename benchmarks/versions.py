@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.raw.images import SUFFIXES, read_image, write_image
+from pipeline.images import SUFFIXES, read_image, write_image
 from pipeline.shards.format import read_shards_json
 
 BIN = Path(sys.executable).parent

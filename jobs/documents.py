@@ -7,7 +7,7 @@ passed by; what this one uses has its kind and range, and no name in it leads ou
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.config import parse_json
 from pipeline.errors import UserError
@@ -20,49 +20,12 @@ VersionName = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Step = Annotated[int, Field(ge=0, lt=10**8)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
 Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}$")]  # of one folder or file
-Figures = dict[str, float | None]  # by the metric's name; None: the infinite PSNR of identical images
 
 
 class Document(BaseModel):
     """Base of what follows."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-
-class Blended(Document):
-    """How near blended tiles come to the whole image, of one image: see jobs.restoring.tiles.blended_distance."""
-
-    image: Line
-    psnr: float | None
-
-
-class Scores(Document):
-    """A row of scores.json: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
-
-    figures: Figures = Field(min_length=1)
-    images: int = Field(ge=0)
-    protocol: Line
-    baseline: Figures
-    paper: dict[Line, Figures]
-    blended: Blended | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, row: Any) -> Any:
-        from jobs.evaluation.protocols import measured  # takes a second, and whoever trains does without
-
-        if not isinstance(row, dict):
-            return row  # pydantic says that it is none
-        return row | {"figures": {metric.name: row[metric.name] for metric in measured(row)}}
-
-    @model_validator(mode="after")
-    def _beside(self) -> "Scores":
-        if self.baseline.keys() != self.figures.keys():
-            raise ValueError("baseline has other metrics")
-        return self
-
-
-AllScores = dict[Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f]{1,500}/[^/\x00-\x1f\x7f]{1,500}$")], Scores]
 
 
 class Trained(Document):
@@ -97,12 +60,6 @@ class Latest(Document):
     """latest.json of a recipe in a store."""
 
     version: VersionName
-
-
-class Metrics(Document):
-    """metrics.json of a published version."""
-
-    scores: AllScores
 
 
 class ProvenanceData(Document):

@@ -18,9 +18,9 @@ from hypothesis import settings
 from PIL import Image
 
 import memoir
-from pipeline.raw.images import write_image
+from pipeline.images import write_image
 from pipeline.raw.manifest import Counts, Source, ingest
-from pipeline.shards.format import build as stage
+from pipeline.shards import build as stage
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Bucket, storage
 from pipeline.task import read_task

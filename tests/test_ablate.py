@@ -15,8 +15,8 @@ from jobs.evaluation.evaluate import evaluate
 from jobs.evaluation.protocols import PAPER
 from jobs.recipe import build_model, read_recipe
 from pipeline.errors import UserError
-from pipeline.raw.images import write_image
-from pipeline.shards.format import build as stage
+from pipeline.images import write_image
+from pipeline.shards import build as stage
 from pipeline.task import read_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

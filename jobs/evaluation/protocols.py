@@ -23,7 +23,7 @@ from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
 from pipeline.depth import levels, peak, unit
 from pipeline.errors import UserError, nearest
-from pipeline.raw.images import UnusableImageError
+from pipeline.images import UnusableImageError
 
 
 @dataclass(frozen=True)

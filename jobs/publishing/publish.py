@@ -15,8 +15,9 @@ import torch
 import yaml
 from torch import nn
 
-from jobs.documents import AllScores, Metrics, Provenance, read_document
+from jobs.documents import Provenance, read_document
 from jobs.evaluation.protocols import measured, table
+from jobs.evaluation.scores import AllScores, Metrics
 from jobs.restoring.checkpoint import (
     AGAIN,
     LATEST,
@@ -33,7 +34,7 @@ from jobs.restoring.checkpoint import (
 from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
 from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
-from pipeline.raw.images import write_bytes
+from pipeline.images import write_bytes
 from pipeline.storage import Storage, storage
 
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")

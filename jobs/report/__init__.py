@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import TypeAdapter
 
-from jobs.documents import AllScores, Figures, Pointer, Published, Scores, read_document
+from jobs.documents import Pointer, Published, read_document
 from jobs.evaluation.protocols import METRICS, Metric, measured
+from jobs.evaluation.scores import AllScores, Figures, Scores
 from pipeline.errors import UserError
-from pipeline.raw.images import write_bytes
+from pipeline.images import write_bytes
 
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")

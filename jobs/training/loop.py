@@ -31,8 +31,8 @@ from jobs.restoring.tiles import restore_plane
 from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
-from pipeline.loading.cache import ShardCache
 from pipeline.loading.loader import Loader, Position
+from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import CACHE, ShardSet, Version, validation_pair
 from pipeline.storage import Bucket, storage
 

@@ -24,7 +24,7 @@ from jobs.training.resume import Checkpoints
 from pipeline.cluster import address_to_join, connect, jobs_address, taken, trouble, wait_for
 from pipeline.cpus import available_cpus
 from pipeline.errors import MENDABLE, UserError
-from pipeline.raw.images import write_bytes
+from pipeline.images import write_bytes
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Folder, Storage, UnavailableError, storage
 

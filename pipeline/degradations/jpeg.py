@@ -5,7 +5,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from pipeline.raw.images import UnusableImageError
+from pipeline.images import UnusableImageError
 
 _SAMPLING = {
     "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from pipeline.depth import peak
-from pipeline.raw.images import UnusableImageError
+from pipeline.images import UnusableImageError
 
 _STRIP = 48  # output rows made at a time, so that what lies between the two passes stays in the cache
 

@@ -13,7 +13,7 @@ from string import Formatter
 from typing import ClassVar, Literal
 
 from pipeline.errors import UserError, nearest
-from pipeline.raw.images import SUFFIXES
+from pipeline.images import SUFFIXES
 
 Split = Literal["train", "val", "test"]
 Role = Literal["gt", "lq", "mask", "frame"]
@@ -87,7 +87,7 @@ class Row:
     scene: the scene, sequence or published subset the file stands in. frame: its place in a time-lapse scene, from 0.
     group: what is never split over shards: a target with all its inputs, the frames of one time-lapse scene. Unique in
     (dataset, split). reject_reason: why the file cannot be used; None for a good one.
-    part: which image of a file that holds several, as `pipeline.raw.images.read_image` takes it; None for the whole file.
+    part: which image of a file that holds several, as `pipeline.images.read_image` takes it; None for the whole file.
     """
 
     dataset: str

@@ -26,10 +26,10 @@ from torch import Tensor
 from pipeline.depth import peak
 from pipeline.errors import UserError, some
 from pipeline.keyed import digest64, hashed
-from pipeline.loading.cache import ShardCache
 from pipeline.sampling.negatives import mix
 from pipeline.sampling.order import Order
 from pipeline.sampling.patches import Grid, RandomCrops
+from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import ShardSet
 
 WINDOW = 16  # shards whose samples are mixed

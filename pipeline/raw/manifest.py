@@ -18,9 +18,9 @@ from pydantic import Field
 from pipeline.config import Frozen
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
+from pipeline.images import UnusableImageError, picture_size, pixel_limit, source_facts, write_bytes
 from pipeline.layouts import layout
 from pipeline.layouts.base import Count, Row
-from pipeline.raw.images import UnusableImageError, picture_size, pixel_limit, source_facts, write_bytes
 from pipeline.raw.leaks import leaks, perceptual_hash
 from pipeline.raw.sources import is_remote, local_folder
 
@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("role", pa.string()),  # gt | lq | mask | frame
         ("path", pa.string()),  # root as given, then the path below it
-        ("part", pa.string()),  # which image of a file that holds several, as `pipeline.raw.images.read_part` takes it
+        ("part", pa.string()),  # which image of a file that holds several, as `pipeline.images.read_part` takes it
         ("scene", pa.string()),
         ("frame", pa.int32()),
         ("group", pa.string()),

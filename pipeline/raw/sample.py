@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.degradations.rain import rain
 from pipeline.errors import UserError
+from pipeline.images import picture, write_bytes
 from pipeline.keyed import philox
-from pipeline.raw.images import picture, write_bytes
 
 SEED = 20220104
 

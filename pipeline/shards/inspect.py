@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError
-from pipeline.raw.images import write_image
+from pipeline.images import write_image
 from pipeline.shards.format import read_shards_json
 from pipeline.shards.shard_set import ShardSet, Version, validation_pair
 

@@ -21,7 +21,7 @@ from pipeline.degradations.colour import with_channels
 from pipeline.degradations.noise import awgn
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError
-from pipeline.loading.cache import Lease, ShardCache
+from pipeline.shards.cache import Lease, ShardCache
 from pipeline.shards.format import (
     damaged,
     described,

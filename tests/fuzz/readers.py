@@ -26,11 +26,11 @@ from jobs.restoring.checkpoint import load_model
 from jobs.restoring.tiles import restore_plane
 from pipeline.config import parse_json, parse_yaml, read_yaml
 from pipeline.errors import UserError
+from pipeline.images import UnusableImageError, decode_image
 from pipeline.loading.loader import Loader, Position
 from pipeline.params import Params
-from pipeline.raw.images import UnusableImageError, decode_image
 from pipeline.sampling.patches import RandomCrops
-from pipeline.shards.format import build as stage
+from pipeline.shards import build as stage
 from pipeline.shards.format import dataset_digest, verify
 from pipeline.task import Task
 

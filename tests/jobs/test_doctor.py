@@ -6,7 +6,7 @@ from conftest import photograph
 from jobs.doctor import _cluster, _found, _precision
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
-from pipeline.raw.images import write_image
+from pipeline.images import write_image
 from pipeline.raw.manifest import Source
 from pipeline.storage import storage
 

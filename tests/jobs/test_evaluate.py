@@ -15,7 +15,7 @@ from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, METRICS, RGB, Y_MATLAB, 
 from jobs.recipe import BenchmarkRun
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
-from pipeline.raw.images import read_image, write_image
+from pipeline.images import read_image, write_image
 
 
 def run(benchmark: str, folder: Path, **more: str) -> BenchmarkRun:

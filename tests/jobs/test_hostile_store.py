@@ -28,7 +28,7 @@ from jobs.training.loop import Run
 from jobs.training.resume import Checkpoints
 from jobs.training.train import plan_run, train
 from pipeline.errors import UserError
-from pipeline.raw.images import write_bytes, write_image
+from pipeline.images import write_bytes, write_image
 from pipeline.storage import storage
 
 pytestmark = pytest.mark.usefixtures("one_thread")

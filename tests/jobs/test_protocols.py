@@ -43,7 +43,7 @@ from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.scale import imresize
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.raw.images import SUFFIXES, UnusableImageError, read_image
+from pipeline.images import SUFFIXES, UnusableImageError, read_image
 
 FOLDERS = {
     "Classic5": "Classic5",

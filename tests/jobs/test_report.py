@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jobs.report import BOTTOM, LEFT, RIGHT, TOP, _chart, _number, write_report
 from pipeline.errors import UserError
-from pipeline.raw.images import write_image
+from pipeline.images import write_image
 
 PROTOCOL = "gray-float@1 (colour=grey border=none rounding=none ssim=wang2004)"
 SCORES = {

@@ -18,7 +18,7 @@ from jobs.restoring import tiles
 from jobs.restoring.restore import restore, restore_image
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
-from pipeline.raw.images import read_image, read_picture, write_image
+from pipeline.images import read_image, read_picture, write_image
 
 # colours
 

@@ -32,7 +32,7 @@ from jobs.training.origin import digest, origin
 from jobs.training.train import plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError
-from pipeline.shards.format import build as stage
+from pipeline.shards import build as stage
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage import Folder, storage

@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 from tensorboardX.proto.event_pb2 import Event
 
 from jobs.training.train import _lost, _mendable
-from pipeline.raw.images import write_image
+from pipeline.images import write_image
 from pipeline.storage import UnavailableError, storage
 
 pytestmark = pytest.mark.slow

@@ -26,13 +26,13 @@ from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, modcrop
 from pipeline.depth import widened
 from pipeline.errors import UserError
+from pipeline.images import read_image, source_image, write_image
 from pipeline.loading.loader import Loader, Position
 from pipeline.raw import sources
-from pipeline.raw.images import read_image, source_image, write_image
 from pipeline.sampling.patches import Grid
 from pipeline.sampling.scene_mean import scene_mean
+from pipeline.shards import build as stage
 from pipeline.shards.build import STORE, UnusableImagesError, sample_planes, samples, versions
-from pipeline.shards.format import build as stage
 from pipeline.shards.format import file_sha256, read_shards_json, verify
 from pipeline.shards.plan import File, Group
 from pipeline.shards.shard_set import ShardSet
@@ -405,7 +405,7 @@ def test_an_image_that_the_degradation_does_not_take_is_named(workplace, without
     workplace.ingest()
 
     def refuse(*_: object) -> None:
-        from pipeline.raw.images import UnusableImageError
+        from pipeline.images import UnusableImageError
 
         raise UnusableImageError("too small to shrink")
 

@@ -28,10 +28,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.loading import cache as module
-from pipeline.loading.cache import VERIFIED, ShardCache
 from pipeline.loading.loader import Loader
 from pipeline.sampling.patches import Grid
+from pipeline.shards import cache as module
+from pipeline.shards.cache import VERIFIED, ShardCache
 from pipeline.storage import Storage, storage
 
 MIB = 2**20
@@ -198,7 +198,7 @@ def behind(s3, server, proxy) -> Callable[..., tuple[Storage, list[Shard]]]:
 def process(folder: Path, uri: str, shards: list[Shard], limit: int | None = None) -> subprocess.Popen:
     """Another process that gets these shards, prints "done", and holds the leases until its stdin ends."""
     code = (
-        "import sys; from pathlib import Path; from pipeline.loading.cache import ShardCache; from pipeline.storage import storage\n"
+        "import sys; from pathlib import Path; from pipeline.shards.cache import ShardCache; from pipeline.storage import storage\n"
         f"cache, source = ShardCache(Path({str(folder)!r}), limit_bytes={limit}), storage({uri!r})\n"
         f"leases = [cache.get(source, *shard) for shard in {shards!r}]\n"
         "print('done', flush=True); sys.stdin.read()"
@@ -257,7 +257,7 @@ def test_all_may_read_the_files_whatever_the_umask(tmp_path):
 def test_a_folder_needs_no_boto3(tmp_path):
     source, (shard,) = folder_of_shards(tmp_path, 100)
     code = (
-        "import sys, pathlib; from pipeline.loading.cache import ShardCache; from pipeline.storage import storage;"
+        "import sys, pathlib; from pipeline.shards.cache import ShardCache; from pipeline.storage import storage;"
         f"ShardCache(pathlib.Path({str(tmp_path / 'cache')!r})).get(storage({source.uri!r}), *{shard!r});"
         "assert not {'boto3', 'botocore', 'torch', 'ray', 'numpy'} & set(sys.modules)"
     )

@@ -17,8 +17,8 @@ from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import awgn, noisy_levels
 from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
 from pipeline.depth import widened
+from pipeline.images import UnusableImageError
 from pipeline.keyed import philox
-from pipeline.raw.images import UnusableImageError
 
 COLOURS = st.tuples(*[st.integers(0, 255)] * 3)
 

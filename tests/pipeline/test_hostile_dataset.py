@@ -136,7 +136,7 @@ def test_a_hostile_recipe_of_a_shared_store_is_one_line_and_reaches_nothing(stor
 def store(tmp_path_factory) -> Workplace:
     """A workplace whose shards are in the store `shared` too."""
     with pytest.MonkeyPatch.context() as patch:
-        from pipeline.shards.format import build as stage
+        from pipeline.shards import build as stage
 
         work = Workplace(tmp_path_factory.mktemp("shared"))
         patch.chdir(work.root)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from pipeline.errors import UserError
-from pipeline.raw.images import (
+from pipeline.images import (
     UnusableImageError,
     decode_image,
     picture,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import pipeline.shards.inspect
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.raw.images import read_image
+from pipeline.images import read_image
 from pipeline.raw.manifest import write_table
 from pipeline.shards.format import INDEX_SCHEMA, dataset_digest, file_sha256, json_member, npy_member, write_shard
 from pipeline.shards.inspect import CROP, ROWS, ZOOM, _detail, inspect

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import encode, photograph
 
-from pipeline.raw.images import decode_image
+from pipeline.images import decode_image
 from pipeline.raw.leaks import AT_ONCE, LEAKS_SCHEMA, NEAR, _near, leaks, perceptual_hash
 from pipeline.raw.manifest import SCHEMA, Source, ingest
 

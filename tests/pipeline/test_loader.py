@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loading import loader as module
-from pipeline.loading.cache import ShardCache
 from pipeline.loading.loader import Loader, Position, counter_normal, dihedral, gather, turn
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.sampling.scene_mean import scene_mean
+from pipeline.shards.cache import ShardCache
 from pipeline.shards.format import file_sha256
 from pipeline.shards.shard_set import ShardSet, validation_pair
 from pipeline.storage import storage
@@ -731,7 +731,7 @@ def test_a_shard_that_was_edited_is_found_when_it_is_opened(jpeg, tmp_path):
 
 
 def test_a_shard_that_is_edited_while_it_is_used_is_found_when_it_is_opened_again(jpeg, tmp_path, monkeypatch):
-    from pipeline.shards.format import shard_set
+    from pipeline.shards import shard_set
 
     monkeypatch.setattr(shard_set, "OPEN", 1)
     folder = tmp_path / "tiny"
@@ -776,7 +776,7 @@ def test_damage_between_the_members_is_within_no_budget(jpeg, tmp_path):
 
 
 def test_few_shards_are_mapped_at_a_time(jpeg, monkeypatch):
-    from pipeline.shards.format import shard_set
+    from pipeline.shards import shard_set
 
     monkeypatch.setattr(shard_set, "OPEN", 2)
     loader, free = load(jpeg, threads=3), load(jpeg)
@@ -839,7 +839,7 @@ def test_the_shards_of_this_window_and_the_next_come_ahead_of_need(bucket, tmp_p
 
 
 def test_a_cache_smaller_than_the_shards_gives_the_same_batches(jpeg, bucket, tmp_path, monkeypatch):
-    from pipeline.shards.format import shard_set
+    from pipeline.shards import shard_set
 
     monkeypatch.setattr(shard_set, "OPEN", 1)
     one = load(jpeg)

@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 
 from pipeline.degradations.rain import LIGHT, rain, streaks
 from pipeline.errors import UserError
+from pipeline.images import read_image
 from pipeline.layouts import layout
 from pipeline.params import read_params
 from pipeline.raw import sample
-from pipeline.raw.images import read_image
 from pipeline.raw.sample import write_samples
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"

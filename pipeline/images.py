@@ -27,7 +27,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from pipeline.depth import Bits
 from pipeline.errors import UserError
-from pipeline.raw.formats import foreign, image_format, jpeg_fault, png_damage, png_pixels_only, webp_frames
+from pipeline.formats import foreign, image_format, jpeg_fault, png_damage, png_pixels_only, webp_frames
 
 cv2.setNumThreads(1)  # parallelism is over images; nested threads only contend
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it refuses is reported here, in one line
