@@ -195,11 +195,11 @@ def inspect(
 
 def _in_its_arithmetic(model: str, runs: Path) -> None:
     """Of a model that was trained portably, compute portably too: its scores and pictures are then every CPU's."""
-    from jobs.arithmetic import is_portable, start_again_portably
+    from jobs.arithmetic import go_on_portably
     from jobs.checkpoint import trained_portably
 
-    if trained_portably(model, runs) and not is_portable():
-        start_again_portably()
+    if trained_portably(model, runs):
+        go_on_portably()
 
 
 @app.command()
