@@ -388,14 +388,16 @@ def test_extreme_pictures_are_not_taken_for_damaged_ones(options, quality, tmp_p
         assert read_picture(path)[0].warnings == ()
 
 
-def test_a_few_bytes_that_are_left_over_after_the_last_block_are_a_warning(tmp_path):
-    data = encode(RGB, "JPEG", quality=90)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_few_bytes_that_are_left_over_after_the_last_block_are_a_warning(progressive, tmp_path):
+    data = encode(RGB, "JPEG", quality=90, progressive=progressive)
     preview = encode(RGB[:16, :16], "JPEG")  # such as a phone puts behind its picture
     for between, warnings in ((b"", 0), (b"\0", 1)):
         (tmp_path / "1.jpg").write_bytes(data[:-2] + between + data[-2:] + preview)
         shown, _ = read_picture(tmp_path / "1.jpg")
         assert (shown.pixels == picture(data).pixels).all()
-        assert list(shown.warnings) == ["its scan may be damaged: bytes are left over after its last block"] * warnings
+        left_over = "its scan may be damaged: bytes are left over after its last block"
+        assert shown.warnings[-1:] == (left_over,) * warnings  # the decoder says so too, where it has not read ahead
 
 
 def test_a_changed_byte_of_a_png_is_seen_by_its_checksum():
