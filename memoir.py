@@ -196,10 +196,10 @@ def inspect(
 def _in_its_arithmetic(model: str, runs: Path) -> None:
     """Of a model that was trained portably, compute portably too: its scores and pictures are then every CPU's."""
     from jobs.restoring.checkpoint import trained_portably
-    from jobs.training.arithmetic import is_portable, start_again_portably
+    from jobs.training.arithmetic import go_on_portably
 
-    if trained_portably(model, runs) and not is_portable():
-        start_again_portably()
+    if trained_portably(model, runs):
+        go_on_portably()
 
 
 @app.command()

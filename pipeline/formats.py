@@ -64,6 +64,8 @@ NETPBM = re.compile(rb"P[1-7fF][\s#]")
 # The start-of-frame markers of JPEG that libjpeg does not decode to 8 bits, or not everywhere.
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
+HUFFMAN = (0xC0, 0xC1, 0xC2)  # of the others, those that are decoded are arithmetic-coded
+SCAN_END = re.compile(rb"\xff+[^\0\xd0-\xd7\xff]", re.DOTALL)  # a marker that is none of those inside a scan
 
 
 def image_format(data: bytes) -> str | None:
@@ -112,8 +114,8 @@ def png_pixels_only(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, contents) of the segments of a JPEG before its first scan."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(offset, marker, contents) of the segments of a JPEG up to the header of its first scan, which is the last of them."""
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:  # junk between segments, which decoders skip
@@ -123,17 +125,23 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         if marker in (0xFF, 0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # fill bytes, and markers without contents
             at += 1 if marker == 0xFF else 2
             continue
-        if marker in (0xD9, 0xDA):
+        if marker == 0xD9:
             return
         (length,) = struct.unpack_from(">H", data, at + 2)
-        yield marker, data[at + 4 : at + 2 + length]
+        yield at, marker, data[at + 4 : at + 2 + length]
+        if marker == 0xDA:
+            return
         at += 2 + length
+
+
+def _starts_frame(marker: int) -> bool:
+    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
 
 
 def jpeg_fault(data: bytes) -> str | None:
     """Why the kind of a JPEG is not read, as a phrase; None for the ordinary kinds, and where it cannot be told."""
-    for marker, contents in jpeg_segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(contents) >= 6:
+    for _, marker, contents in jpeg_segments(data):
+        if _starts_frame(marker) and len(contents) >= 6:
             bits, channels = contents[0], contents[5]
             if marker in LOSSLESS:
                 return "lossless JPEG; convert it to PNG"
@@ -144,6 +152,67 @@ def jpeg_fault(data: bytes) -> str | None:
             if channels not in (1, 3, 4):
                 return f"a JPEG of {channels} channels; convert it to RGB"
     return None
+
+
+def jpeg_pixels_only(data: bytes) -> bytes:
+    """A JPEG without what lies beside its picture: junk between segments, comments, thumbnails, the version of JFIF."""
+    kept = [data[:2]]
+    for at, marker, contents in jpeg_segments(data):
+        if marker == 0xDA:
+            return b"".join((*kept, data[at:]))
+        if marker == 0xE0 and contents.startswith(b"JFIF\0"):
+            contents = b"JFIF\0\1\1" + contents[7:]
+        elif marker == 0xEE and contents.startswith(
+            b"Adobe"
+        ):  # the last byte says whether the colours are RGB or YCbCr
+            contents = contents[:11] + bytes(min(each, 1) for each in contents[11:])
+        elif marker >= 0xE0:
+            continue
+        kept.append(struct.pack(">BBH", 0xFF, marker, len(contents) + 2) + contents)
+    return data
+
+
+def jpeg_shortened(data: bytes) -> bytes | None:
+    """A JPEG whose last scan lacks its last byte; None if its end is not found, or decoders pass over its lack."""
+    segments = list(jpeg_segments(data))
+    if any(_starts_frame(marker) and marker not in HUFFMAN for _, marker, _ in segments):
+        return None
+    at = segments[-1][0] if segments else len(data)
+    while at + 4 <= len(data):
+        found = SCAN_END.search(data, at + 2 + struct.unpack_from(">H", data, at + 2)[0])
+        if not found:
+            return None
+        at = found.end() - 2
+        if data[at + 1] == 0xD9:
+            return data[: found.start() - 1] + data[found.start() :]
+    return None
+
+
+def jpeg_of_means(data: bytes) -> tuple[bytes, list[float]] | None:
+    """A JPEG that shows the mean of each block at about half its contrast, and how far from 128 those can be in a picture.
+
+    A block's mean is coded as its difference from the block before. Where damage changes the differences, their sum soon
+    leaves the range of 8 bits, which a decoder clips without a word; at half the contrast it can be seen. The distances are
+    of Y, Cb and Cr, or of grey; infinite where a table is too fine. None if the file has not the tables for it.
+    """
+    changed, steps, tables = bytearray(data), {}, b""
+    for at, marker, contents in jpeg_segments(data):
+        k = 0
+        while marker == 0xDB and k < len(contents):
+            width, start = 1 + (contents[k] > 15), k + 1
+            k = start + 64 * width
+            if k > len(contents):
+                return None
+            step = int.from_bytes(contents[start : start + width], "big")
+            steps[contents[start - 1] & 15] = step
+            changed[at + 4 + start : at + 4 + k] = max(1, step // 2).to_bytes(width, "big") + bytes(63 * width)
+        if _starts_frame(marker):
+            tables = contents[8::3]
+    if not tables or not all(steps.get(table) for table in tables):
+        return None
+    found = [steps[table] for table in tables]
+    # The most that 8 coefficients of the mean can be is 1024, and rounding adds a step; then the rounding of the result.
+    return bytes(changed), [(1024 / step + 1) * (step // 2) / 8 + 1 if step > 1 else float("inf") for step in found]
 
 
 def webp_frames(data: bytes) -> bool:

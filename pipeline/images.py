@@ -14,7 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,17 @@ from PIL import ExifTags, Image, ImageCms
 
 from pipeline.depth import Bits
 from pipeline.errors import UserError
-from pipeline.formats import foreign, image_format, jpeg_fault, png_damage, png_pixels_only, webp_frames
+from pipeline.formats import (
+    foreign,
+    image_format,
+    jpeg_fault,
+    jpeg_of_means,
+    jpeg_pixels_only,
+    jpeg_shortened,
+    png_damage,
+    png_pixels_only,
+    webp_frames,
+)
 
 cv2.setNumThreads(1)  # parallelism is over images; nested threads only contend
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it refuses is reported here, in one line
@@ -80,16 +90,21 @@ def pixel_limit() -> int:
 
 
 def read_picture(path: Path) -> tuple[Picture, bytes]:
-    """What an image file shows, and its bytes. Raises UnusableImageError and nothing else; opens regular files only."""
+    """What an image file shows, examined, and its bytes. Raises UnusableImageError and nothing else; opens regular files only."""
     data = _file_bytes(path)
-    return picture(data), data
+    return picture(data, examined=True), data
 
 
-def picture(data: bytes) -> Picture:
-    """What the bytes of an image file show. Raises UnusableImageError and nothing else for any bytes."""
+def picture(data: bytes, *, examined: bool = False) -> Picture:
+    """What the bytes of an image file show. Raises UnusableImageError and nothing else for any bytes.
+
+    examined: look for damage that decoders pass over, too, for the warnings; a JPEG then takes up to three times as long.
+    """
     with _opened(data) as (image, kind, warned):
         with _decoding("damaged or truncated"):
             pixels, alpha = _pixels(image, data, kind, warned)
+            if examined and kind == "JPEG":
+                warned += _jpeg_damage(data)
         orientation, exif = _exif(image, kind, warned)
         icc = image.info.get("icc_profile") or None
         dpi = _dpi(image.info.get("dpi"))
@@ -441,13 +456,38 @@ def _rawmode(image: Image.Image) -> str:
 
 
 def _jpeg_pixels(data: bytes, colours: str, warned: list[str]) -> np.ndarray:
-    try:
-        return simplejpeg.decode_jpeg(data, colours)
-    except ValueError as error:
-        if not HARMLESS.search(str(error)):
-            raise
-        warned.append(str(error))
-        return simplejpeg.decode_jpeg(data, colours, strict=False)
+    """simplejpeg tells the first complaint only: what harmless ones are about is cut off, so that others are heard."""
+    for _ in range(2):
+        try:
+            return simplejpeg.decode_jpeg(data, colours)
+        except ValueError as error:
+            if not HARMLESS.search(str(error)):
+                raise
+            warned.append(str(error))
+            data = jpeg_pixels_only(data)
+    return simplejpeg.decode_jpeg(data, colours, strict=False)  # which does not let junk in the header pass
+
+
+def _jpeg_damage(data: bytes) -> Iterator[str]:
+    """What shows that the scan of a JPEG is damaged where libjpeg has no complaint, as phrases.
+
+    Wrong codes are still codes, and soon fall into step with the right ones. What is left is a wrong number of blocks, or
+    wrong differences between blocks. Either can stay unseen: files of the finest tables, and scans that change by little.
+    """
+    means = jpeg_of_means(data)
+    if means is not None:
+        with suppress(Exception), Image.open(io.BytesIO(means[0]), formats=["JPEG"]) as image:
+            image.draft(
+                "YCbCr" if image.mode == "RGB" else "L", (1, 1)
+            )  # an eighth of the size: a pixel for each block
+            shown = np.asarray(image).reshape(image.size[1], image.size[0], -1).astype(np.int16)
+            if (np.abs(shown - 128) > means[1]).any():
+                yield "its scan is damaged: it holds values that no picture has"
+    short = jpeg_shortened(data)
+    if short is not None:
+        with suppress(ValueError):
+            simplejpeg.decode_jpeg(short, "GRAY", min_width=1, min_height=1)
+            yield "its scan may be damaged: bytes are left over after its last block"
 
 
 def _wide_colour(image: Image.Image, data: bytes, raw: str) -> tuple[np.ndarray, np.ndarray | None]:

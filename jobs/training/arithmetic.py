@@ -25,24 +25,28 @@ PORTABLE = {
     "OPENBLAS_NUM_THREADS": "1",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # of NumPy's functions what is beyond AVX2
 }
-THREADS = (
-    2  # of torch outside training: it splits sums among its threads, so their number is fixed whatever the CPU has
-)
+# Outside training: torch splits its sums among its threads, so their number is fixed whatever the CPU has. The workers of
+# a training set theirs by `cpus_per_worker`, which is in the recipe.
+THREADS = {"OMP_NUM_THREADS": "2"}
 BELOW_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")  # oneDNN's names
 COST = "bf16 on a CPU without bf16 arithmetic takes 5 to 8 times as long as fp32; precision: auto takes what is quicker"
 
 
-def is_portable() -> bool:
-    """Whether this process computes as `PORTABLE` says."""
-    return all(os.environ.get(name) == value for name, value in PORTABLE.items())
+def go_on_portably() -> None:
+    """Run this process's command anew as `PORTABLE` and `THREADS` say, unless it was started so.
 
-
-def start_again_portably() -> None:
-    """Run this process's command anew as `PORTABLE` says, for the libraries that are loaded have made their choice."""
-    os.environ.update(PORTABLE, OMP_NUM_THREADS=str(THREADS))
+    The libraries that are loaded have made their choice, so that setting the variables is not enough.
+    """
+    if _is_set(PORTABLE | THREADS):
+        return
+    os.environ.update(PORTABLE | THREADS)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_set(variables: dict[str, str]) -> bool:
+    return all(os.environ.get(name) == value for name, value in variables.items())
 
 
 def check_portable() -> None:
@@ -51,7 +55,7 @@ def check_portable() -> None:
 
     if not torch.cpu._is_avx2_supported():
         raise UserError("training.portable needs an x86-64 CPU with AVX2: train with --set training.portable=false")
-    if not is_portable():
+    if not _is_set(PORTABLE):
         wanted = " ".join(f"{name}='{value}'" for name, value in PORTABLE.items())
         raise UserError(f"training.portable is for processes that were started with {wanted}")
 

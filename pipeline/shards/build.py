@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy
+import simplejpeg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -69,8 +71,9 @@ SHOWN = 5  # failures that the error names
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide the bytes of a shard."""
-    return {"opencv": cv2.__version__, "numpy": np.__version__, "scipy": scipy.__version__}
+    """The versions of the libraries that decide the bytes of a shard: those that decode images, and those that change them."""
+    libraries = {"opencv": cv2, "numpy": np, "scipy": scipy, "pillow": PIL, "simplejpeg": simplejpeg}
+    return {name: library.__version__ for name, library in libraries.items()}
 
 
 def build(
@@ -78,9 +81,8 @@ def build(
 ) -> dict[str, Any]:
     """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json.
 
-    Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task
-    and the versions of opencv, numpy, scipy and the format; not on cpus, block counts or kills. cpus: shards made at a time;
-    None: as many as there are CPUs. store: a URI where built shards are kept for other machines too, which a cluster
+    Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task,
+    `versions` and the format; not on cpus, block counts or kills. cpus: shards made at a time; None: as many as there are CPUs. store: a URI where built shards are kept for other machines too, which a cluster
     without a common file system needs. Returns what shards.json holds, and as "encoded" how many shards were not in the
     store, as
     "reasons" why images are not used (reason -> number, the first path), and as "smallest" the size (width, height) of the

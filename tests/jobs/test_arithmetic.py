@@ -11,7 +11,7 @@ import torch
 from jobs.models.elementwise import psnr, root
 from jobs.recipe import read_recipe
 from jobs.training import arithmetic
-from jobs.training.arithmetic import PORTABLE, check_portable, choose_precision, native_bf16
+from jobs.training.arithmetic import PORTABLE, THREADS, check_portable, choose_precision, native_bf16
 from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
@@ -87,6 +87,8 @@ def test_who_is_not_told_to_compute_portably_is_told_how(monkeypatch):
     for name, value in PORTABLE.items():
         monkeypatch.setenv(name, value)
     check_portable()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a worker of a training sets torch's threads itself
+    check_portable()
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     with pytest.raises(UserError, match=r"AVX2: train with --set training\.portable=false"):
         check_portable()
@@ -140,22 +142,36 @@ def test_the_sample_recipes_are_portable_and_all_cpu_recipes_choose_their_precis
             assert recipe.optimisation.precision == "auto"
 
 
-def test_a_command_starts_again_as_it_was_given(tmp_path):
+@pytest.mark.parametrize(
+    ("given", "starts"),
+    [
+        ({"OMP_NUM_THREADS": "1"}, 2),
+        (PORTABLE, 2),
+        (PORTABLE | {"OMP_NUM_THREADS": "1"}, 2),
+        (THREADS, 2),
+        (PORTABLE | THREADS, 1),
+    ],
+    ids=["other-threads", "no-threads", "portable-other-threads", "threads-only", "both"],
+)
+def test_a_command_starts_again_as_it_was_given_unless_its_instructions_and_threads_are_the_portable_ones(
+    given, starts, tmp_path
+):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
-        "from jobs.training.arithmetic import is_portable, start_again_portably\n"
-        "print(os.getpid(), sys.argv[1:], is_portable())\n"
-        "if not is_portable():\n    start_again_portably()\n"
+        "from jobs.training.arithmetic import go_on_portably\n"
+        "print(os.getpid(), sys.argv[1:])\n"
+        "go_on_portably()\n"
         "import torch\nprint(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE}
-    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in PORTABLE | THREADS}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **given}
     done = subprocess.run([sys.executable, script, "a b", "--c"], env=environment, capture_output=True, text=True)
-    first, second, third = done.stdout.splitlines()
-    assert first.endswith("['a b', '--c'] False")
-    assert second == first.replace("False", "True")  # the same process
-    assert third == "AVX2 2"
+    *began, last = done.stdout.splitlines()
+    assert len(began) == starts, done.stderr
+    assert len(set(began)) == 1  # the same process
+    assert began[0].endswith(" ['a b', '--c']")
+    assert last == "AVX2 2"
 
 
 def test_root_and_psnr_are_those_of_torch():

@@ -1,6 +1,7 @@
 """Evaluation: folders in, a row of the papers' tables out."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,29 @@ def test_a_folder_that_cannot_give_a_comparable_mean_is_one_line(photos, tmp_pat
     with pytest.raises(UserError, match=says) as error:
         evaluate("identity", run("jpeg-q10", photos), tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_folder_holds_and_is_not_scored_is_named_and_not_opened(photos, cli):
+    (photos / "more").mkdir()
+    os.mkfifo(photos / "queue")  # whoever opens it waits
+    (photos / "scan.png.txt").write_text("")
+    (photos / ".hidden").write_text("")
+    code, out, err = cli("evaluate", "--model", "identity", "--benchmark", "jpeg-q10", "--data", str(photos))
+    assert code == 0
+    assert "3 images" in out
+    assert [line for line in err.splitlines() if line.strip()] == [
+        f"not scored: {photos}/more: a folder",
+        f"not scored: {photos}/queue: not an image by its suffix",
+        f"not scored: {photos}/readme.txt: not an image by its suffix",
+        f"not scored: {photos}/scan.png.txt: not an image by its suffix",
+    ]
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_with_the_name_of_an_image_is_one_line(photos, tmp_path):
+    os.mkfifo(photos / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png: not a regular file$"):
+        evaluate("identity", run("jpeg-q10", photos), tmp_path)
 
 
 @pytest.mark.parametrize(

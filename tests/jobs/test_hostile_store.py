@@ -105,6 +105,26 @@ def team(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("blocks", [20, 10**9])
+def test_a_recipe_that_asks_for_more_tensors_than_its_weights_have_is_one_line_at_once(
+    team, tmp_path, monkeypatch, blocks
+):
+    monkeypatch.setattr("jobs.checkpoint.SPARE", 100)
+    place = tmp_path / "sandbox"
+    shutil.copytree(team, place)
+    (recipe,) = place.glob("team/models/tiny/*/recipe.yaml")
+    resolved = yaml.safe_load(recipe.read_text())
+    resolved["model"]["memory_blocks"] = blocks
+    recipe.write_text(yaml.safe_dump(resolved))
+    sums(recipe.parent, "SHA256SUMS")
+    with pytest.raises(UserError, match=r"not of the recipe's model, which has more than 1\d\d tensors$"):
+        load_model(str(place / "team/models/tiny"), tmp_path)
+    torch.nn.Linear(200, 200)  # is counted no more
+    trained = load_model(str(team / "team/models/tiny"), tmp_path)
+    assert trained.name == "tiny"
+
+
 @pytest.mark.parametrize("name", FILES)
 @EXAMPLES
 @given(data=st.data())

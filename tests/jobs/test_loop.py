@@ -136,6 +136,25 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
         assert without_clocks(resumed.records) == without_clocks(whole.records)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_run_ends_in_the_precision_that_it_began_in_whatever_the_device_has(native, data, tmp_path, monkeypatch):
+    options = recipe("optimisation.precision=auto", "optimisation.length={steps: 4}", folder=tmp_path)
+    monkeypatch.setattr("jobs.arithmetic.native_bf16", lambda device: native)
+    whole = Run(options, data, CPU)
+    began = whole.precision
+    assert began == ("bf16" if native else "fp32")
+    save(whole, tmp_path / "start")
+    whole.train(nothing, nothing)
+    monkeypatch.setattr("jobs.arithmetic.native_bf16", lambda device: not native)
+    resumed = Run(options, data, CPU)
+    assert resumed.precision != began
+    resumed.load(tmp_path / "start")
+    assert resumed.precision == began
+    resumed.train(lambda run: save(run, tmp_path / "end"), nothing)
+    assert same(resumed, whole)
+    assert json.loads((tmp_path / "end/state.json").read_text())["precision"] == began
+
+
 def test_a_finished_run_stays_as_it_is_but_for_the_validation_after_its_last_checkpoint(data, tmp_path):
     options = recipe("optimisation.length={steps: 2}", folder=tmp_path)
     run = Run(options, data, CPU)

@@ -426,6 +426,12 @@ def test_a_worker_with_other_libraries_is_refused(filled, monkeypatch):
         filled.build()
 
 
+def test_the_versions_are_those_of_all_libraries_that_decode_or_change_pixels(filled):
+    recorded = filled.build()["versions"]
+    assert recorded == versions()
+    assert recorded.keys() == {"numpy", "opencv", "pillow", "scipy", "simplejpeg"}
+
+
 def test_a_store_in_a_file_is_one_line(filled, cli):
     filled.task()
     Path("file").write_text("")

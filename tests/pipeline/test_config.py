@@ -117,8 +117,9 @@ def test_what_is_no_configuration_is_one_line(mistake, text, message):
 
 # what is made to harm
 
+BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{i + 1}: &b{i + 1} [{', '.join([f'*b{i}'] * 10)}]\n" for i in range(10))
 HOSTILE = {
-    "aliases that stand for 10^10 values": "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a]\n" for i in range(9)),
+    "aliases that stand for 10^10 values": BOMB,
     "a list that holds itself": "a: &a [*a]\n",
     "merged keys": "a: &a {b: 1}\nc: {<<: *a}\n",
     "merged keys without an alias": "name: a\n<<: {stages: []}\n",
@@ -146,6 +147,16 @@ def test_hostile_yaml_is_one_line_at_once(mistake, tmp_path, monkeypatch, text):
     assert len(mistake(text)) < 200
     assert time.process_time() - began < 1
     assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "name"),
+    [(BOMB, 2, "b0"), ("a: &a [*a]\n", 1, "a"), ("a: &a 1\nb: *a\n", 2, "a"), ("a: &a {b: 1}\nc: {<<: *a}\n", 2, "a")],
+    ids=["bomb", "itself", "once", "merged"],
+)
+def test_a_value_that_repeats_another_is_refused_and_not_written_out(text, line, name):
+    with pytest.raises(UserError, match=rf"^there:{line}: \*{name} repeats another value; write it out$"):
+        parse_yaml(text.encode(), "there")
 
 
 def test_the_largest_configuration_is_read_in_seconds(tmp_path):

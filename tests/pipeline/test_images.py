@@ -145,6 +145,7 @@ def test_damage_is_read_or_refused_and_nothing_else(suffix, data):
         pixels = decode_image(bytes(contents))
     except UnusableImageError:
         return
+    assert picture(bytes(contents), examined=True).pixels.shape == pixels.shape
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] in (1, 3)
@@ -321,6 +322,82 @@ def test_a_damaged_scan_is_refused_and_junk_around_it_is_a_warning():
         picture(half)
     shown = picture(data[:-2] + bytes(9) + data[-2:])
     assert any("extraneous bytes" in warning for warning in shown.warnings)
+
+
+JUNK = b"\1\2\xff\0junk"
+
+
+@pytest.mark.parametrize("pixels", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize(
+    "before", [b"\xff\xdb", b"\xff\xc4", b"\xff\xda", b"\xff\xd9"], ids=["dqt", "dht", "sos", "eoi"]
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_with_junk_before_a_marker_has_the_pixels_of_one_without(pixels, before, progressive):
+    data = encode(pixels.squeeze(), "JPEG", quality=90, progressive=progressive)
+    at = data.rindex(before) if before == b"\xff\xd9" else data.index(before)
+    shown = picture(data[:at] + JUNK * 3 + data[at:])
+    assert (shown.pixels == picture(data).pixels).all()
+    assert any("extraneous bytes before marker" in warning for warning in shown.warnings)
+
+
+@pytest.mark.parametrize("junk_at", [b"\xff\xdb", b"\xff\xc4", b"\xff\xd9"], ids=["dqt", "dht", "eoi"])
+def test_junk_in_a_jpeg_hides_no_damage(junk_at):
+    data = encode(RGB, "JPEG", quality=95)
+    scan = data.index(b"\xff\xda") + 14
+    dry = data[: (scan + len(data)) // 2] + b"\xff\xd9"
+    none = data[:scan] + b"\xff\0" * 8 + data[scan:]
+    damaged = none if junk_at == b"\xff\xd9" else dry
+    at = damaged.rindex(junk_at)
+    with pytest.raises(UnusableImageError, match=r"damaged or truncated .*(premature end|bad Huffman code)"):
+        picture(damaged[:at] + JUNK + damaged[at:])
+
+
+def test_an_unknown_version_of_jfif_is_a_warning():
+    data = bytearray(encode(RGB, "JPEG", quality=90))
+    data[11] = 5
+    shown = picture(bytes(data))
+    assert (shown.pixels == picture(encode(RGB, "JPEG", quality=90)).pixels).all()
+    assert shown.warnings == ("Warning: unknown JFIF revision number 5.01",)
+
+
+@pytest.mark.parametrize("pixels", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize("quality", [10, 50, 90])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_values_that_no_picture_has_are_a_warning_where_the_decoder_has_no_complaint(
+    pixels, quality, progressive, tmp_path
+):
+    def warnings(data):
+        (tmp_path / "1.jpg").write_bytes(data)
+        return read_picture(tmp_path / "1.jpg")[0].warnings
+
+    data = bytearray(encode(np.full_like(pixels.squeeze(), 250), "JPEG", quality=quality, progressive=progressive))
+    assert warnings(data) == ()
+    step = data.index(b"\xff\xdb") + 5
+    data[step] *= 2  # and so are the means of its blocks, as if the differences between them had been read wrongly
+    assert picture(bytes(data)).warnings == ()
+    assert warnings(data) == ("its scan is damaged: it holds values that no picture has",)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}, {"subsampling": 0}])
+@pytest.mark.parametrize("quality", [10, 75, 95, 100])
+def test_extreme_pictures_are_not_taken_for_damaged_ones(options, quality, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 2, (40, 50, 3), np.uint8) * np.uint8(255)
+    for number, pixels in enumerate((RGB, np.zeros_like(RGB), np.full_like(RGB, 255), noise, noise[..., 0])):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(encode(pixels, "JPEG", quality=quality, **options))
+        assert read_picture(path)[0].warnings == ()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_few_bytes_that_are_left_over_after_the_last_block_are_a_warning(progressive, tmp_path):
+    data = encode(RGB, "JPEG", quality=90, progressive=progressive)
+    preview = encode(RGB[:16, :16], "JPEG")  # such as a phone puts behind its picture
+    for between, warnings in ((b"", 0), (b"\0", 1)):
+        (tmp_path / "1.jpg").write_bytes(data[:-2] + between + data[-2:] + preview)
+        shown, _ = read_picture(tmp_path / "1.jpg")
+        assert (shown.pixels == picture(data).pixels).all()
+        left_over = "its scan may be damaged: bytes are left over after its last block"
+        assert shown.warnings[-1:] == (left_over,) * warnings  # the decoder says so too, where it has not read ahead
 
 
 def test_a_changed_byte_of_a_png_is_seen_by_its_checksum():

@@ -1,7 +1,12 @@
 import errno
 import hashlib
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,8 +14,9 @@ import yaml
 from conftest import encode, photograph
 
 from pipeline.errors import UserError
+from pipeline.raw import manifest
 from pipeline.raw.leaks import perceptual_hash
-from pipeline.raw.manifest import Source, ingest, read_manifest
+from pipeline.raw.manifest import Room, Source, ingest, read_manifest
 
 MANIFEST = Path("data/manifest/manifest.parquet")
 REJECTS = Path("data/manifest/rejects.parquet")
@@ -56,6 +62,25 @@ def test_bad_images_are_rejects_with_their_reasons_and_the_good_ones_are_used(wo
         assert reason in said[name], name
     used = read_manifest(MANIFEST).to_pylist()
     assert sorted(row["path"] for row in used) == sorted(p.relative_to(workplace.root).as_posix() for p in good)
+
+
+def test_what_a_file_is_warned_of_is_in_its_row_and_on_stderr(workplace, cli):
+    data = encode(photograph(0, 32, 32), "JPEG", quality=90)
+    tables = data.index(b"\xff\xdb")
+    workplace.add("train/junk.jpg", data[:tables] + b"12345" + data[tables:])
+    workplace.add("train/profile.png", encode(photograph(1, 32, 32), "PNG", icc_profile=b"none" * 99))
+    workplace.add("train/whole.jpg", encode(photograph(2, 32, 32), "JPEG", quality=90))
+    write_params()
+    code, out, err = cli("ingest")
+    assert (code, out) == (0, "photos: 3 found = 3 used + 0 rejected\n")
+    warned = {
+        "photos/train/junk.jpg": "Corrupt JPEG data: 5 extraneous bytes before marker 0xdb",
+        "photos/train/profile.png": "its colour profile cannot be used, and is not heeded",
+        "photos/train/whole.jpg": None,
+    }
+    assert {row["path"]: row["warning"] for row in read_manifest(MANIFEST).to_pylist()} == warned
+    lines = [f"warning {path}: {warning}\n" for path, warning in warned.items() if warning]
+    assert err == "".join(lines) + "photos: of the used, 2 with a warning\n"
 
 
 def test_a_row_says_what_the_file_holds(workplace):
@@ -165,6 +190,60 @@ def test_what_is_no_manifest_is_one_line(workplace):
             UserError, match=r"^data/manifest[^\n]*: not a manifest, or a damaged one; run `memoir ingest`"
         ):
             read_manifest(path)
+
+
+# memory
+
+
+def test_room_is_given_to_who_fits_and_comes_back_after_an_error():
+    room, entered, leave = Room(10), threading.Semaphore(0), threading.Event()
+
+    def work(pixels: int) -> None:
+        with room.taken(pixels):
+            entered.release()
+            leave.wait(60)
+
+    with ThreadPoolExecutor(3) as pool:
+        works = [pool.submit(work, 6), pool.submit(work, 4)]
+        assert all(entered.acquire(timeout=30) for _ in works)
+        works.append(pool.submit(work, 1))
+        assert not entered.acquire(timeout=0.2)  # it waits
+        leave.set()
+        assert entered.acquire(timeout=30)
+    assert [each.result() for each in works] == [None] * 3
+    for pixels in (10, 1000):  # who wants more than all has all
+        with suppress(ValueError), room.taken(pixels):
+            assert room.used == 10
+            raise ValueError("damaged")
+        assert room.used == 0
+
+
+def test_images_are_in_memory_as_many_at_a_time_as_there_is_room_for(workplace, monkeypatch):
+    for i in range(12):
+        workplace.add(f"train/{i}.png", photograph(i, 20, 20))
+    lock, at_once, most = threading.Lock(), 0, 0
+    read = manifest.source_facts
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        try:
+            return read(*arguments, **more)
+        finally:
+            with lock:
+                at_once -= 1
+
+    monkeypatch.setattr(manifest, "source_facts", slow)
+    monkeypatch.setattr(manifest, "available_cpus", lambda: 6)
+    monkeypatch.setenv("MEMOIR_MEGAPIXELS", "0.0008")  # two of 400 pixels
+    assert workplace.ingest()[0].used == 12
+    assert most == 2
+    monkeypatch.setenv("MEMOIR_MEGAPIXELS", "1")
+    workplace.ingest()
+    assert most > 2
 
 
 # the command
