@@ -51,5 +51,4 @@ def test_every_file_that_a_page_names_is_there(page):
     text = (ROOT / page).read_text()
     named = re.findall(r"`((?:pipeline|jobs|tests|benchmarks|docs|infra)/[\w/.-]*)`", text)
     linked = [(ROOT / page).parent / target for target in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
-    assert named or linked
     assert not [name for name in (*(ROOT / name for name in named), *linked) if not name.exists()]
