@@ -19,6 +19,7 @@ CODE = (
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
     "jobs/models/elementwise.py",
+    "jobs/models/padding.py",
     "jobs/models/vgg.py",
     "pipeline/depth.py",
     "pipeline/keyed.py",

@@ -293,7 +293,7 @@ def test_the_settings_reach_the_store_and_ray(monkeypatch):
     )
     assert cache.stdout.strip() == settings.pop("MEMOIR_CACHE")
     (left,) = settings
-    assert f'setdefault("{left}"' in (ROOT / "jobs" / "train.py").read_text()
+    assert f'setdefault("{left}"' in "".join(path.read_text() for path in (ROOT / "jobs/training").glob("*.py"))
 
 
 def test_pods_have_the_settings_and_the_optional_keys(templates):
