@@ -103,10 +103,11 @@ def png_damage(data: bytes) -> str | None:
 
 def png_pixels_only(data: bytes) -> bytes:
     """A PNG without its ancillary chunks. data: one in which `png_damage` finds nothing."""
-    kept, at = [data[:8]], 8
-    while at < len(data):
+    kept, at, kind = [data[:8]], 8, b""
+    while kind != b"IEND":
         end = at + 12 + struct.unpack_from(">I", data, at)[0]
-        if data[at + 4 : at + 5].isupper():
+        kind = data[at + 4 : at + 8]
+        if kind[:1].isupper():
             kept.append(data[at:end])
         at = end
     return b"".join(kept)

@@ -371,6 +371,10 @@ def _check_header(image: Image.Image, kind: str, data: bytes) -> None:
     if frames > 1:
         names = {"PNG": "animated PNG", "TIFF": "pages of a TIFF", "WEBP": "animated WebP", "JPEG": "MPO"}
         raise UnusableImageError(f"{frames} frames ({names.get(kind, kind)}); save the wanted one as PNG")
+    if kind == "TIFF" and image.mode in ("RGB", "RGBA"):
+        bits, planes = (image.tag_v2.get(tag, default) for tag, default in ((258, ()), (284, 1)))  # type: ignore[attr-defined]
+        if 16 in bits and planes != 1:  # of which Pillow and OpenCV give other pixels, and no error
+            raise UnusableImageError("a TIFF of 16 bits a channel in separate planes; convert it to PNG")
     if image.mode in ("CMYK", "LAB", "HSV"):
         raise UnusableImageError(f"{image.mode} colours; convert it to RGB")
     if image.mode in ("I", "F"):
@@ -455,7 +459,8 @@ def _wide_colour(image: Image.Image, data: bytes, raw: str) -> tuple[np.ndarray,
         raise UnusableImageError("16 bits a channel with colours multiplied by alpha; save it with straight alpha")
     bare = png_pixels_only(data) if image.format == "PNG" else data  # of other chunks libpng complains on stderr
     array = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] not in (3, 4):
+    shapes = [(image.height, image.width, channels) for channels in (3, 4)]
+    if array is None or array.dtype != np.uint16 or array.shape not in shapes:
         raise UnusableImageError(
             "16 bits a channel, damaged or in a layout that OpenCV does not read; convert it to PNG"
         )
@@ -468,14 +473,16 @@ def _wide_colour(image: Image.Image, data: bytes, raw: str) -> tuple[np.ndarray,
 
 
 def _exif(image: Image.Image, kind: str, warned: list[str]) -> tuple[int, bytes | None]:
-    """(orientation, EXIF with orientation 1). A TIFF is upright once it is loaded; its tags are not EXIF."""
+    """(orientation, EXIF with orientation 1). A TIFF is turned by both decoders; its tags are not EXIF."""
+    if kind == "TIFF":
+        return 1, None
     try:
         with _collected(warned):
             exif = image.getexif()
             orientation = exif.get(ExifTags.Base.Orientation, 1)
             if orientation != 1:
                 exif[ExifTags.Base.Orientation] = 1
-            data = exif.tobytes() if len(exif) and kind != "TIFF" else None
+            data = exif.tobytes() if len(exif) else None
     except Exception:  # what damage does is not documented
         warned.append("its EXIF cannot be read, and an orientation in it is not heeded")
         return 1, None

@@ -4,6 +4,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.images import (
     UnusableImageError,
@@ -261,6 +263,43 @@ def test_16_bits_are_read_as_they_were_written(suffix, channels, tmp_path):
     assert (pixels == deep).all()
     with pytest.raises(UnusableImageError, match="16 bits a channel"):
         read_image(tmp_path / f"1{suffix}")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tile", [None, (16, 16)], ids=["strips", "tiles"])
+@pytest.mark.parametrize("pixels", [RGB, GREY], ids=["rgb", "grey"])
+def test_a_tiff_is_turned_upright_once_whatever_its_depth(pixels, tile, orientation):
+    upright = decode_image(_tiff(pixels, orientation, tile=tile))
+    assert upright.shape[:2] == ((50, 40) if orientation > 4 else (40, 50))
+    deep = decode_image(_tiff(widened(pixels, 16), orientation, tile=tile), bits=16)
+    assert deep.dtype == np.uint16
+    assert (deep == widened(upright, 16)).all()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_with_16_bits_a_channel_in_separate_planes_is_refused(compression):
+    planes = widened(RGB, 16).transpose(2, 0, 1)
+    data = _tiff(planes, planarconfig="separate", compression=compression)
+    with pytest.raises(UnusableImageError, match="a TIFF of 16 bits a channel in separate planes; convert it to PNG"):
+        decode_image(data, bits=16)
+    data = _tiff(RGB.transpose(2, 0, 1), planarconfig="separate", compression=compression)
+    assert (decode_image(data) == RGB).all()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("length", [1, 3, 4, 13, 40])
+def test_bytes_after_the_end_of_a_png_are_no_damage(length, depth, tmp_path):
+    pixels = widened(RGB, depth)
+    write_image(tmp_path / "1.png", pixels)
+    assert (decode_image((tmp_path / "1.png").read_bytes() + b"\n" * length, bits=16) == pixels).all()
+
+
+def _tiff(pixels: np.ndarray, orientation: int = 1, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    kind = "rgb" if 3 in (pixels.shape[0], pixels.shape[-1]) else "minisblack"
+    tags = [(ROTATION, "H", 1, orientation, True)]
+    tifffile.imwrite(buffer, pixels.squeeze(), photometric=kind, extratags=tags, **options)
+    return buffer.getvalue()
 
 
 def test_what_lies_beside_the_pixels_is_written_and_read_back(tmp_path):
