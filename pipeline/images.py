@@ -6,6 +6,7 @@ PNG, JPEG, BMP, TIFF and WEBP are read, by their first bytes and not by their su
 
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
@@ -30,7 +31,11 @@ from pipeline.errors import UserError
 from pipeline.formats import foreign, image_format, jpeg_fault, png_damage, png_pixels_only, webp_frames
 
 cv2.setNumThreads(1)  # parallelism is over images; nested threads only contend
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it refuses is reported here, in one line
+# What the decoders refuse is reported here, in one line; their own words of it would stand beside it.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+for _decoder in ("PIL", "tifffile"):
+    logging.getLogger(_decoder).setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # but `_collected` has them
 Image.MAX_IMAGE_PIXELS = None  # `pixel_limit` is checked instead, from the header too
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})

@@ -2,6 +2,8 @@ import errno
 import io
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,6 +353,28 @@ def test_a_tiff_of_other_numbers_says_which(kind):
     tifffile.imwrite(buffer, np.zeros((20, 20), kind))
     with pytest.raises(UnusableImageError, match=r"a TIFF of (signed 16-bit numbers|32-bit floats); convert it to"):
         picture(buffer.getvalue())
+
+
+def test_decoders_say_nothing_of_damage_beside_the_one_line(tmp_path):
+    whole = _tiff(RGB)
+    after = 8 + 2 + 12 * struct.unpack_from("<H", whole, 8)[0]  # where the next page's offset stands
+    offsets = {"value": whole.index(struct.pack("<HHI", 258, 3, 3)) + 8, "first page": 4, "next page": after}
+    for name, at in offsets.items():
+        beyond = struct.pack("<I", len(whole) - 1)
+        (tmp_path / f"{name}.tif").write_bytes(whole[:at] + beyond + whole[at + 4 :])
+    program = """
+import sys, pathlib
+from pipeline.images import UnusableImageError, read_image
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    try:
+        read_image(path)
+        print("read")
+    except UnusableImageError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == len(offsets)
 
 
 def test_a_damaged_scan_is_refused_and_junk_around_it_is_a_warning():
