@@ -28,7 +28,15 @@ from PIL import ExifTags, Image, ImageCms
 
 from pipeline.depth import Bits
 from pipeline.errors import UserError
-from pipeline.formats import foreign, image_format, jpeg_fault, png_damage, png_pixels_only, webp_frames
+from pipeline.formats import (
+    foreign,
+    image_format,
+    jpeg_fault,
+    png_damage,
+    png_falls_short,
+    png_pixels_only,
+    webp_frames,
+)
 
 cv2.setNumThreads(1)  # parallelism is over images; nested threads only contend
 # What the decoders refuse is reported here, in one line; their own words of it would stand beside it.
@@ -421,13 +429,14 @@ def _pixels(image: Image.Image, data: bytes, kind: str, warned: list[str]) -> tu
     if "16" in raw and image.mode in ("RGB", "RGBA") and kind in ("PNG", "TIFF"):
         return _wide_colour(image, data, raw)
     inverted = kind == "TIFF" and image.tag_v2.get(262) == 0 and image.mode == "I;16"  # type: ignore[attr-defined]
+    image.load()
+    if kind == "PNG" and _may_lack_rows(image) and png_falls_short(data):
+        raise UnusableImageError("damaged or truncated (it ends before its last row)")
     if image.mode.startswith("I;16"):
-        image.load()
         grey = np.asarray(image).astype(np.uint16)
         clear = image.info.get("transparency")
         alpha = np.where(grey == clear, np.uint16(0), np.uint16(65535)) if isinstance(clear, int) else None
         return (65535 - grey if inverted else grey)[..., None], alpha
-    image.load()
     if image.mode == "1":
         image = image.convert("L")
     if image.mode in ("La", "RGBa"):
@@ -440,6 +449,12 @@ def _pixels(image: Image.Image, data: bytes, kind: str, warned: list[str]) -> tu
     if image.mode in ("LA", "RGBA"):
         return array[..., :-1], np.ascontiguousarray(array[..., -1])
     return array.reshape(*array.shape[:2], -1), None
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether a loaded PNG looks like one with too little data, in whose place Pillow leaves zeros and says nothing."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return bool(image.info.get("interlace")) or not any(last.tobytes())
 
 
 def _rawmode(image: Image.Image) -> str:

@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,31 @@ def test_a_tiff_of_other_numbers_says_which(kind):
     tifffile.imwrite(buffer, np.zeros((20, 20), kind))
     with pytest.raises(UnusableImageError, match=r"a TIFF of (signed 16-bit numbers|32-bit floats); convert it to"):
         picture(buffer.getvalue())
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("depth", "colours", "channels"), [(8, 2, 3), (8, 6, 4), (8, 0, 1), (16, 0, 1), (1, 0, 1)])
+def test_a_png_whose_data_ends_early_is_refused_though_its_checksums_are_right(depth, colours, channels, interlaced):
+    header = struct.pack(">IIBBBBB", 9, 5, depth, colours, 0, 0, interlaced)
+    passes = [(2, 1), (1, 1), (3, 1), (2, 2), (5, 1), (4, 3), (9, 2)] if interlaced else [(9, 5)]
+    row = [-(-columns * depth * channels // 8) for columns, rows in passes for _ in range(rows)]
+    black = b"".join(bytes(1 + length) for length in row)  # alpha aside
+    for missing, refused in ((0, False), (1, True), (1 + row[-1], True), (len(black), True)):
+        data = _png_of(header, black[: len(black) - missing])
+        if not refused:
+            assert picture(data).pixels.shape[:2] == (5, 9)
+            continue
+        with pytest.raises(UnusableImageError, match="damaged or truncated"):
+            picture(data)
+
+
+def _png_of(header: bytes, rows: bytes) -> bytes:
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (
+        struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
+        for kind, contents in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def test_decoders_say_nothing_of_damage_beside_the_one_line(tmp_path):
