@@ -66,6 +66,8 @@ LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
 HUFFMAN = (0xC0, 0xC1, 0xC2)  # of the others, those that are decoded are arithmetic-coded
 SCAN_END = re.compile(rb"\xff+[^\0\xd0-\xd7\xff]", re.DOTALL)  # a marker that is none of those inside a scan
+# The passes of an interlaced PNG: the first column and row, and the steps from one to the next.
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def image_format(data: bytes) -> str | None:
@@ -105,13 +107,42 @@ def png_damage(data: bytes) -> str | None:
 
 def png_pixels_only(data: bytes) -> bytes:
     """A PNG without its ancillary chunks. data: one in which `png_damage` finds nothing."""
-    kept, at = [data[:8]], 8
-    while at < len(data):
+    return data[:8] + b"".join(data[at:end] for kind, at, end in _png_chunks(data) if kind[:1].isupper())
+
+
+def png_falls_short(data: bytes) -> bool:
+    """Whether a PNG holds fewer pixels than its header says. data: one in which `png_damage` finds nothing."""
+    missing, stream = 0, zlib.decompressobj()
+    for kind, at, end in _png_chunks(data):
+        part = data[at + 8 : end - 4]
+        if kind == b"IHDR":
+            missing = _png_bytes(part)
+        while kind == b"IDAT" and part and missing > 0:
+            try:
+                missing -= len(stream.decompress(part, 1 << 20))
+            except zlib.error:
+                return True
+            part = stream.unconsumed_tail
+    return missing > len(stream.flush())
+
+
+def _png_bytes(header: bytes) -> int:
+    """How many bytes the pixels of a PNG are, with the byte that each row starts with. header: the contents of IHDR."""
+    width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = depth * {2: 3, 4: 2, 6: 4}.get(colours, 1)
+    steps = ADAM7 if interlaced else [(0, 0, 1, 1)]
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in steps]
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each chunk, up to IEND. data: a PNG in which `png_damage` finds nothing."""
+    at, kind = 8, b""
+    while kind != b"IEND":
+        kind = data[at + 4 : at + 8]
         end = at + 12 + struct.unpack_from(">I", data, at)[0]
-        if data[at + 4 : at + 5].isupper():
-            kept.append(data[at:end])
+        yield kind, at, end
         at = end
-    return b"".join(kept)
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:

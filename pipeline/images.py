@@ -6,6 +6,7 @@ PNG, JPEG, BMP, TIFF and WEBP are read, by their first bytes and not by their su
 
 import hashlib
 import io
+import logging
 import os
 import re
 import stat
@@ -35,12 +36,17 @@ from pipeline.formats import (
     jpeg_pixels_only,
     jpeg_shortened,
     png_damage,
+    png_falls_short,
     png_pixels_only,
     webp_frames,
 )
 
 cv2.setNumThreads(1)  # parallelism is over images; nested threads only contend
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it refuses is reported here, in one line
+# What the decoders refuse is reported here, in one line; their own words of it would stand beside it.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+for _decoder in ("PIL", "tifffile"):
+    logging.getLogger(_decoder).setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # but `_collected` has them
 Image.MAX_IMAGE_PIXELS = None  # `pixel_limit` is checked instead, from the header too
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -387,6 +393,10 @@ def _check_header(image: Image.Image, kind: str, data: bytes) -> None:
     if frames > 1:
         names = {"PNG": "animated PNG", "TIFF": "pages of a TIFF", "WEBP": "animated WebP", "JPEG": "MPO"}
         raise UnusableImageError(f"{frames} frames ({names.get(kind, kind)}); save the wanted one as PNG")
+    if kind == "TIFF" and image.mode in ("RGB", "RGBA"):
+        bits, planes = (image.tag_v2.get(tag, default) for tag, default in ((258, ()), (284, 1)))  # type: ignore[attr-defined]
+        if 16 in bits and planes != 1:  # of which Pillow and OpenCV give other pixels, and no error
+            raise UnusableImageError("a TIFF of 16 bits a channel in separate planes; convert it to PNG")
     if image.mode in ("CMYK", "LAB", "HSV"):
         raise UnusableImageError(f"{image.mode} colours; convert it to RGB")
     if image.mode in ("I", "F"):
@@ -428,13 +438,14 @@ def _pixels(image: Image.Image, data: bytes, kind: str, warned: list[str]) -> tu
     if "16" in raw and image.mode in ("RGB", "RGBA") and kind in ("PNG", "TIFF"):
         return _wide_colour(image, data, raw)
     inverted = kind == "TIFF" and image.tag_v2.get(262) == 0 and image.mode == "I;16"  # type: ignore[attr-defined]
+    image.load()
+    if kind == "PNG" and _may_lack_rows(image) and png_falls_short(data):
+        raise UnusableImageError("damaged or truncated (it ends before its last row)")
     if image.mode.startswith("I;16"):
-        image.load()
         grey = np.asarray(image).astype(np.uint16)
         clear = image.info.get("transparency")
         alpha = np.where(grey == clear, np.uint16(0), np.uint16(65535)) if isinstance(clear, int) else None
         return (65535 - grey if inverted else grey)[..., None], alpha
-    image.load()
     if image.mode == "1":
         image = image.convert("L")
     if image.mode in ("La", "RGBa"):
@@ -447,6 +458,12 @@ def _pixels(image: Image.Image, data: bytes, kind: str, warned: list[str]) -> tu
     if image.mode in ("LA", "RGBA"):
         return array[..., :-1], np.ascontiguousarray(array[..., -1])
     return array.reshape(*array.shape[:2], -1), None
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether a loaded PNG looks like one with too little data, in whose place Pillow leaves zeros and says nothing."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return bool(image.info.get("interlace")) or not any(last.tobytes())
 
 
 def _rawmode(image: Image.Image) -> str:
@@ -496,7 +513,8 @@ def _wide_colour(image: Image.Image, data: bytes, raw: str) -> tuple[np.ndarray,
         raise UnusableImageError("16 bits a channel with colours multiplied by alpha; save it with straight alpha")
     bare = png_pixels_only(data) if image.format == "PNG" else data  # of other chunks libpng complains on stderr
     array = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None or array.dtype != np.uint16 or array.ndim != 3 or array.shape[2] not in (3, 4):
+    shapes = [(image.height, image.width, channels) for channels in (3, 4)]
+    if array is None or array.dtype != np.uint16 or array.shape not in shapes:
         raise UnusableImageError(
             "16 bits a channel, damaged or in a layout that OpenCV does not read; convert it to PNG"
         )
@@ -509,14 +527,16 @@ def _wide_colour(image: Image.Image, data: bytes, raw: str) -> tuple[np.ndarray,
 
 
 def _exif(image: Image.Image, kind: str, warned: list[str]) -> tuple[int, bytes | None]:
-    """(orientation, EXIF with orientation 1). A TIFF is upright once it is loaded; its tags are not EXIF."""
+    """(orientation, EXIF with orientation 1). A TIFF is turned by both decoders; its tags are not EXIF."""
+    if kind == "TIFF":
+        return 1, None
     try:
         with _collected(warned):
             exif = image.getexif()
             orientation = exif.get(ExifTags.Base.Orientation, 1)
             if orientation != 1:
                 exif[ExifTags.Base.Orientation] = 1
-            data = exif.tobytes() if len(exif) and kind != "TIFF" else None
+            data = exif.tobytes() if len(exif) else None
     except Exception:  # what damage does is not documented
         warned.append("its EXIF cannot be read, and an orientation in it is not heeded")
         return 1, None

@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris  # type: ignore[import-not-found]
 
 sys.path[:0] = [str(Path(__file__).parents[up]) for up in (1, 2)]
-with atheris.instrument_imports(include=["pipeline", "jobs", "yaml", "json"]):
+with atheris.instrument_imports(include=["pipeline", "jobs", "yaml", "json", "PIL"]):
     from fuzz.readers import reader
 
 if __name__ == "__main__":

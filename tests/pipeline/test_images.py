@@ -2,8 +2,12 @@ import errno
 import io
 import os
 import struct
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.images import (
     UnusableImageError,
@@ -264,6 +269,43 @@ def test_16_bits_are_read_as_they_were_written(suffix, channels, tmp_path):
         read_image(tmp_path / f"1{suffix}")
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tile", [None, (16, 16)], ids=["strips", "tiles"])
+@pytest.mark.parametrize("pixels", [RGB, GREY], ids=["rgb", "grey"])
+def test_a_tiff_is_turned_upright_once_whatever_its_depth(pixels, tile, orientation):
+    upright = decode_image(_tiff(pixels, orientation, tile=tile))
+    assert upright.shape[:2] == ((50, 40) if orientation > 4 else (40, 50))
+    deep = decode_image(_tiff(widened(pixels, 16), orientation, tile=tile), bits=16)
+    assert deep.dtype == np.uint16
+    assert (deep == widened(upright, 16)).all()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_with_16_bits_a_channel_in_separate_planes_is_refused(compression):
+    planes = widened(RGB, 16).transpose(2, 0, 1)
+    data = _tiff(planes, planarconfig="separate", compression=compression)
+    with pytest.raises(UnusableImageError, match="a TIFF of 16 bits a channel in separate planes; convert it to PNG"):
+        decode_image(data, bits=16)
+    data = _tiff(RGB.transpose(2, 0, 1), planarconfig="separate", compression=compression)
+    assert (decode_image(data) == RGB).all()
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("length", [1, 3, 4, 13, 40])
+def test_bytes_after_the_end_of_a_png_are_no_damage(length, depth, tmp_path):
+    pixels = widened(RGB, depth)
+    write_image(tmp_path / "1.png", pixels)
+    assert (decode_image((tmp_path / "1.png").read_bytes() + b"\n" * length, bits=16) == pixels).all()
+
+
+def _tiff(pixels: np.ndarray, orientation: int = 1, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    kind = "rgb" if 3 in (pixels.shape[0], pixels.shape[-1]) else "minisblack"
+    tags = [(ROTATION, "H", 1, orientation, True)]
+    tifffile.imwrite(buffer, pixels.squeeze(), photometric=kind, extratags=tags, **options)
+    return buffer.getvalue()
+
+
 def test_what_lies_beside_the_pixels_is_written_and_read_back(tmp_path):
     exif = Image.Exif()
     exif[0x010F] = "a camera"
@@ -313,6 +355,53 @@ def test_a_tiff_of_other_numbers_says_which(kind):
     tifffile.imwrite(buffer, np.zeros((20, 20), kind))
     with pytest.raises(UnusableImageError, match=r"a TIFF of (signed 16-bit numbers|32-bit floats); convert it to"):
         picture(buffer.getvalue())
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("depth", "colours", "channels"), [(8, 2, 3), (8, 6, 4), (8, 0, 1), (16, 0, 1), (1, 0, 1)])
+def test_a_png_whose_data_ends_early_is_refused_though_its_checksums_are_right(depth, colours, channels, interlaced):
+    header = struct.pack(">IIBBBBB", 9, 5, depth, colours, 0, 0, interlaced)
+    passes = [(2, 1), (1, 1), (3, 1), (2, 2), (5, 1), (4, 3), (9, 2)] if interlaced else [(9, 5)]
+    row = [-(-columns * depth * channels // 8) for columns, rows in passes for _ in range(rows)]
+    black = b"".join(bytes(1 + length) for length in row)  # alpha aside
+    for missing, refused in ((0, False), (1, True), (1 + row[-1], True), (len(black), True)):
+        data = _png_of(header, black[: len(black) - missing])
+        if not refused:
+            assert picture(data).pixels.shape[:2] == (5, 9)
+            continue
+        with pytest.raises(UnusableImageError, match="damaged or truncated"):
+            picture(data)
+
+
+def _png_of(header: bytes, rows: bytes) -> bytes:
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (
+        struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
+        for kind, contents in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_decoders_say_nothing_of_damage_beside_the_one_line(tmp_path):
+    whole = _tiff(RGB)
+    after = 8 + 2 + 12 * struct.unpack_from("<H", whole, 8)[0]  # where the next page's offset stands
+    offsets = {"value": whole.index(struct.pack("<HHI", 258, 3, 3)) + 8, "first page": 4, "next page": after}
+    for name, at in offsets.items():
+        beyond = struct.pack("<I", len(whole) - 1)
+        (tmp_path / f"{name}.tif").write_bytes(whole[:at] + beyond + whole[at + 4 :])
+    program = """
+import sys, pathlib
+from pipeline.images import UnusableImageError, read_image
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    try:
+        read_image(path)
+        print("read")
+    except UnusableImageError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == len(offsets)
 
 
 def test_a_damaged_scan_is_refused_and_junk_around_it_is_a_warning():
