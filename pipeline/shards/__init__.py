@@ -2,5 +2,5 @@
 
 In: manifest.parquet, pipeline/tasks/<name>.yaml. Out: tars of webdataset, index.parquet and shards.json, described in
 `format`. Begin with `build.build`, which carries out what `plan` decides; a reader is a `shard_set.ShardSet`, and a node keeps
-shards of a bucket in `cache`.
+shards of a bucket in `cache`, which `download` fills.
 """

@@ -14,31 +14,26 @@ import fcntl
 import hashlib
 import heapq
 import os
-import random
 import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.storage import BLOCK, Storage, UnavailableError
+from pipeline.shards.download import Want, fill
+from pipeline.shards.locks import exclusively, is_at, lock_file
+from pipeline.storage import BLOCK, Storage
 
-RETRY_SECONDS = 90.0  # that one shard may lose to pauses, to tries that bring nothing, and to another's vain tries
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries: at most this, doubled up to that
-WRONG_TRIES = 3  # downloads whose contents are not the listed ones; the first may be the network's fault
 SPACE_SECONDS = 20.0  # that `get` waits for leases to end; for downloads that are in its way, as long as they take
 POLL_SECONDS = 0.2  # between two looks whether they have
 PREFETCH_POLL_SECONDS = 2.0  # the same, of those that fetch ahead; they look as well when this process releases a shard
 PREFETCH_THREADS = 4
-JITTER = random.SystemRandom()  # a run's seeds neither decide the pauses nor are moved by them
 VERIFIED = 10**18  # mtime, in ns, of a file whose sha256 was right; whoever writes into it changes that
-
-Want = tuple[str, int, str]  # name in the store, bytes, sha256
 
 
 class Lease:
@@ -83,10 +78,6 @@ class _NoRoomError(Exception):
         """in_use: bytes. coming: how many of them are of downloads, which come to an end."""
         super().__init__(in_use, coming)
         self.in_use, self.coming = in_use, coming
-
-
-class _StoppedError(Exception):
-    """The cache was closed during a download."""
 
 
 class ShardCache:
@@ -180,7 +171,7 @@ class ShardCache:
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
-            if _is(file, path) and _whole(file, nbytes, sha256):
+            if is_at(file, path) and _whole(file, nbytes, sha256):
                 _stamp(file)
                 return file
         except BaseException:
@@ -210,7 +201,7 @@ class ShardCache:
         file = self._reserve(want, part, rank)
         self._next(want[2])
         try:
-            self._fill(file, source, want, waited, stop)
+            fill(file, source, want, waited, stop)
             _stamp(file)
             os.fsync(file.fileno())
             with self._space():  # whose holder sees it once, by either name
@@ -220,56 +211,6 @@ class ShardCache:
             file.close()
             raise
         return file
-
-    def _fill(self, file: FileIO, source: Storage, want: Want, lost: float, stop: threading.Event) -> None:
-        """Write the contents, and check them. After a cut the next try begins where the last stopped."""
-        name, nbytes, sha256 = want
-        digest, position = hashlib.sha256(), 0
-        tries = failures = wrong = 0
-        problem: UserError
-        while True:
-            began, before = time.monotonic(), position
-            tries += 1
-            try:
-                if position < nbytes:
-                    with closing(_blocks(source, name, position)) as blocks:
-                        for block in blocks:
-                            if stop.is_set():
-                                raise _StoppedError
-                            position += len(block)
-                            if position > nbytes:
-                                break
-                            _write(file, block)
-                            digest.update(block)
-                if (position, digest.hexdigest()) == (nbytes, sha256):
-                    return
-                wrong += 1
-                if position == nbytes:
-                    what = f"its sha256 is {digest.hexdigest()}, shards.json lists {sha256}"
-                else:
-                    what = f"{'more than ' * (position > nbytes)}{min(position, nbytes):,} bytes, shards.json lists {nbytes:,}"
-                problem = UserError(
-                    f"{source.uri}/{name}: {what} (tried {tries} times); upload that shard again, or fetch the shards.json "
-                    "that belongs to it"
-                )
-                if wrong == WRONG_TRIES:
-                    raise problem
-                digest, position = hashlib.sha256(), 0
-                file.seek(0)
-            except UnavailableError as error:
-                problem = UserError(f"{error} (given up after {tries} tries)")
-                if position > before:
-                    failures = 0
-                else:
-                    lost += time.monotonic() - began
-            if lost >= RETRY_SECONDS:
-                raise problem
-            # Full jitter: the ranks of many nodes do not come back at the same moment.
-            pause = JITTER.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
-            failures += 1
-            lost += pause
-            if stop.wait(pause):
-                raise _StoppedError
 
     @contextmanager
     def _locked(self, want: Want, wait: bool) -> Iterator[bool]:
@@ -281,13 +222,13 @@ class ShardCache:
                 path.parent.chmod(stat.S_IMODE(self.folder.stat().st_mode))
         path = path.with_name(f"{path.name}.lock")
         while True:
-            with _lock_file(path) as lock:
+            with lock_file(path) as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
                 except BlockingIOError:
                     yield False
                     return
-                if _is(lock, path):  # else the holder before has removed it
+                if is_at(lock, path):  # else the holder before has removed it
                     try:
                         yield True
                     finally:
@@ -324,7 +265,7 @@ class ShardCache:
     @contextmanager
     def _space(self) -> Iterator[None]:
         """Hold .space."""
-        with _lock_file(self.folder / ".space") as space:
+        with lock_file(self.folder / ".space") as space:
             fcntl.flock(space, fcntl.LOCK_EX)
             try:
                 yield
@@ -352,7 +293,7 @@ class ShardCache:
             for each in found:
                 if self._fits(in_use + nbytes):
                     break
-                file = _exclusively(each.path)
+                file = exclusively(each.path)
                 if file:
                     held.append((file, each))
                     in_use -= each.nbytes
@@ -466,25 +407,6 @@ class ShardCache:
             raise
 
 
-def _blocks(source: Storage, name: str, start: int) -> Generator[bytes, None, None]:
-    """The contents from `start` on; raises UserError, of the kind UnavailableError where another try may succeed."""
-    where = f"{source.uri}/{name}"
-    try:
-        yield from source.chunks(name, start, once=True)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{where}: not in the store; upload the shards that shards.json lists") from None
-    except PermissionError:
-        raise UserError(f"{where}: may not be read by this user; change its permissions") from None
-    except OSError as error:  # a mounted store: the network's
-        raise UnavailableError(f"{where}: {error.strerror or error}; check the disk or the mount") from None
-
-
-def _write(file: FileIO, block: bytes) -> None:
-    rest = memoryview(block)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
 def _whole(file: FileIO, nbytes: int, sha256: str) -> bool:
     """Whether a file has these contents; read only if it was written to since that was last known."""
     status = os.fstat(file.fileno())
@@ -502,35 +424,3 @@ def _stamp(file: FileIO) -> None:
     """Record that the contents are right, and used now."""
     with suppress(PermissionError):  # another user's: for him to record
         os.utime(file.fileno(), ns=(time.time_ns(), VERIFIED))
-
-
-def _is(file: FileIO, path: Path) -> bool:
-    """Whether the open file still has this name."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock_file(path: Path) -> FileIO:
-    """A file to lock; that takes no right to write, so another user's will do."""
-    file = FileIO(os.open(path, os.O_RDONLY | os.O_CREAT, 0o644), "r")
-    with suppress(PermissionError):
-        os.fchmod(file.fileno(), 0o644)  # whatever the umask
-    return file
-
-
-def _exclusively(path: Path) -> FileIO | None:
-    """The file with an exclusive lock on it; None if anybody uses it."""
-    try:
-        file = FileIO(path)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(file, path):
-            return file
-    except BlockingIOError:
-        pass
-    file.close()
-    return None

@@ -31,8 +31,9 @@ from pipeline.errors import UserError
 from pipeline.loading.loader import Loader
 from pipeline.sampling.patches import Grid
 from pipeline.shards import cache as module
+from pipeline.shards import download
 from pipeline.shards.cache import VERIFIED, ShardCache
-from pipeline.storage import Storage, storage
+from pipeline.storage import Storage, UnavailableError, storage
 
 MIB = 2**20
 NOBODY = 65534
@@ -43,9 +44,9 @@ Shard = tuple[str, int, str]
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     """Pauses of a test's length."""
-    monkeypatch.setattr(module, "RETRY_SECONDS", 4.0)
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 4.0)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(download, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(module, "SPACE_SECONDS", 0.0)
     monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(module, "PREFETCH_POLL_SECONDS", 0.05)
@@ -235,7 +236,7 @@ def test_the_file_has_its_name_only_when_it_is_on_the_disk_and_leased(tmp_path, 
         seen.append((os.fstat(descriptor).st_size, path.exists(), sha(path.with_name(f"{path.name}.part"))))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    rename, exclusively = Path.rename, module._exclusively
+    rename, exclusively = Path.rename, module.exclusively
     monkeypatch.setattr(Path, "rename", lambda self, to: (rename(self, to), seen.append(exclusively(to))))
     ShardCache(tmp_path / "cache").get(source, *shard).release()
     assert seen == [(100, False, shard[2]), None]
@@ -328,7 +329,7 @@ def test_what_a_killed_process_leaves_blocks_nobody(behind, proxy, tmp_path):
 
 
 def test_who_waited_for_vain_tries_does_not_begin_as_many_again(behind, proxy, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 0.5)
     source, (shard,) = behind(100)
     proxy.fault = lambda n, name: 503
     cache, errors = ShardCache(tmp_path / "cache"), []
@@ -355,12 +356,12 @@ def test_a_lock_that_its_holder_has_removed_is_nobodys(tmp_path):
     path = cache.folder / shard[2][:2] / f"{shard[2]}.lock"
     path.parent.mkdir()
     thread = threading.Thread(target=lambda: leases.append(cache.get(source, *shard)), daemon=True)
-    with module._lock_file(path) as removed:
+    with module.lock_file(path) as removed:
         fcntl.flock(removed, fcntl.LOCK_EX)
         thread.start()
         thread.join(0.2)
         path.unlink()
-        with module._lock_file(path) as lock:  # the next in line
+        with module.lock_file(path) as lock:  # the next in line
             fcntl.flock(lock, fcntl.LOCK_EX)
             fcntl.flock(removed, fcntl.LOCK_UN)
             thread.join(0.2)
@@ -418,7 +419,7 @@ def test_a_cut_at_the_last_byte_asks_for_no_more(tmp_path, monkeypatch):
     def cut(name, start=0, *, once=False):
         calls.append((start, once))
         yield from chunks(name, start)
-        raise module.UnavailableError("cut")
+        raise UnavailableError("cut")
 
     monkeypatch.setattr(source, "chunks", cut)
     with ShardCache(tmp_path / "cache").get(source, *shard) as lease:
@@ -444,7 +445,7 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(behind, proxy, server, 
 
 @pytest.mark.parametrize("fault", ["down", 503, ("cut", 100)])
 def test_after_its_time_the_last_error_is_told(fault, behind, proxy, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 0.5)
     source, (shard,) = behind(1000)
     if fault == "down":
         proxy.end()
@@ -460,9 +461,9 @@ def test_after_its_time_the_last_error_is_told(fault, behind, proxy, tmp_path, m
 
 def test_pauses_grow_from_the_first_to_the_longest_with_full_jitter(tmp_path, monkeypatch):
     source, (shard,) = folder_of_shards(tmp_path, 100)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 31.0)
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 10.0)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 31.0)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(download, "LONGEST_PAUSE", 10.0)
     limits, slept = [], []
 
     class Jitter:
@@ -476,29 +477,28 @@ def test_pauses_grow_from_the_first_to_the_longest_with_full_jitter(tmp_path, mo
             return False
 
     def down(name, start=0, *, once=False):
-        raise module.UnavailableError("down")
+        raise UnavailableError("down")
         yield
 
-    monkeypatch.setattr(module, "JITTER", Jitter())
+    monkeypatch.setattr(download, "JITTER", Jitter())
     monkeypatch.setattr(source, "chunks", down)
-    cache = ShardCache(tmp_path / "cache")
     with closing(module.FileIO(tmp_path / "out", "w")) as file, pytest.raises(UserError, match="after 8 tries"):
-        cache._fill(file, source, shard, 0.0, Never())
+        download.fill(file, source, shard, 0.0, Never())
     assert limits == [(0, high) for high in (0.5, 1, 2, 4, 8, 10, 10)]
     assert slept == [high for _, high in limits]
 
 
 def test_slow_tries_that_bring_nothing_use_up_the_time(tmp_path, monkeypatch):
     source, (shard,) = folder_of_shards(tmp_path, 100)
-    monkeypatch.setattr(module, "RETRY_SECONDS", 0.25)
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 0.25)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
     tries = []
 
     def silent(name, start=0, *, once=False):
         tries.append(start)
         assert len(tries) < 10
         time.sleep(0.1)
-        raise module.UnavailableError("silent")
+        raise UnavailableError("silent")
         yield
 
     monkeypatch.setattr(source, "chunks", silent)
@@ -705,7 +705,7 @@ def test_a_file_that_goes_while_it_is_asked_for_comes_again(tmp_path):
     with cache.get(source, *shard) as lease:
         path = lease.path
     thread = threading.Thread(target=lambda: leases.append(cache.get(source, *shard)), daemon=True)
-    removed = module._exclusively(path)
+    removed = module.exclusively(path)
     assert removed
     thread.start()
     thread.join(0.2)
@@ -714,7 +714,7 @@ def test_a_file_that_goes_while_it_is_asked_for_comes_again(tmp_path):
     removed.close()
     thread.join(5)
     assert sha(leases[0].path) == shard[2]
-    assert not module._exclusively(path)
+    assert not module.exclusively(path)
 
 
 def test_a_lease_ends_once(tmp_path):
@@ -847,7 +847,7 @@ def test_the_limit_holds_while_many_download(tmp_path, monkeypatch):
         thread.start()
     most = 0
     while any(thread.is_alive() for thread in threads):
-        with module._lock_file(folder / ".space") as space:
+        with module.lock_file(folder / ".space") as space:
             fcntl.flock(space, fcntl.LOCK_EX)
             total = 0
             for path in folder.rglob("?" * 64 + "*"):
@@ -869,7 +869,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(download, "_write", full)
     with pytest.raises(UserError, match=r"/cache: no space on the disk for the 1,000 bytes of train/0\.tar") as error:
         ShardCache(tmp_path / "cache").get(source, *shard)
     one_line(error)
@@ -987,7 +987,7 @@ def test_what_is_wanted_comes_in_the_order_of_need_and_is_not_leased(make_cache,
         with cache.get(source, *shard) as lease:
             assert sha(lease.path) == shard[2]
     assert len(proxy.gets) == 6
-    assert all(module._exclusively(path) for path in cache.folder.glob("*/" + "?" * 64))
+    assert all(module.exclusively(path) for path in cache.folder.glob("*/" + "?" * 64))
 
 
 def test_get_waits_for_the_download_that_prefetch_has_begun(make_cache, behind, proxy):
@@ -1088,9 +1088,9 @@ def test_what_fails_ahead_of_need_is_told_by_get(make_cache, tmp_path, monkeypat
 
 
 def test_close_ends_the_downloads_ahead_and_leaves_nothing(make_cache, behind, proxy, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_SECONDS", 60.0)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 60.0)
-    monkeypatch.setattr(module, "FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(download, "RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(download, "LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 60.0)
     source, shards = behind(1000, 1000)
     proxy.fault = lambda n, name: 503
     cache = make_cache()
@@ -1133,9 +1133,9 @@ def test_an_epoch_is_whole_whatever_the_server_does(trouble, builder, s3, server
     if trouble == "both":
         proxy.fault = lambda n, name: faults["503"](n, name) or faults["cut"](n, name)
     if trouble == "down":
-        monkeypatch.setattr(module, "RETRY_SECONDS", 90.0)
-        monkeypatch.setattr(module, "LONGEST_PAUSE", 10.0)
-        monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
+        monkeypatch.setattr(download, "RETRY_SECONDS", 90.0)
+        monkeypatch.setattr(download, "LONGEST_PAUSE", 10.0)
+        monkeypatch.setattr(download, "FIRST_PAUSE", 0.5)
         began = time.monotonic()
         proxy.fault = lambda n, name: 503 if time.monotonic() - began < 20 else None
     locals_ = [Loader(folder, rank=rank, **settings).batches() for rank in range(2)]
