@@ -25,7 +25,8 @@ from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
 from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
 from pipeline.layouts import layout
-from pipeline.layouts.base import Row, listed, natural, safe_key, suffix_fault
+from pipeline.layouts.base import Row
+from pipeline.layouts.files import listed, natural, safe_key, suffix_fault
 from pipeline.raw.manifest import write_table
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape

@@ -17,7 +17,7 @@ from pipeline.degradations.scale import imresize
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError
 from pipeline.images import LIMIT, Picture, UnusableImageError, check_format, pixel_limit, read_picture, write_image
-from pipeline.layouts.base import SIDE_FILES, files_under, unusable
+from pipeline.layouts.files import SIDE_FILES, files_under, unusable
 
 # MATLAB's rgb2ycbcr on [0, 1]: Y = 16/255 + LUMA . RGB. Its inverse adds a change of Y, times 255/219, to R, G and B alike.
 LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from pipeline.errors import UserError, nearest
-from pipeline.layouts.base import Layout, Row, safe_key
+from pipeline.layouts.base import Layout, Row
 from pipeline.layouts.bsds500 import BSDS500
 from pipeline.layouts.div2k import DIV2K, Flickr2K
 from pipeline.layouts.dnd import DND
+from pipeline.layouts.files import safe_key
 from pipeline.layouts.folder import Folder
 from pipeline.layouts.gopro import GoPro
 from pipeline.layouts.gtrain import GTRain

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.layouts.base import Count, Layout, Row, files_under
+from pipeline.layouts.base import Count, Layout, Row
+from pipeline.layouts.files import files_under
 
 
 class DND(Layout):

@@ -1,7 +1,8 @@
 import logging
 from collections.abc import Iterator
 
-from pipeline.layouts.base import SIDE_FILES, Layout, Row, Split, files_under, safe_key, unusable
+from pipeline.layouts.base import Layout, Row, Split
+from pipeline.layouts.files import SIDE_FILES, files_under, safe_key, unusable
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
-from pipeline.layouts.base import Count, Layout, Row, Split, subfolders
+from pipeline.layouts.base import Count, Layout, Row, Split
+from pipeline.layouts.files import subfolders
 
 
 class GoPro(Layout):

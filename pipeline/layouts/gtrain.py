@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
-from pipeline.layouts.base import SPLITS, Count, Layout, Role, Row, subfolders
+from pipeline.layouts.base import SPLITS, Count, Layout, Role, Row
+from pipeline.layouts.files import subfolders
 
 PAIRED_SCENE = "Gurutto_1-2"  # in which the background moves
 

@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
-from pipeline.layouts.base import Count, Layout, Row, Split, files_under, unusable
+from pipeline.layouts.base import Count, Layout, Row, Split
+from pipeline.layouts.files import files_under, unusable
 
 
 class HIDE(Layout):

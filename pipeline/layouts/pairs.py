@@ -2,7 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.layouts.base import SPLITS, Layout, Role, Row, listed
+from pipeline.layouts.base import SPLITS, Layout, Role, Row
+from pipeline.layouts.files import listed
 
 # Named in an error, never guessed: with the two folders swapped, a model learns to degrade.
 OTHER_NAMES: dict[Role, frozenset[str]] = {

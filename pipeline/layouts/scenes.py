@@ -2,7 +2,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.layouts.base import SPLITS, Layout, Row, files_under, natural, reject_same_key, safe_key, unusable
+from pipeline.layouts.base import SPLITS, Layout, Row, reject_same_key
+from pipeline.layouts.files import files_under, natural, safe_key, unusable
 
 
 class Scenes(Layout):

@@ -2,7 +2,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 
-from pipeline.layouts.base import Count, Layout, Role, Row, Split, subfolders
+from pipeline.layouts.base import Count, Layout, Role, Row, Split
+from pipeline.layouts.files import subfolders
 
 BLOCKS = (40, 32)  # images, and blocks of 256x256 in each, in one .mat file
 

@@ -1,7 +1,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.layouts.base import Count, Layout, Role, Row, files_under, subfolders
+from pipeline.layouts.base import Count, Layout, Role, Row
+from pipeline.layouts.files import files_under, subfolders
 
 
 class SPA(Layout):

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from pipeline.layouts.base import SIDE_FILES, Count, Layout, Row, files_under, safe_key, unusable
+from pipeline.layouts.base import Count, Layout, Row
+from pipeline.layouts.files import SIDE_FILES, files_under, safe_key, unusable
 
 SHARP = ("HR", "GTmod12", "image_SRF_2", "image_SRF_3", "image_SRF_4")
 

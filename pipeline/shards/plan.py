@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
-from pipeline.layouts.base import LONGEST_KEY, Split, natural, safe_key
+from pipeline.layouts.base import Split
+from pipeline.layouts.files import LONGEST_KEY, natural, safe_key
 from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse
 
 FORMAT = 2  # of shards and index: raise it when equal inputs would give other bytes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.layouts import LAYOUTS, Layout, Row, layout, safe_key
-from pipeline.layouts.base import LONGEST_KEY, files_under, natural
+from pipeline.layouts.files import LONGEST_KEY, files_under, natural
 
 
 def rows(name: str, root: Path) -> list[Row]:

@@ -8,9 +8,10 @@ import pytest
 from conftest import tree
 
 from pipeline.errors import UserError
-from pipeline.layouts.base import Layout, Row, safe_key
+from pipeline.layouts.base import Layout, Row
 from pipeline.layouts.div2k import DIV2K, Flickr2K
 from pipeline.layouts.dnd import DND
+from pipeline.layouts.files import safe_key
 from pipeline.layouts.gopro import GoPro
 from pipeline.layouts.hide import HIDE
 from pipeline.layouts.realblur import FOLDERS, RealBlur

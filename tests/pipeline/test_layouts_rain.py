@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import tree
 
-from pipeline.layouts.base import Layout, Row, safe_key
+from pipeline.layouts.base import Layout, Row
+from pipeline.layouts.files import safe_key
 from pipeline.layouts.gtrain import GTRain
 from pipeline.layouts.rain13k import Rain13K
 from pipeline.layouts.rain100 import Rain100

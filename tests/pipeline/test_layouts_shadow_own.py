@@ -6,7 +6,8 @@ import pytest
 from conftest import tree
 
 from pipeline.errors import UserError
-from pipeline.layouts.base import Layout, Row, safe_key
+from pipeline.layouts.base import Layout, Row
+from pipeline.layouts.files import safe_key
 from pipeline.layouts.folder import Folder
 from pipeline.layouts.istd import ISTD
 from pipeline.layouts.pairs import Pairs

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.layouts.base import LONGEST_KEY
+from pipeline.layouts.files import LONGEST_KEY
 from pipeline.raw.manifest import SCHEMA
 from pipeline.shards.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest, unused
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
