@@ -201,7 +201,7 @@ def test_code_that_ray_would_refuse_names_the_ten_largest_files(code, monkeypatc
     assert f"{total:,}" in text
     assert f"{total - 1:,}" in text
     names, sizes = zip(*(each.split(" ") for each in listed.split(", ")), strict=True)
-    assert names[:2] == ("jobs/report/page.html", "pipeline/tasks/a.yaml")
+    assert names[:2] == ("jobs/training/submit.py", "jobs/report/page.html")
     assert len(names) == 10
     numbers = [int(size.replace(",", "")) for size in sizes]
     assert numbers == sorted(numbers, reverse=True)
