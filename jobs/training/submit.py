@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from jobs.recipe import Recipe
-from jobs.training.train import Planned
+from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
 from pipeline.shards.format import file_sha256
