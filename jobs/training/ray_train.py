@@ -148,6 +148,8 @@ class Failure(NamedTuple):
     detail: str = ""
 
 
+# Private: Ray Train's own classes are all that tells a start without room from one that failed, and both from a defect of Ray's.
+# Public instead: these three in ray.train, as TrainingFailedError is.
 NO_ROOM = (InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError)
 SPENT = (e.OutOfMemoryError, e.OutOfDiskError, e.ObjectStoreFullError, e.RuntimeEnvSetupError, e.AuthenticationError)
 LOST = (e.NodeDiedError, e.RayActorError, e.WorkerCrashedError, WorkerGroupStartupFailedError)
