@@ -148,8 +148,8 @@ class Failure(NamedTuple):
     detail: str = ""
 
 
-# Private: Ray Train's own classes are all that tells a start without room from one that failed, and both from a defect of Ray's.
-# Public instead: these three in ray.train, as TrainingFailedError is.
+# Private: only their classes tell a start without room from one that failed, and both from a defect of Ray's. Public instead:
+# these three in ray.train, as TrainingFailedError is.
 NO_ROOM = (InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError)
 SPENT = (e.OutOfMemoryError, e.OutOfDiskError, e.ObjectStoreFullError, e.RuntimeEnvSetupError, e.AuthenticationError)
 LOST = (e.NodeDiedError, e.RayActorError, e.WorkerCrashedError, WorkerGroupStartupFailedError)
@@ -264,7 +264,7 @@ class Trainer(ray.train.torch.TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         # Private: Ray's PlacementGroupCleaner is left out. It is detached from the job to free the room of a lost controller,
         # which `_remove_placement_groups` does, and the end of the job; and it stays for good if the job ends before it has
-        # begun. Public instead: a setting without it, or one that ends with its job.
+        # begun. Public instead: a setting that leaves it out, or one that ends with its job.
         callbacks = super()._create_default_callbacks()
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
@@ -284,6 +284,6 @@ class Policy(ElasticScalingPolicy):
 
 def preemption() -> Any:
     """In a worker: Ray's PreemptionInfo when the node of a rank will be taken, else None."""
-    # Private: ray.train.get_preemption_info asks the other ranks through an actor: a cut in the network loses the answer, and
-    # the rank would wait for it without end. Public instead: the same without asking, or with a timeout.
+    # Private: ray.train.get_preemption_info asks the other ranks through an actor: a cut in the network loses the answer,
+    # and the rank would wait for it without end. Public instead: the same without asking, or with a timeout.
     return get_train_context().preemption_context.preemption_info
