@@ -149,8 +149,8 @@ def submit(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Send recipes to the Ray cluster at RAY_ADDRESS=http://..., and leave; `memoir train` then follows its job."""
+    from jobs.training.run import plan_run
     from jobs.training.submit import client, submit
-    from jobs.training.train import plan_run
     from pipeline.params import read_params
 
     if every == bool(recipes):

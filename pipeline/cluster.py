@@ -94,7 +94,7 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                     object_store_memory=256 * 2**20,  # rows and records only: pixels never travel through it
-                    _temp_dir=folder,
+                    _temp_dir=folder,  # documented, in spite of its name
                 )
     except UserError:
         raise
@@ -116,6 +116,9 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
 def _patiently() -> Iterator[None]:
     """Have `ray.init` wait for its own node as long as that is on its way, instead of 30 s (Ray 2.60, without a setting)."""
     import psutil
+
+    # Private: within the 30 s Ray asks `services.get_node` again and again, so that a call which waits has it wait. Public
+    # instead: a setting for the 30 s. tests/jobs/test_ray_contract.py says when a new Ray moves it.
     from ray._private import services
 
     get_node: Callable[..., Any] = services.get_node

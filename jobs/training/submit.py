@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from jobs.recipe import Recipe
-from jobs.training.train import Planned
+from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
 from pipeline.shards.format import file_sha256
@@ -59,13 +59,19 @@ class JobError(UserError):
 
 
 class Client(JobSubmissionClient):
-    """Ray's client, with a limit to the time that it waits for an answer."""
+    """Ray's client, with a limit to the time that it waits for an answer.
+
+    tests/jobs/test_ray_contract.py says when a new Ray moves what is private here.
+    """
 
     def _do_request(self, *arguments: Any, **options: Any) -> requests.Response:
+        # Private: all requests but the log's go through here, without a limit, and one through a cut network waits for ever.
+        # Public instead: a timeout as an argument of JobSubmissionClient.
         return super()._do_request(*arguments, timeout=ANSWER_SECONDS, **options)
 
     def ray_version(self) -> str:
-        """Of the cluster."""
+        """Ray's version on the cluster."""
+        # Private: get_version() has the version of the Jobs API alone. Public instead: a method for Ray's.
         return str(self._do_request("GET", "/api/version").json()["ray_version"])
 
 
@@ -74,6 +80,7 @@ def client() -> Client:
     address = jobs_address()
     if address is None:
         raise UserError("no cluster is named that takes jobs; set RAY_ADDRESS=http://<head>:8265")
+    # Private: Ray's loggers, which tell what is told here in one line. Public instead: one logger above them all.
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _explained():

@@ -26,7 +26,8 @@ from jobs.restoring.checkpoint import load_model
 from jobs.restoring.restore import restore
 from jobs.training.loop import Run
 from jobs.training.resume import Checkpoints
-from jobs.training.train import plan_run, train
+from jobs.training.run import plan_run
+from jobs.training.train import train
 from pipeline.errors import UserError
 from pipeline.images import write_bytes, write_image
 from pipeline.storage import storage

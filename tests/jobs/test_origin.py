@@ -9,7 +9,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from jobs.recipe import read_recipe
 from jobs.training.origin import FILE, begin, differences, digest
-from jobs.training.train import _said
+from jobs.training.ray_train import Failure, Kind, classify, told
 from pipeline.errors import UserError
 from pipeline.storage import storage
 
@@ -104,17 +104,15 @@ def failed(*errors: Exception) -> WorkerGroupError:
 )
 def test_whatever_of_rays_ends_training_is_one_line(tmp_path, error, line):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    said = _said(error, "tiny-1", storage(str(tmp_path)), read_recipe(str(tmp_path / "tiny.yaml")).training)
-    assert said is not None
+    training = read_recipe(str(tmp_path / "tiny.yaml")).training
+    said = told(classify(error), "tiny-1", storage(str(tmp_path)), training)
     assert line in said
     assert "\n" not in said
 
 
 @pytest.mark.parametrize("error", [failed(ValueError("a defect")), ControllerError(KeyError("a defect"))])
-def test_a_defect_that_ends_training_is_none(tmp_path, error):
-    (tmp_path / "tiny.yaml").write_text(RECIPE)
-    training = read_recipe(str(tmp_path / "tiny.yaml")).training
-    assert _said(error, "tiny-1", storage(str(tmp_path)), training) is None
+def test_a_defect_that_ends_training_is_none(error):
+    assert classify(error) == Failure(Kind.DEFECT)
 
 
 RECIPE = """

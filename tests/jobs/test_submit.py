@@ -29,7 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from jobs.training import submit
 from jobs.training.origin import digest, origin
-from jobs.training.train import plan_run
+from jobs.training.run import plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError
 from pipeline.shards import build as stage

@@ -22,7 +22,7 @@ import yaml
 from ray.cluster_utils import Cluster
 from tensorboardX.proto.event_pb2 import Event
 
-from jobs.training.train import _lost, _mendable
+from jobs.training.ray_train import Failure, Kind, classify
 from pipeline.images import write_image
 from pipeline.storage import UnavailableError, storage
 
@@ -220,18 +220,15 @@ def test_what_ended_a_run_is_told_by_its_cause():
     wrapped = RuntimeError("upload failed")
     wrapped.__cause__ = full
     for error in (full, wrapped):
-        assert _mendable(failed(error)) == "store/model.safetensors: No space left on device"
-    assert (
-        _mendable(failed(RuntimeError("connection closed by peer"), UnavailableError("the store is away")))
-        == "the store is away"
-    )
-    assert _mendable(failed(OSError(errno.EIO, "Input/output error"))) is None
-    assert _mendable(failed(ValueError("a defect"))) is None
-    assert not _lost(failed(ValueError("a defect")))
+        mistake = Failure(Kind.MISTAKE, "store/model.safetensors: No space left on device")
+        assert classify(failed(error)) == mistake
+    both = failed(RuntimeError("connection closed by peer"), UnavailableError("the store is away"))
+    assert classify(both) == Failure(Kind.MISTAKE, "the store is away")
+    assert classify(failed(OSError(errno.EIO, "Input/output error"))).kind is Kind.DEFECT
+    assert classify(failed(ValueError("a defect"))).kind is Kind.DEFECT
     gone = WorkerHealthCheckFailedError("rank 1 is gone", RayActorError())
-    assert _lost(
-        WorkerGroupError("failed", {0: UserExceptionWithTraceback(RuntimeError("closed by peer"), ""), 1: gone})
-    )
+    died = WorkerGroupError("failed", {0: UserExceptionWithTraceback(RuntimeError("closed by peer"), ""), 1: gone})
+    assert classify(died).kind is Kind.LOST
 
 
 def test_a_worker_that_stands_still_is_ended_with_the_stacks_of_the_one_that_waits_for_it(workplace, undisturbed):
@@ -383,8 +380,8 @@ def test_a_node_that_will_be_taken_has_the_state_saved_at_once(workplace, undist
 
 # `memoir train` whose CPU somebody else takes between the look at what is free and the start of the workers
 LATE = """
-import os, time, ray, memoir, jobs.training.train
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.train.WITHOUT_ROOM_S = "3", 6
+import os, time, ray, memoir, jobs.training.ray_train, jobs.training.train
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.ray_train.WITHOUT_ROOM_S = "3", 6
 look = jobs.training.train.connect
 def connect(*arguments, **options):
     look(*arguments, **options)
@@ -412,9 +409,9 @@ def test_a_run_whose_room_another_took_first_waits_for_it(workplace, undisturbed
 
 # `memoir train` whose workers are lost, the first time, after they took their room and before they train
 HALFWAY = """
-import os, ray, signal, memoir, jobs.training.train, ray.train.torch
+import os, ray, signal, memoir, jobs.training.ray_train, ray.train.torch
 from pathlib import Path
-jobs.training.train.PAUSE_S = 0
+jobs.training.ray_train.PAUSE_S = 0
 first = Path("halfway").resolve()
 class Halfway(ray.train.torch.TorchConfig):
     @property
@@ -459,8 +456,8 @@ def test_a_start_that_fails_halfway_does_not_keep_the_room_of_the_next(workplace
 
 # `memoir train` with less patience
 HASTY = """
-import os, memoir, jobs.training.train
-os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.train.WITHOUT_ROOM_S = "3", 6
+import os, memoir, jobs.training.ray_train
+os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.ray_train.WITHOUT_ROOM_S = "3", 6
 memoir.main()
 """
 

@@ -1,0 +1,289 @@
+"""Training with Ray Train: its workers, their restarts, and what its failures mean.
+
+This is the only file that knows how Ray Train is made inside (Ray 2.60). What it uses of that is marked "Private", with the
+reason and the public way that would do instead; tests/jobs/test_ray_contract.py says which of it a new Ray has moved.
+"""
+
+import logging
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import ray.train
+import ray.train.torch
+from ray import exceptions as e
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.recipe import Recipe, Training
+from jobs.training.arithmetic import PORTABLE
+from jobs.training.feed import Feed, shown
+from pipeline.cluster import taken, trouble, wait_for
+from pipeline.errors import MENDABLE, UserError
+from pipeline.storage import Folder, Storage
+
+WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
+PAUSE_S = 10  # between two starts of the workers, after one that failed
+
+Worker = Callable[[dict[str, Any]], dict[str, str]]
+
+
+def fit(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, *, cpus: int, gpus: int) -> str:
+    """Run Ray Train to the end; returns the name of the final checkpoint's folder in `place`.
+
+    worker: what each rank runs, on a dictionary of recipe, data, place, feed and here; it returns {"checkpoint": name}, or
+    what `Feed.fatal` says. cpus, gpus: without which no start has room. Raises UserError for what the user can mend, and
+    RuntimeError for a defect.
+    """
+    training = recipe.training
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    feed = ray.remote(num_cpus=0)(Feed).options(scheduling_strategy=here).remote()  # lost with this process's node
+    with tempfile.TemporaryDirectory(prefix="memoir-ray-") as scratch:
+        trainer = _trainer(worker, recipe, run, data, place, feed, scratch)
+        with shown(run, feed):
+            try:
+                returned = _fit_again(trainer, feed, training.max_failures, cpus=cpus, gpus=gpus)
+            except (ray.train.TrainingFailedError, e.RayError) as error:
+                fatal: dict[str, str] = {}
+                with suppress(e.RayError):  # the feed is lost with its node
+                    fatal = ray.get(feed.fatal.remote(), timeout=10)
+                if fatal:
+                    raise _ended(run, fatal) from None
+                failure = classify(error)
+                if failure.kind is Kind.DEFECT:
+                    raise RuntimeError(
+                        f"training {run} failed and its {training.max_failures} restarts are used up"
+                    ) from error
+                raise UserError(told(failure, run, place, training)) from None
+    if "checkpoint" not in returned:
+        raise _ended(run, returned)
+    return str(returned["checkpoint"])
+
+
+def _ended(run: str, fatal: dict[str, str]) -> Exception:
+    """What to raise for what `Feed.fatal` says."""
+    if "error" in fatal:
+        return UserError(fatal["error"])
+    return RuntimeError(f"training {run} failed: {fatal['defect']}")
+
+
+def _fit_again(trainer: "Trainer", feed: Any, max_failures: int, *, cpus: int, gpus: int) -> Any:
+    """What the workers return; where they do not start, or their controller is lost, they are started again by a new one.
+
+    A controller of Ray's that tries again by itself waits for room that the workers of a start which failed halfway still
+    hold (Ray 2.60). Raises Ray's TrainingFailedError or RayActorError when that happened max_failures times in a row after
+    the first, or when they found no room, which nobody had taken, for WITHOUT_ROOM_S.
+    """
+    on_sigint = signal.getsignal(signal.SIGINT)
+    reached, since, failed = None, time.monotonic(), 0
+    while True:
+        try:
+            return trainer.fit().return_value
+        except (ray.train.ControllerError, e.RayActorError) as error:
+            failure: Exception = error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                # Private: `fit` leaves a handler behind that exits with 0. Public instead: one that `fit` takes away.
+                signal.signal(signal.SIGINT, on_sigint)
+        _remove_placement_groups()
+        before = reached
+        with suppress(e.RayError):  # the feed is lost with its node
+            reached = ray.get(feed.get.remote(0), timeout=10)
+        if reached != before:  # they trained meanwhile
+            since, failed = time.monotonic(), 0
+        if classify(failure).kind is not Kind.NO_ROOM:
+            failed += 1
+            if failed > max_failures:
+                raise failure
+            time.sleep(PAUSE_S)
+        elif taken(cpus, gpus=gpus):  # another job was faster to take what was free
+            wait_for(cpus, gpus=gpus, wait_seconds=WITHOUT_ROOM_S)
+            since = time.monotonic()
+        elif time.monotonic() - since > WITHOUT_ROOM_S:
+            raise failure
+
+
+def _remove_placement_groups() -> None:
+    """Free what the workers of this job held: Ray does so when the job ends, and not when their controller has."""
+    # Private: a placement group's id ends with its job's. Public instead: the job in each row of the table.
+    job = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if name.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+
+
+# what ended it
+
+
+class Kind(Enum):
+    """Whose a failure is, and with it what to do."""
+
+    MISTAKE = "the user's: a mistake that our code has told, a full disk, a store that is away"
+    NO_ROOM = "workers were not started, for want of CPUs or GPUs"
+    MENDABLE = "Ray's or a node's: its memory, its disk, a token, an answer that did not come"
+    LOST = "processes or nodes went away, whatever the others then ran into"
+    DEFECT = "ours"
+
+
+class Failure(NamedTuple):
+    """Why training ended. detail: what is known of it, for a MISTAKE and a MENDABLE in one line."""
+
+    kind: Kind
+    detail: str = ""
+
+
+# Private: only their classes tell a start without room from one that failed, and both from a defect of Ray's. Public instead:
+# these three in ray.train, as TrainingFailedError is.
+NO_ROOM = (InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError)
+SPENT = (e.OutOfMemoryError, e.OutOfDiskError, e.ObjectStoreFullError, e.RuntimeEnvSetupError, e.AuthenticationError)
+LOST = (e.NodeDiedError, e.RayActorError, e.WorkerCrashedError, WorkerGroupStartupFailedError)
+
+
+def classify(error: BaseException) -> Failure:
+    """Decide what ended Ray Train, of everything that `fit` can raise: its own errors with their causes, and Ray's."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return Failure(Kind.MISTAKE, str(cause))
+        if isinstance(cause, OSError) and cause.errno in MENDABLE:
+            return Failure(Kind.MISTAKE, ": ".join(str(part) for part in (cause.filename, cause.strerror) if part))
+    if isinstance(getattr(error, "controller_failure", None), NO_ROOM):
+        return Failure(Kind.NO_ROOM)
+    for cause in causes:  # before the loss of a worker, which is what follows from it
+        if isinstance(cause, SPENT):
+            return Failure(Kind.MENDABLE, trouble(cause) or "")
+    if any(isinstance(cause, LOST) for cause in causes):
+        return Failure(Kind.LOST)
+    for cause in causes:
+        if detail := trouble(cause):
+            return Failure(Kind.MENDABLE, detail)
+    return Failure(Kind.DEFECT)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What is behind a failure of Ray Train: of each worker, and of the controller, down to the first cause."""
+    for cause in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error):
+        while cause is not None:
+            yield cause
+            # Private: in these two Ray wraps what a worker raised, and what its health check met. Public instead: __cause__.
+            inner = getattr(cause, "_base_exc", None) or getattr(cause, "health_check_failure", None)
+            cause = inner or cause.__cause__ or cause.__context__
+
+
+def told(failure: Failure, run: str, place: Storage, training: Training) -> str:
+    """What to tell of a failure that is no defect."""
+    again = "the same command continues"
+    match failure.kind:
+        case Kind.MISTAKE:
+            return f"{place.uri}: training failed: {failure.detail}; mend it, and {again}"
+        case Kind.NO_ROOM:
+            return f"{run}: the cluster had no room for {training.workers} workers; {_room(training)}"
+        case Kind.LOST:
+            return (
+                f"{run}: workers or their nodes were lost, more often than the {training.max_failures} times that "
+                f"training.max_failures allows, or with the node of this process; {again}"
+            )
+    return f"{run}: {failure.detail}"
+
+
+def _room(training: Training) -> str:
+    """What the cluster has, of what the workers need."""
+    there = ray.cluster_resources()
+    needed = {"CPU": training.cpus_per_worker, **({"GPU": 1} if training.gpu else {})}
+    return ", ".join(
+        f"{name}: each needs {number}, and there are {there.get(name, 0):g}" for name, number in needed.items()
+    )
+
+
+# what is inside Ray Train
+
+
+def _trainer(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, feed: Any, scratch: str) -> "Trainer":
+    """Ray's trainer for a recipe. scratch: a folder for what Ray wants to keep, which is nothing."""
+    training = recipe.training
+    where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri
+    return Trainer(
+        worker,
+        batch=recipe.data.batch,
+        train_loop_config={"recipe": recipe, "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=training.workers,
+            elastic_resize_monitor_interval_s=training.resize_every_s,
+            use_gpu=training.gpu,
+            resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if training.gpu else {})},
+            placement_strategy="SPREAD" if training.spread else "PACK",
+        ),
+        run_config=ray.train.RunConfig(
+            name=run,
+            # Nothing is left to Ray here: jobs.training.resume keeps the checkpoints, which then outlive Ray's versions,
+            # are verified when they are read, and need no file system of pyarrow's.
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(
+                max_failures=training.max_failures,
+                controller_failure_limit=0,  # see _fit_again
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": PORTABLE} if training.portable else None,
+        ),
+    )
+
+
+class Trainer(ray.train.torch.TorchTrainer):
+    """Ray's TorchTrainer with two changes of what is inside it."""
+
+    def __init__(self, worker: Worker, *, batch: int, **options: Any) -> None:
+        """batch: the global one, which the number of workers divides."""
+        super().__init__(worker, **options)
+        self.batch = batch
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        # Private: `fit` makes the policy itself. Public instead: an argument for one, or of ScalingConfig for `Policy`.
+        if isinstance(options["scaling_policy"], ElasticScalingPolicy):
+            options["scaling_policy"] = Policy(self.scaling_config, self.batch)
+        return super()._initialize_and_run_controller(**options)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # Private: Ray's PlacementGroupCleaner is left out. It is detached from the job to free the room of a lost controller,
+        # which `_remove_placement_groups` does, and the end of the job; and it stays for good if the job ends before it has
+        # begun. Public instead: a setting that leaves it out, or one that ends with its job.
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
+class Policy(ElasticScalingPolicy):
+    """Of [min, max] workers a number that divides the global batch, not whatever the cluster has free."""
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig, batch: int) -> None:
+        super().__init__(scaling_config)
+        self.batch = batch
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        # Private: the policy's own count. Public instead: a list of numbers in ScalingConfig, or a step between them.
+        W = super()._count_possible_workers(reserved_resources)
+        return max((fewer for fewer in range(1, W + 1) if self.batch % fewer == 0), default=0)
+
+
+def preemption() -> Any:
+    """In a worker: Ray's PreemptionInfo when the node of a rank will be taken, else None."""
+    # Private: ray.train.get_preemption_info asks the other ranks through an actor: a cut in the network loses the answer,
+    # and the rank would wait for it without end. Public instead: the same without asking, or with a timeout.
+    return get_train_context().preemption_context.preemption_info

@@ -1,0 +1,38 @@
+"""What would be trained, and under which name: a recipe, its dataset and the code together are a run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.recipe import Recipe, read_recipe
+from jobs.training.origin import digest, origin
+from pipeline.shards.format import read_shards_json, samples_digest
+from pipeline.storage import Storage, storage
+
+
+class Planned(NamedTuple):
+    """A training run before it begins.
+
+    name: of the recipe. run: its name in the store, with a digest of data, recipe and code, its origin. built: the dataset, and what its
+    shards.json lists. place: the run's folder in the store.
+    """
+
+    name: str
+    recipe: Recipe
+    run: str
+    origin: dict[str, Any]
+    built: Storage
+    listing: dict[str, Any]
+    store: Storage
+    place: Storage
+
+
+def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | None = None) -> Planned:
+    """What `train` would do. Raises UserError for a mistake in the recipe, data or store."""
+    recipe = read_recipe(recipe_name, overrides)
+    name = Path(recipe_name).stem
+    built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
+    listing = read_shards_json(built)
+    made_of = origin(recipe, samples_digest(listing))
+    run = f"{name}-{digest(made_of)}"
+    place = storage(f"{store.rstrip('/')}/runs/{run}")
+    return Planned(name, recipe, run, made_of, built, listing, storage(store), place)

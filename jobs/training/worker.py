@@ -1,0 +1,173 @@
+"""One rank of a run, in a process of Ray Train's: the loop, and what happens around it."""
+
+import os
+import tempfile
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train.torch
+import torch
+from torch.distributed import DistError
+
+from jobs.recipe import Recipe
+from jobs.training.arithmetic import COST, native_bf16
+from jobs.training.board import Board
+from jobs.training.loop import Run, Watchdog, json_lines
+from jobs.training.ray_train import preemption
+from jobs.training.resume import Checkpoints
+from pipeline.errors import MENDABLE, UserError
+from pipeline.images import write_bytes
+from pipeline.storage import Folder, UnavailableError, storage
+
+
+def train_rank(config: dict[str, Any]) -> dict[str, str]:
+    """Train one DDP rank; returns the name of the final checkpoint, or the user's mistake that ended the run.
+
+    Whatever a rank meets, it raises: only so does Ray Train end the other ranks, which wait for it. All start again then
+    from the last checkpoint, unless it was a mistake of the user's, which each of them then returns.
+    """
+    feed = config["feed"]
+    if fatal := ray.get(feed.fatal.remote(), timeout=60):
+        return fatal
+    rank: Rank | None = None
+    try:
+        rank = Rank(**config)
+        return {"checkpoint": rank.train()}
+    except UnavailableError:  # may be over when all have started again
+        raise
+    except UserError as error:
+        ray.get(feed.fail.remote(str(error)), timeout=60)
+        raise
+    except OSError as error:
+        if error.errno in MENDABLE:
+            where = error.filename or config["place"]
+            ray.get(feed.fail.remote(f"{where}: {error.strerror}; mend it, and the same command continues"), timeout=60)
+        raise
+    except Exception as error:
+        if rank and not _of_another_rank(error):
+            met = (rank.run.rank, rank.run.state.step, f"{type(error).__name__}: {error}", traceback.format_exc())
+            ray.get(feed.defects.remote(*met), timeout=60)
+        raise
+
+
+def _of_another_rank(error: Exception) -> bool:
+    """Whether a collective failed, which it does when another rank is gone."""
+    return isinstance(error, DistError) or "gloo" in str(error) or "nccl" in str(error).lower()
+
+
+class Rank:
+    """One DDP rank. `train` calls what stands below it, in the order in which it stands there.
+
+    Checkpoints are written by rank 0, which also tells the feed, TensorBoard and metrics.jsonl what the loop has logged.
+    """
+
+    def __init__(self, recipe: Recipe, data: str, place: str, feed: Any, here: str) -> None:
+        """place: the run's folder in the store. feed: the actor that shows what is told. here: the driver's folder."""
+        torch.set_num_threads(recipe.training.cpus_per_worker)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+        with suppress(FileNotFoundError):  # on another machine
+            os.chdir(here)  # a recipe's relative paths are the project's
+        training = recipe.training
+        self.training, self.place, self.feed = training, place, feed
+        self.store = storage(place)
+        self.checkpoints = Checkpoints(self.store, keep_last=training.keep_last, keep_best=training.keep_best)
+        self.run = Run(recipe, data, ray.train.torch.get_device())
+        self.first = self.run.rank == 0
+        self.board: Board | None = None  # of rank 0
+        self.live: Path | None = None  # the file of rank 0 that shows each record at once; a bucket has none
+        self.warned = False  # that a node will be taken
+
+    def train(self) -> str:
+        """Train to the end; returns the name of the final checkpoint."""
+        came_from = self.resume()
+        if self.first:
+            self.begin(came_from)
+        with Watchdog(self.training.hang_s, self.hung) as watchdog:
+            self.run.train(self.save, self.record, watchdog.beat)
+            if self.first:
+                self.finish()
+        return self.checkpoints.name(self.run.state.step)
+
+    def resume(self) -> str | None:
+        """Load the newest whole checkpoint, the same on all ranks; returns its name, None where there is none."""
+        with tempfile.TemporaryDirectory(prefix="memoir-checkpoint-") as copy:
+            newest = [self.checkpoints.newest(Path(copy), self.note) if self.first else None]
+            torch.distributed.broadcast_object_list(newest)  # rank 0's
+            if name := newest[0]:
+                if not self.first:
+                    self.checkpoints.fetch(name, Path(copy))
+                self.run.load(Path(copy))
+        return name
+
+    def begin(self, came_from: str | None) -> None:
+        """Tell what begins and how it computes, and open what the records go to, without those that come again."""
+        run = self.run
+        instructions = " by the instructions that all CPUs with AVX2 have" if self.training.portable else ""
+        started = f"{run.world_size} workers, from {came_from or 'the beginning'}"
+        computed = f"convolutions in {run.precision}{instructions}"
+        costs = [COST] if run.precision == "bf16" and not native_bf16(run.device) else []
+        for line in (started, computed, *costs, *run.notes):
+            self.note(line)
+        self.board = Board(self.store, run.state.step)
+        if isinstance(self.store, Folder):
+            self.live = self.store.root / "metrics.jsonl"
+            write_bytes(self.live, json_lines(run.records).encode())
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Take the loop's newest record: end if a checkpoint could not be written, show it, heed a notice to leave."""
+        self.checkpoints.check()
+        if self.first:
+            self.show(record)
+            self.heed_preemption()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show a record wherever somebody may look."""
+        if self.board:
+            self.board.add(record)
+        self.feed.put.remote({"total": self.run.total, **record})
+        if self.live:
+            with self.live.open("a") as file:
+                file.write(json_lines([record]))
+
+    def heed_preemption(self) -> None:
+        """Save at once, and only once, when a node of the run will be taken."""
+        preempted = preemption()
+        if preempted and not self.warned:
+            self.warned = True
+            self.save(self.run)
+            self.note(
+                f"the nodes of ranks {preempted.preempted_ranks} will be taken: saving step {self.run.state.step}"
+            )
+
+    def save(self, run: Run) -> None:
+        """Begin to write a checkpoint, whenever the loop says that one is due."""
+        if self.first:
+            self.checkpoints.save(run.state.step, run.save(), run.scores, self.beside(with_records=not self.live))
+
+    def finish(self) -> None:
+        """Write what came after the last checkpoint: the validation of the last step."""
+        self.checkpoints.finish(self.run.state.step, self.run.scores, self.beside(with_records=True))
+
+    def beside(self, *, with_records: bool) -> dict[str, bytes]:
+        """The files of the run, contents by name, that are written with a checkpoint."""
+        records = {"metrics.jsonl": json_lines(self.run.records).encode()} if with_records else {}
+        return {**records, **(self.board.files() if self.board else {})}
+
+    def note(self, line: str) -> None:
+        """Have something told once."""
+        self.feed.note.remote(line)
+
+    def hung(self, stacks: str) -> None:
+        """End this process, which stands still, and leave its stacks in the run's folder. The watchdog's thread is here."""
+        file = f"hung/step-{self.run.state.step + 1:08d}-rank-{self.run.rank}.txt"
+        writer = threading.Thread(target=self.store.write, args=(file, stacks.encode()), daemon=True)
+        writer.start()
+        writer.join(30)  # the store may be what it waits for
+        line = f"rank {self.run.rank} stood still for {self.training.hang_s:g} s; its stacks: {self.place}/{file}"
+        with suppress(Exception):
+            ray.get(self.feed.note.remote(line), timeout=10)
+        os._exit(1)
