@@ -58,7 +58,8 @@ def put(store: Storage, name: str, data: bytes) -> Shard:
 def folder_of_shards(root: Path, *sizes: int) -> tuple[Storage, list[Shard]]:
     """Shards of these sizes, with contents of their own, in a file:// store."""
     store = storage(f"file://{root}/store")
-    return store, [put(store, f"train/{i}.tar", random.Random(i).randbytes(size)) for i, size in enumerate(sizes)]
+    contents = [(bytes([i]) + random.Random(i).randbytes(size))[:size] for i, size in enumerate(sizes)]
+    return store, [put(store, f"train/{i}.tar", data) for i, data in enumerate(contents)]
 
 
 def held(folder: Path) -> set[str]:
