@@ -1,13 +1,12 @@
 """The series of faults: how it judges a run, when it strikes, what it does to a bucket and to processes."""
 
-import importlib.util
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import boto3
@@ -15,25 +14,19 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks/faults.py"
+from benchmarks.faults.processes import sweep
+from benchmarks.faults.proxy import Proxy
+from benchmarks.faults.results import Attempt, Result, is_bad, outcome
+from benchmarks.faults.run import Steps, logged, moment, started_ranks
+from benchmarks.faults.table import summary
+
+ROOT = Path(__file__).parent.parent
+COMMAND = ROOT / "benchmarks/faults"
+RIGHT = Result("tiny-1", "weights", "curve")
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["faults"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-faults: Any = script()
-RIGHT = faults.Result("tiny-1", "weights", "curve")
-
-
-def attempt(code: int | None = 0, output: str = "", killed: bool = False) -> Any:
-    return faults.Attempt(code, output, killed, 1.0)
+def attempt(code: int | None = 0, output: str = "", killed: bool = False) -> Attempt:
+    return Attempt(code, output, killed, 1.0)
 
 
 DEFECT = "Traceback (most recent call last):\n  File\nValueError: a defect\n"
@@ -55,13 +48,13 @@ MISTAKE = "1/2\nmemoir: store: No space left on device; mend it\n"
         ([attempt(1), attempt()], RIGHT, "crash"),
         ([attempt(-11), attempt()], RIGHT, "crash"),
         ([attempt(-9, killed=True), attempt(-9)], None, "crash"),
-        ([attempt()], faults.Result("tiny-1", "others", "curve"), "weights"),
-        ([attempt(-9, killed=True), attempt()], faults.Result("tiny-1", "others", "another"), "weights"),
-        ([attempt()], faults.Result("tiny-1", "weights", "another"), "loss"),
+        ([attempt()], Result("tiny-1", "others", "curve"), "weights"),
+        ([attempt(-9, killed=True), attempt()], Result("tiny-1", "others", "another"), "weights"),
+        ([attempt()], Result("tiny-1", "weights", "another"), "loss"),
     ],
 )
 def test_the_outcome_of_a_run(attempts, result, expected):
-    assert faults.outcome(attempts, result, RIGHT) == expected
+    assert outcome(attempts, result, RIGHT) == expected
 
 
 def test_the_line_of_an_attempt_is_the_last_that_memoir_told():
@@ -75,17 +68,17 @@ def test_the_line_of_an_attempt_is_the_last_that_memoir_told():
 
 def test_moments_are_uniform_over_the_undisturbed_run_and_those_of_a_seed_are_the_same():
     seen = [(0.0, 0), (4.0, 5), (5.0, 10), (8.0, 20), (10.0, 25)]
-    moments = [faults.moment(0, "rank0", i, 0, seen) for i in range(2000)]
-    assert moments == [faults.moment(0, "rank0", i, 0, seen) for i in range(2000)]
-    share = {step: sum(moment.step == step for moment in moments) / 2000 for _, step in seen}
+    moments = [moment(0, "rank0", i, 0, seen) for i in range(2000)]
+    assert moments == [moment(0, "rank0", i, 0, seen) for i in range(2000)]
+    share = {step: sum(each.step == step for each in moments) / 2000 for _, step in seen}
     assert share == pytest.approx({0: 0.4, 5: 0.1, 10: 0.3, 20: 0.2, 25: 0}, abs=0.05)
     lengths = {0: 4.0, 5: 1.0, 10: 3.0, 20: 2.0}
     for step, length in lengths.items():
-        seconds = [moment.seconds for moment in moments if moment.step == step]
+        seconds = [each.seconds for each in moments if each.step == step]
         assert 0 <= min(seconds) < length / 5
         assert length * 4 / 5 < max(seconds) <= length
     others = [(1, "rank0", 0, 0), (0, "rank1", 0, 0), (0, "rank0", 1, 0), (0, "rank0", 0, 1)]
-    assert len({faults.moment(0, "rank0", 0, 0, seen), *(faults.moment(*each, seen) for each in others)}) == 5
+    assert len({moment(0, "rank0", 0, 0, seen), *(moment(*each, seen) for each in others)}) == 5
 
 
 def started(*workers: str) -> str:
@@ -103,12 +96,12 @@ def test_ranks_are_those_of_the_controllers_log():
         "ip=10.0.0.1, pid=52) world_rank=1, local_rank=1", "ip=10.0.0.1, pid=51) world_rank=0, local_rank=0"
     )
     other = json.dumps({"message": "Rank 3: pid=99) world_rank=3"}) + "\n"
-    assert faults.started_ranks("") == []
-    assert faults.started_ranks(other + first + other + again + first[:50]) == [{0: 41, 1: 42}, {0: 51, 1: 52}]
+    assert started_ranks("") == []
+    assert started_ranks(other + first + other + again + first[:50]) == [{0: 41, 1: 42}, {0: 51, 1: 52}]
 
 
 def test_steps_that_were_done_again_are_counted_at_each_resume():
-    steps = faults.Steps()
+    steps = Steps()
     for step in (0, 10, 20, 20, 15, 30, 0, 5):
         steps.see(step)
     assert (steps.last, steps.lost) == (5, 5 + 30)
@@ -116,11 +109,11 @@ def test_steps_that_were_done_again_are_counted_at_each_resume():
 
 def test_the_last_step_of_a_log_is_that_of_its_last_whole_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert faults.logged(path) == 0
+    assert logged(path) == 0
     path.write_text("")
-    assert faults.logged(path) == 0
+    assert logged(path) == 0
     path.write_text('{"step": 5}\n{"step": 10}\n{"step": 1')
-    assert faults.logged(path) == 10
+    assert logged(path) == 10
 
 
 def row(outcome: str = "recovered", **changes: Any) -> dict[str, Any]:
@@ -148,7 +141,7 @@ def test_the_line_of_a_fault_sums_up_its_runs():
         row("weights", equal=False, steps_lost=0, seconds_lost=0.0),
         row("hang", equal=None),
     ]
-    assert faults.summary(rows) == {
+    assert summary(rows) == {
         "n": "5",
         "recovered": "1",
         "again": "1",
@@ -159,14 +152,25 @@ def test_the_line_of_a_fault_sums_up_its_runs():
         "orphans": "1",
         "bad": "weights 1, hang 1",
     }
-    assert [faults.is_bad(each) for each in rows] == [False, True, False, True, True]
+    assert [is_bad(each) for each in rows] == [False, True, False, True, True]
 
 
 # the command
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_folder_and_the_module_are_one_command(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def told(place: Path, *command: str | Path) -> str:
+        command = (sys.executable, *command, "--help")
+        return subprocess.run(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    assert "--hosts {local,two-hosts}" in told(tmp_path, COMMAND)
+    assert told(tmp_path, COMMAND) == told(ROOT, "-m", "benchmarks.faults")
 
 
 def test_recorded_runs_are_shown_and_not_run_again_and_a_bad_one_fails_the_series(tmp_path):
@@ -221,7 +225,7 @@ def test_an_upload_in_chunks_arrives_whole(proxy):
 
 @pytest.fixture
 def proxy(server: str):
-    proxy = faults.Proxy(server, "127.0.0.1")
+    proxy = Proxy(server, "127.0.0.1")
     yield proxy
     proxy.shutdown()
     proxy.server_close()
@@ -264,25 +268,23 @@ def test_a_bucket_fails_as_told_and_comes_back(proxy):
 
 
 FAMILY = """
-import importlib.util, subprocess, sys, time
-spec = importlib.util.spec_from_file_location("faults", sys.argv[1])
-faults = sys.modules["faults"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(faults)
-faults.adopt()
+import subprocess, time
+from benchmarks.faults.processes import adopt, descendants, end, title
+adopt()
 # as a daemon: its parent is gone at once, in a session of its own
 subprocess.run(["sh", "-c", "setsid sleep 987 & true"])
 deadline = time.monotonic() + 20
-while [faults.title(p) for p in faults.descendants()] != ["sleep 987"]:
-    assert time.monotonic() < deadline, faults.descendants()
+while [title(p) for p in descendants()] != ["sleep 987"]:
+    assert time.monotonic() < deadline, descendants()
     time.sleep(0.05)
-faults.end(faults.descendants())
-print(faults.descendants())
+end(descendants())
+print(descendants())
 """
 
 
 def test_a_process_that_left_its_parent_is_found_and_ended():
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", FAMILY, str(SCRIPT)], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", FAMILY], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
     assert time.monotonic() - began < 60
 
@@ -290,13 +292,13 @@ def test_a_process_that_left_its_parent_is_found_and_ended():
 def test_the_cluster_of_a_killed_series_is_ended(tmp_path):
     folder, note = tmp_path / "faults-x", tmp_path / "note"
     folder.mkdir()
-    faults.sweep(note)  # nothing was killed
+    sweep(note)  # nothing was killed
     (own, other) = (
         subprocess.Popen([sys.executable, "-c", "input()", str(name)], stdin=subprocess.PIPE)
         for name in (folder, tmp_path)
     )
     note.write_text(str(folder))
-    faults.sweep(note)
+    sweep(note)
     assert own.wait(timeout=30) == -9
     assert not folder.exists()
     assert not note.exists()

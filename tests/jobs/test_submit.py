@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ import pytest
 import ray
 import yaml
 from conftest import SECRET, Workplace, photograph
+from http_fakes import answering
 from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
 
@@ -320,23 +320,11 @@ def test_a_cluster_that_does_not_answer_is_named_without_its_password(root, monk
     ],
 )
 def test_another_release_of_ray_and_another_server_are_told(answer, parts, root, monkeypatch, cli):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{server.server_port}")
-    code, _, error = cli("train", "tiny.yaml")
-    server.shutdown()
-    server.server_close()
+    with answering(answer.encode()) as url:
+        monkeypatch.setenv("RAY_ADDRESS", url)
+        code, _, error = cli("train", "tiny.yaml")
     assert code == 1
-    assert error.startswith(f"memoir: http://127.0.0.1:{server.server_port}: ")
+    assert error.startswith(f"memoir: {url}: ")
     assert all(part in error for part in parts)
     assert error.count("\n") == 1
 

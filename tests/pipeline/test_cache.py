@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import hashlib
-import http.client
 import os
 import random
 import re
@@ -18,12 +17,12 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SECRET, photograph
+from http_fakes import Proxy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +59,8 @@ def put(store: Storage, name: str, data: bytes) -> Shard:
 def folder_of_shards(root: Path, *sizes: int) -> tuple[Storage, list[Shard]]:
     """Shards of these sizes, with contents of their own, in a file:// store."""
     store = storage(f"file://{root}/store")
-    return store, [put(store, f"train/{i}.tar", random.Random(i).randbytes(size)) for i, size in enumerate(sizes)]
+    contents = [(bytes([i]) + random.Random(i).randbytes(size))[:size] for i, size in enumerate(sizes)]
+    return store, [put(store, f"train/{i}.tar", data) for i, data in enumerate(contents)]
 
 
 def held(folder: Path) -> set[str]:
@@ -93,93 +93,21 @@ def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-class Proxy(ThreadingHTTPServer):
-    """Before the S3 server. `fault(n, name)` says what becomes of the n-th GET: None, a status, ("cut", bytes that pass),
-    ("stall", bytes that pass until it ends), ("other", contents) or ("slow", seconds)."""
-
-    daemon_threads = True
-
-    def __init__(self, upstream: str, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.upstream = upstream.removeprefix("http://")
-        self.ending = threading.Event()
-        self.lock = threading.Lock()
-        self.reset()
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def reset(self) -> None:
-        self.fault: Callable[[int, str], object] = lambda n, name: None
-        self.gets: list[tuple[str, str | None]] = []  # name, Range
-        self.sent = 0  # bytes of bodies
-        self.stalled = threading.Event()
-
-    def end(self) -> None:
-        self.ending.set()
-        self.shutdown()
-        self.server_close()
-
-    def names(self) -> Counter[str]:
-        return Counter(name for name, _ in self.gets)
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Proxy
-
-    def do_GET(self):
-        server, name = self.server, self.path.split("/", 2)[-1]
-        with server.lock:
-            server.gets.append((name, self.headers["Range"]))
-            fault = server.fault(len(server.gets) - 1, name)
-        kind, value = fault if isinstance(fault, tuple) else (None, None)
-        if isinstance(fault, int):
-            code = {503: "SlowDown", 403: "AccessDenied"}[fault]
-            status, headers, body = fault, {}, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-        else:
-            upstream = http.client.HTTPConnection(server.upstream)
-            upstream.request("GET", self.path, headers=dict(self.headers))
-            with upstream.getresponse() as answer:
-                status, headers, body = answer.status, dict(answer.headers), answer.read()
-            upstream.close()
-        if kind == "other":
-            headers, body = {}, value
-        if kind == "slow":
-            time.sleep(value)
-        passes = value if kind in ("cut", "stall") else len(body)
-        self.close_connection = kind in ("cut", "stall")
-        self.send_response(status)
-        for header in ("Content-Range", "Content-Type", "ETag"):
-            if header in headers:
-                self.send_header(header, headers[header])
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[:passes])
-        self.wfile.flush()
-        with server.lock:
-            server.sent += passes
-        if kind == "stall":
-            server.stalled.set()
-            server.ending.wait()
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
-def proxies(server) -> Iterator[list[Proxy]]:
-    """One at a time, on one port, for the sake of the clients, which take long to make."""
-    proxies = [Proxy(server)]
-    yield proxies
-    proxies[0].end()
+def one_proxy(server) -> Iterator[Proxy]:
+    """On one port, for the sake of the clients, which take long to make."""
+    proxy = Proxy(server)
+    yield proxy
+    proxy.end()
 
 
 @pytest.fixture
-def proxy(s3, server, proxies, monkeypatch) -> Proxy:
+def proxy(s3, one_proxy, monkeypatch) -> Proxy:
     """The S3 server is behind it from now on."""
-    if proxies[0].ending.is_set():
-        proxies[0] = Proxy(server, proxies[0].server_port)
-    proxies[0].reset()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxies[0].server_port}")
-    return proxies[0]
+    one_proxy.fail(None)
+    one_proxy.reset()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", one_proxy.url)
+    return one_proxy
 
 
 @pytest.fixture
@@ -427,11 +355,10 @@ def test_a_cut_at_the_last_byte_asks_for_no_more(tmp_path, monkeypatch):
     assert calls == [(0, True)]
 
 
-def test_a_server_that_is_down_for_a_while_is_waited_for(behind, proxy, server, tmp_path):
+def test_a_server_that_is_down_for_a_while_is_waited_for(behind, proxy, tmp_path):
     source, (shard,) = behind(1000)
-    proxy.end()
-    back = []
-    timer = threading.Timer(1.0, lambda: back.append(Proxy(server, proxy.server_port)))
+    proxy.fail("down")
+    timer = threading.Timer(1.0, proxy.fail, (None,))
     timer.start()
     began = time.monotonic()
     try:
@@ -440,7 +367,6 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(behind, proxy, server, 
         assert time.monotonic() - began >= 0.9
     finally:
         timer.join()
-        back[0].end()
 
 
 @pytest.mark.parametrize("fault", ["down", 503, ("cut", 100)])
@@ -448,7 +374,7 @@ def test_after_its_time_the_last_error_is_told(fault, behind, proxy, tmp_path, m
     monkeypatch.setattr(download, "RETRY_SECONDS", 0.5)
     source, (shard,) = behind(1000)
     if fault == "down":
-        proxy.end()
+        proxy.fail("down")
     # Of the last, some bytes come at first, and then no more.
     proxy.fault = lambda n, name: ("cut", 0) if n and fault == ("cut", 100) else fault
     began = time.monotonic()
@@ -1121,7 +1047,7 @@ def test_an_epoch_is_whole_whatever_the_server_does(trouble, builder, s3, server
     for path in (path for path in folder.rglob("*") if path.is_file()):
         storage(f"{s3}/data").write(path.relative_to(folder).as_posix(), path)
     settings = {"batch": 16, "sampling": Grid(31, 21), "world_size": 2}
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     ranks = [Loader(f"{s3}/data", rank=rank, cache=ShardCache(tmp_path / "cache"), **settings) for rank in range(2)]
     proxy.reset()
     middle = max(shard["bytes"] for shard in ranks[0].shard_set.shards) // 2

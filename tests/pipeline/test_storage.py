@@ -6,11 +6,12 @@ import sys
 import threading
 import urllib.request
 import uuid
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import SECRET
+from http_fakes import answering
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -301,40 +302,21 @@ def test_an_endpoint_that_is_no_url_is_named(s3, monkeypatch):
 @pytest.fixture
 def other_server(s3, monkeypatch):
     """A function that puts another answer to GET in the place of the S3 server's."""
-    servers = []
-
-    def serve(status: int, length: int, body: bytes) -> None:
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(status)
-                self.send_header("Content-Length", str(length))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        servers.append(HTTPServer(("127.0.0.1", 0), Answer))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{servers[-1].server_port}")
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with ExitStack() as servers:
+        yield lambda *answer: monkeypatch.setenv("AWS_ENDPOINT_URL", servers.enter_context(answering(*answer)))
 
 
 @pytest.mark.parametrize("status", [200, 404])
 def test_an_endpoint_that_is_no_store_is_named(s3, other_server, status):
-    other_server(status, 8, b"<html>hi")
+    other_server(b"<html>hi", status)
     with pytest.raises(UserError, match=r"at http://127\.0\.0\.1") as error:
         storage(s3).names()
     one_line(error)
 
 
 def test_an_answer_cut_short_is_an_error_and_no_file(s3, other_server, tmp_path):
-    other_server(200, 100, b"half of it")
+    other_server(b"half of it", 200, 100)
     with pytest.raises(UserError, match="no whole answer") as error:
         storage(s3).download("x", tmp_path / "copy")
     one_line(error)
