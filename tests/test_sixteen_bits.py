@@ -14,7 +14,7 @@ from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.training.loop import Run
 from pipeline.depth import widened
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.files import write_bytes
 from pipeline.shards.format import file_sha256, read_shards_json
 
 RECIPE = """

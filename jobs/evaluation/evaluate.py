@@ -23,7 +23,8 @@ from jobs.restoring.restore import check_channels, on_device
 from jobs.restoring.tiles import blended_distance, restore_grid, restore_plane
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
-from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_bytes, write_image
+from pipeline.files import write_bytes
+from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_image
 from pipeline.layouts import layout
 from pipeline.layouts.base import Row
 from pipeline.layouts.files import listed, natural, safe_key, suffix_fault

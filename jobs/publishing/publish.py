@@ -34,7 +34,7 @@ from jobs.restoring.checkpoint import (
 from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
 from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
 
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")

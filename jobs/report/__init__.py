@@ -17,7 +17,7 @@ from jobs.documents import Pointer, Published, read_document
 from jobs.evaluation.protocols import METRICS, Metric, measured
 from jobs.evaluation.scores import AllScores, Figures, Scores
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.files import write_bytes
 
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")

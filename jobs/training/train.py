@@ -13,7 +13,7 @@ from jobs.training.run import Planned, plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.files import write_bytes
 from pipeline.storage import Folder, storage
 
 

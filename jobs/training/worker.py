@@ -20,7 +20,7 @@ from jobs.training.loop import Run, Watchdog, json_lines
 from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
 from pipeline.errors import MENDABLE, UserError
-from pipeline.images import write_bytes
+from pipeline.files import write_bytes
 from pipeline.storage import Folder, UnavailableError, storage
 
 

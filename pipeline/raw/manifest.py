@@ -18,7 +18,8 @@ from pydantic import Field
 from pipeline.config import Frozen
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
-from pipeline.images import UnusableImageError, picture_size, pixel_limit, source_facts, write_bytes
+from pipeline.files import write_bytes
+from pipeline.images import UnusableImageError, picture_size, pixel_limit, source_facts
 from pipeline.layouts import layout
 from pipeline.layouts.base import Count, Row
 from pipeline.raw.leaks import leaks, perceptual_hash

@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.degradations.rain import rain
 from pipeline.errors import UserError
-from pipeline.images import picture, write_bytes
+from pipeline.files import write_bytes
+from pipeline.images import picture
 from pipeline.keyed import philox
 
 SEED = 20220104

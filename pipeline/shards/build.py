@@ -38,7 +38,8 @@ from pipeline.degradations.noise import noisy_levels
 from pipeline.degradations.scale import bicubic_lowres, modcrop
 from pipeline.depth import Bits, levels, peak, widened
 from pipeline.errors import UserError
-from pipeline.images import UnusableImageError, decode_image, source_image, write_bytes
+from pipeline.files import write_bytes
+from pipeline.images import UnusableImageError, decode_image, source_image
 from pipeline.raw.manifest import read_manifest, write_table
 from pipeline.raw.sources import fetched_file, is_remote, local_file, read_source
 from pipeline.sampling.negatives import Negative, mixed_image, negatives

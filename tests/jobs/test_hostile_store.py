@@ -29,7 +29,8 @@ from jobs.training.resume import Checkpoints
 from jobs.training.run import plan_run
 from jobs.training.train import train
 from pipeline.errors import UserError
-from pipeline.images import write_bytes, write_image
+from pipeline.files import write_bytes
+from pipeline.images import write_image
 from pipeline.storage import storage
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jobs.recipe import Optimisation, Recipe, build_model, read_recipe
 from jobs.training.loop import Meter, Run, State, Watchdog, build_optimiser, learning_rate
 from pipeline.errors import UserError
-from pipeline.images import write_bytes
+from pipeline.files import write_bytes
 from pipeline.loading.loader import Position
 
 # 24 samples: an epoch has 3 batches, the last with 4 samples and 6 of padding, which fill rank 1 of 2

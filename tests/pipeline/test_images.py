@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from pipeline.depth import widened
 from pipeline.errors import UserError
+from pipeline.files import write_bytes
 from pipeline.images import (
     UnusableImageError,
     decode_image,
@@ -27,7 +28,6 @@ from pipeline.images import (
     read_image,
     read_picture,
     srgb_image,
-    write_bytes,
     write_image,
 )
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from pipeline.images import UnusableImageError, _matlab, read_part, source_image, write_image
+from pipeline.images import UnusableImageError, read_part, source_image, write_image
+from pipeline.images.source import _matlab
 
 BLOCKS = np.stack([np.stack([photograph(10 * i + j, 18, 20) for j in range(4)]) for i in range(3)])  # (3, 4, 18, 20, 3)
 PHOTO = photograph(7, 40, 50)
