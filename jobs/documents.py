@@ -45,6 +45,7 @@ class Pointer(Document):
     step: Step
     precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []
+    source: Sha256 | None = None  # of a network of one's own
     data: Trained
 
 
@@ -103,6 +104,7 @@ class SavedRecipe(Document):
     """What is read of the recipe.json of a checkpoint that is trained on."""
 
     model: dict[str, Any]
+    objective: dict[str, Any] = {}
     optimisation: dict[str, Any]
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.documents import SMALL, Done, State, read_document, read_records
-from jobs.recipe import Recipe, Training, read_recipe
+from jobs.recipe import Recipe, Training, packed, read_recipe, unpacked
 from jobs.training.arithmetic import COST, PORTABLE, native_bf16
-from jobs.training.origin import begin, digest, origin
+from jobs.training.origin import begin, digest, origin, own_source
 from jobs.training.resume import Checkpoints
 from pipeline.cluster import address_to_join, connect, jobs_address, taken, trouble, wait_for
 from pipeline.cpus import available_cpus
@@ -127,6 +127,7 @@ def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "step": state["step"],
         "precision": state["precision"],
         "notes": state.get("notes", []),
+        **({"source": source} if (source := own_source(planned.origin)) else {}),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },
@@ -172,7 +173,13 @@ def _fit(recipe: Recipe, run: str, data: str, place: Storage) -> str:
     with tempfile.TemporaryDirectory(prefix="memoir-ray-") as scratch:
         trainer = _trainer_class(recipe)(
             _worker,
-            train_loop_config={"recipe": recipe, "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
+            train_loop_config={
+                "sent": packed(recipe),
+                "data": data,
+                "place": where,
+                "feed": feed,
+                "here": str(Path.cwd()),
+            },
             torch_config=TorchConfig(
                 backend="nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1
             ),
@@ -529,7 +536,7 @@ def _of_another_rank(error: Exception) -> bool:
     return isinstance(error, DistError) or "gloo" in str(error) or "nccl" in str(error).lower()
 
 
-def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str, running: "list[Run]") -> dict[str, str]:
+def _rank(sent: dict[str, Any], data: str, place: str, feed: Any, here: str, running: "list[Run]") -> dict[str, str]:
     """Train to the end. running: where the run is put as soon as there is one."""
     import ray
     import ray.train
@@ -539,11 +546,12 @@ def _rank(recipe: Recipe, data: str, place: str, feed: Any, here: str, running: 
 
     from jobs.training.loop import Run, Watchdog, json_lines
 
+    with suppress(FileNotFoundError):  # on another machine
+        os.chdir(here)  # a recipe's relative paths are the project's
+    recipe = unpacked(sent)
     training = recipe.training
     torch.set_num_threads(training.cpus_per_worker)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-    with suppress(FileNotFoundError):  # on another machine
-        os.chdir(here)  # a recipe's relative paths are the project's
     context = get_train_context()
     store = storage(place)
     checkpoints = Checkpoints(store, keep_last=training.keep_last, keep_best=training.keep_best)
