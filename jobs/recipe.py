@@ -238,8 +238,10 @@ class Recipe(Frozen):
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialised(self)
-        if self.objective is None:  # of the papers' models there is none, and their recipes say nothing of it
-            fields.pop("objective", None)
+        if "objective" in fields:  # the papers' models have none, and their recipes say nothing of it
+            terms = {} if self.objective is None else self.objective.terms
+            fields = {key: terms if key == "objective" else value for key, value in fields.items()}
+            fields = {key: value for key, value in fields.items() if key != "objective" or value}
         return fields
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
+from jobs.source import is_own
 from pipeline.config import parse_json, parse_yaml
 from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest
@@ -197,8 +198,16 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str, trust: Collectio
     except SafetensorError as error:
         raise UserError(f"{where}/{WEIGHTS}: not a safetensors file ({error})") from None
     try:
-        with _at_most(len(held) + SPARE), torch.device("meta"):  # in no memory, until it is known to be of that size
-            own = resolved_model(recipe, trust).state_dict()
+        with _at_most(len(held) + SPARE):
+            try:
+                with torch.device("meta"):  # in no memory, until it is known to be of that size
+                    own = resolved_model(recipe, trust).state_dict()
+            except UserError:
+                if not is_own(recipe["model"].get("name")):
+                    raise
+                own = resolved_model(
+                    recipe, trust
+                ).state_dict()  # its constructor may look at numbers, which meta has not
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
