@@ -444,7 +444,7 @@ def resolved_model(recipe: dict[str, Any], trust: Collection[str] = ()) -> "Netw
     if is_own(name) and not trusts(name, trust):
         raise UserError(
             f"its network is {name}, code that is not memoir's and that no recipe file here names; to run that code, say "
-            f"--trust {name}, or give the recipe's YAML file in the place of its name"
+            f"--trust {name}, or have a recipe that names it in jobs/recipes, or as the YAML file that stands for the model"
         )
     try:
         return build_model(_options(name).model_validate(given))

@@ -423,7 +423,7 @@ def test_a_published_recipe_that_names_code_has_nothing_imported(name, trained, 
 def test_a_checkpoint_of_ones_own_is_loaded_where_a_recipe_file_names_its_network(trained, tmp_path, module):
     assert load_model("tiny.yaml", trained).model.in_channels == 1
     said = complaint(lambda: load_model("tiny", trained))  # the file is not in jobs/recipes
-    assert f"--trust {module}:Plain, or give the recipe's YAML file in the place of its name" in said
+    assert f"--trust {module}:Plain, or have a recipe that names it in jobs/recipes, or as the YAML file that" in said
     for trust in (f"{module}:Plain", module):
         assert load_model("tiny", trained, [trust]).model.in_channels == 1
     assert "its network is" in complaint(lambda: load_model("tiny", trained, [f"{module}:Halving", "os", module[:-1]]))
