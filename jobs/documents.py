@@ -69,10 +69,18 @@ class ProvenanceData(Document):
     digest: Line
 
 
+class OwnNetwork(Document):
+    """Of a network of one's own: module:Class, and the digest of its source when it was trained."""
+
+    name: Line
+    source: Sha256 | None = None
+
+
 class Provenance(Document):
     """provenance.json of a published version."""
 
     recipe: Name
+    network: OwnNetwork | None = None
     step: Step
     data: ProvenanceData
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.errors import UserError, nearest
+from pipeline.shards.format import file_sha256
 
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 OURS = ("jobs", "pipeline")  # of these a network takes its own file along, for the rest is everywhere
@@ -68,6 +69,11 @@ def files(name: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def present_digest(name: str) -> str:
+    """The digest of the files as they are now."""
+    return digest({path: file_sha256(file) for path, file in files(name).items()})
+
+
 def digest(sha256: dict[str, str]) -> str:
     """One digest of the sha256 of several files by their paths."""
     return hashlib.sha256("".join(f"{sha256[path]}  {path}\n" for path in sorted(sha256)).encode()).hexdigest()
@@ -93,7 +99,12 @@ def receive(name: str, sent: dict[str, bytes]) -> None:
         file = Path(folder.name, path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(contents)
-    sys.path.insert(0, folder.name)
+    module = name.partition(":")[0]
+    if module.partition(".")[0] in OURS:
+        parent = module.rpartition(".")[0]
+        importlib.import_module(parent).__path__.append(str(Path(folder.name, *parent.split("."))))
+    else:
+        sys.path.insert(0, folder.name)
     importlib.invalidate_caches()
 
 

@@ -342,7 +342,7 @@ def _code(architecture: str, provenance: dict[str, Any]) -> str:
     if not is_own(architecture):
         return f"The paper and the code: `jobs/models/{architecture}.py`."
     module, _, cls = architecture.partition(":")
-    source = provenance.get("network", {}).get("source")
+    source = (provenance.get("network") or {}).get("source")
     known = f" The digest of its source was `{source}`." if source else ""
     return (
         f"The code is the class `{cls}` of the Python module `{module}`, which is not part of memoir: whoever uses the "

@@ -3,6 +3,7 @@
 A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written last: without it there is no version.
 """
 
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
-from jobs.source import is_own
+from jobs.source import is_own, present_digest
 from pipeline.config import parse_json, parse_yaml
 from pipeline.depth import Bits
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, printable
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
 from pipeline.task import Task
@@ -161,6 +162,7 @@ def _trained(checkpoint: Checkpoint, reference: str, trust: Collection[str]) -> 
         checkpoint.download(path)
         uri = checkpoint.store.uri
         model = assemble(checkpoint.recipe, path, uri, trust)
+    _compare_source(checkpoint.recipe, checkpoint.pointer.get("source"), uri)
     return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"], checkpoint.task)
 
 
@@ -176,12 +178,22 @@ def _published(version: Version, trust: Collection[str]) -> Trained:
     uri = version.store.uri
     recipe, task = _recipe(version), parse_yaml(version.read("task.yaml"), f"{uri}/task.yaml")
     check_document(task, Task, f"{uri}/task.yaml", AGAIN)
-    name = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)["recipe"]
+    provenance = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)
+    name = provenance["recipe"]
     with TemporaryDirectory(prefix="memoir-") as folder:
         path = Path(folder, WEIGHTS)
         version.download(WEIGHTS, path)
         model = assemble(recipe, path, uri, {*trust, *named_here("", name)})
+    _compare_source(recipe, (provenance.get("network") or {}).get("source"), uri)
     return Trained(model, recipe, name, uri, version.sums[WEIGHTS], task)
+
+
+def _compare_source(recipe: dict[str, Any], trained: str | None, uri: str) -> None:
+    """Say on stderr if a network of one's own has another source than when it was trained."""
+    name = recipe["model"]["name"]
+    if is_own(name) and trained not in (None, present_digest(name)):
+        line = f"warning {uri}: the source of {name} here is not the one that it was trained with; results may differ"
+        sys.stderr.write(f"{printable(line)}\n")
 
 
 def assemble(recipe: dict[str, Any], weights: Path, where: str, trust: Collection[str] = ()) -> "Network":

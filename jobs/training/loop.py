@@ -127,8 +127,8 @@ class Run:
         objective = Objective(self.model)
         self.objective: nn.Module = objective
         if self.world_size > 1:
-            # Buffers need no broadcast: their statistics are global and so the same on every rank.
-            self.objective = DistributedDataParallel(objective, forward_sync_buffers=False)
+            # Buffers of the papers' models need no broadcast: their statistics are global and so the same on every rank.
+            self.objective = DistributedDataParallel(objective, forward_sync_buffers=is_own(recipe.model.name))
             self.objective._set_ddp_runtime_logging_sample_rate(TIMED)
 
     def train(
@@ -258,6 +258,9 @@ class Run:
         An image is restored as `restore` does it, in tiles where it is large.
         """
         self.model.eval()
+        if self.world_size > 1 and is_own(self.recipe.model.name):
+            for buffer in self.model.buffers():  # those of rank 0, which a checkpoint has
+                dist.broadcast(buffer, 0)
         total = torch.zeros(2, dtype=torch.float64)
         for version in self.validation[self.rank :: self.world_size]:
             beat()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from conftest import photograph, untrained_run
 from safetensors.torch import load_file
@@ -21,7 +22,7 @@ from torch import nn
 
 from jobs import source
 from jobs.evaluation.evaluate import evaluate, evaluate_recipe
-from jobs.models import own
+from jobs.models import Network, Remembering, own
 from jobs.publishing.publish import publish
 from jobs.recipe import BenchmarkRun, build_model, named_here, packed, read_recipe, resolved_model, trusts
 from jobs.restoring.checkpoint import load_model
@@ -54,6 +55,12 @@ class Halving(Plain):
     def forward(self, lq):
         half = nn.functional.avg_pool2d(lq, 4)
         return nn.functional.interpolate(half, scale_factor=4) + self.body(lq)
+
+
+class Normed(Plain):
+    def __init__(self, img_channel: int = 1):
+        super().__init__()
+        self.body.insert(1, nn.BatchNorm2d(4))
 
 
 class Idle(Plain):
@@ -375,6 +382,37 @@ def test_another_process_imports_the_source_that_was_sent_and_not_what_lies_ther
     assert packed(read_recipe("memnet-jpeg-sample"))["source"] == {}
 
 
+def test_a_file_among_memoirs_own_is_sent_alone(module):
+    name = f"jobs.models.{module}:Plain"
+    source.receive(name, {f"jobs/models/{module}.py": NET.encode()})
+    try:
+        assert source.load(name).__module__ == f"jobs.models.{module}"
+        assert list(source.files(name)) == [f"jobs/models/{module}.py"]
+    finally:
+        sys.modules.pop(f"jobs.models.{module}", None)
+
+
+def rank(index: int, folder: Path, data: Path) -> None:
+    """One of two gloo ranks that train mine.yaml; leaves its buffers and records in folder/<index>.pt."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=index, world_size=2)
+    run = Run(read_recipe("mine.yaml"), data, CPU)
+    run.train(lambda _: None, lambda _: None)
+    records = [{key: record[key] for key in ("step", "val_psnr") if key in record} for record in run.records]
+    torch.save({"buffers": list(run.model.buffers()), "records": records}, folder / f"{index}.pt")
+    dist.destroy_process_group()
+
+
+def test_statistics_that_each_rank_takes_of_its_own_samples_are_validated_as_they_are_saved(module, data, tmp_path):
+    recipe(module, "Normed")
+    torch.multiprocessing.spawn(rank, (tmp_path, data), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{index}.pt") for index in range(2))
+    assert first["buffers"]
+    assert all(torch.equal(a, b) for a, b in zip(first["buffers"], second["buffers"], strict=True))
+    assert first["records"] == second["records"]
+
+
 # trust
 
 
@@ -473,6 +511,43 @@ def test_the_card_and_the_provenance_name_network_options_and_source(trained, tm
     assert "img_channel 1, width 4, steps [1, 2]" in card
     assert "ab" * 32 in card
     assert f"--trust {module}:Plain" in card
+
+
+def test_weights_of_another_source_are_told(trained, tmp_path, module, capsys):
+    pointer = trained / "tiny/checkpoint.json"
+    held = json.loads(pointer.read_text()) | {"source": source.present_digest(f"{module}:Plain")}
+    pointer.write_text(json.dumps(held))
+    version = publish("tiny.yaml", str(tmp_path / "team"), trained)["uri"]
+    for reference in ("tiny.yaml", version):
+        load_model(reference, trained, [module])
+    assert capsys.readouterr().err == ""
+    Path(f"{module}.py").write_text(NET + "# edited\n")
+    for reference in ("tiny.yaml", version):
+        load_model(reference, trained, [module])
+        assert "here is not the one that it was trained with; results may differ\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["memnet-jpeg", "memorynet-deblur", "timelapse-derain", "drcnet-derain"])
+def test_the_papers_models_are_networks(name):
+    with torch.device("meta"):
+        model = build_model(read_recipe(name).model)
+    assert isinstance(model, nn.Module)
+    for attribute in vars(Network):
+        assert attribute.startswith("_") or hasattr(model, attribute)
+    assert isinstance(model, Remembering) == name.startswith(("memorynet", "timelapse"))
+
+
+def test_a_network_of_a_public_library_is_one_of_ones_own(module):
+    """NAFNet as spandrel has it (pip install memoir[spandrel]), where its torchvision fits the torch that is here."""
+    try:
+        source.load("spandrel.architectures.NAFNet:NAFNet")
+    except UserError as error:
+        pytest.skip(str(error))
+    keys = 'NAFNet", img_channel: 1, width: 4, enc_blk_nums: [1], dec_blk_nums: [1]}'
+    model = build_model(recipe("spandrel.architectures.NAFNet", "NAFNet", 'NAFNet"}', keys).model).eval()
+    assert model.in_channels == 1
+    assert model.restore(torch.rand(1, 1, 9, 13)).shape == (1, 1, 9, 13)
+    assert "intro.weight" in model.state_dict()
 
 
 def test_a_constructor_that_needs_real_tensors_is_restored_with_too(module, tmp_path):
