@@ -24,6 +24,10 @@ ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names
 Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
 Data = Annotated[Path, typer.Option(help="where the built datasets are")]
 TrainData = Annotated[str, typer.Option("--data", help="where the built datasets are: a folder or s3://bucket/prefix")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option("--trust", help="import this network of one's own, module:Class, or all of a module or package"),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
 
 
@@ -216,6 +220,7 @@ def evaluate(
         str | None, typer.Option(help="of a published data set: only this test set, e.g. Rain100L")
     ] = None,
     split: Annotated[str, typer.Option(help="of a published data set: test, or val")] = "test",
+    trust: Trust = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -230,10 +235,10 @@ def evaluate(
         raise UserError("--benchmark and --data go together; without both, the benchmarks of the recipe are run")
     if benchmark is not None and data is not None:
         published: dict[str, Any] = {"layout": layout, "subset": subset, "split": split}
-        row = evaluate(model, BenchmarkRun(benchmark=benchmark, data=str(data), **published), runs)
+        row = evaluate(model, BenchmarkRun(benchmark=benchmark, data=str(data), **published), runs, trust or ())
         scores = {f"{row['dataset']}/{benchmark}": row}
     else:
-        row = scores = evaluate_recipe(model, runs)
+        row = scores = evaluate_recipe(model, runs, trust or ())
     if as_json:
         print(json.dumps(row, indent=1))
         return
@@ -284,6 +289,7 @@ def restore(
     ] = False,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="of a JPEG that is written; 95")] = None,
     subsampling: Annotated[str | None, typer.Option(help="of its colours: 4:4:4 (the default), 4:2:2 or 4:2:0")] = None,
+    trust: Trust = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore files or folders, of any size."""
@@ -292,6 +298,7 @@ def restore(
     from jobs.restoring.tiles import OVERLAP, TILE, WHOLE
 
     how: dict[str, Any] = {"scale": scale, "whole": whole, "quality": quality, "subsampling": subsampling}
+    how["trust"] = trust or ()
     done, failed, blended = 0, 0, 0
     for each in restore(model, source, target, runs, **how):
         if each.problem is not None:

@@ -45,6 +45,7 @@ class Pointer(Document):
     step: Step
     precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []
+    source: Sha256 | None = None  # of a network of one's own
     data: Trained
 
 
@@ -68,10 +69,18 @@ class ProvenanceData(Document):
     digest: Line
 
 
+class OwnNetwork(Document):
+    """Of a network of one's own: module:Class, and the digest of its source when it was trained."""
+
+    name: Line
+    source: Sha256 | None = None
+
+
 class Provenance(Document):
     """provenance.json of a published version."""
 
     recipe: Name
+    network: OwnNetwork | None = None
     step: Step
     data: ProvenanceData
 
@@ -103,6 +112,7 @@ class SavedRecipe(Document):
     """What is read of the recipe.json of a checkpoint that is trained on."""
 
     model: dict[str, Any]
+    objective: dict[str, Any] = {}
     optimisation: dict[str, Any]
 
 

@@ -2,17 +2,35 @@
 
 import importlib
 import inspect
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from jobs.source import is_own, receive, send
 from pipeline.config import Frozen, parse_yaml, read_limited, read_yaml
 from pipeline.errors import UserError, nearest
 from pipeline.sampling.patches import Grid, RandomCrops
 
 if TYPE_CHECKING:
     from torch import nn  # takes seconds, and whoever only reads a recipe does without
+
+    from jobs.models import Network
 
 RECIPES = Path(__file__).parent / "recipes"
 # jobs/models/<name>.py: its class
@@ -168,10 +186,36 @@ class ModelOptions(Frozen):
     name: str
 
 
+class Objective(Frozen):
+    """The weights of the objective's terms, of which there is at least one: see jobs/models/objective.py.
+
+    For a network of one's own that has no `training_loss`.
+    """
+
+    charbonnier: float | None = Field(None, gt=0)
+    l1: float | None = Field(None, gt=0)
+    l2: float | None = Field(None, gt=0)
+    ssim: float | None = Field(None, gt=0)
+    edge: float | None = Field(None, gt=0)
+    frequency: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> "Objective":
+        if not self.terms:
+            raise ValueError(f"give the weight of at least one term: {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weight of each term in use."""
+        return {name: weight for name, weight in self if weight is not None}
+
+
 class Recipe(Frozen):
     """One trained system."""
 
     model: SerializeAsAny[ModelOptions]
+    objective: Objective | None = Field(None, description="of a network of one's own without a training_loss")
     data: Data
     optimisation: Optimisation
     training: Training
@@ -184,6 +228,21 @@ class Recipe(Frozen):
                 "optimisation.precision: bf16 is not portable: say fp32 or auto, or leave out training.portable"
             )
         return self
+
+    @model_validator(mode="after")
+    def _windows(self) -> "Recipe":
+        if self.objective is not None and self.objective.ssim is not None and self.data.patch < 11:
+            raise ValueError(f"objective.ssim has windows of 11 pixels, and data.patch is {self.data.patch}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialised(self)
+        if "objective" in fields:  # the papers' models have none, and their recipes say nothing of it
+            terms = {} if self.objective is None else self.objective.terms
+            fields = {key: terms if key == "objective" else value for key, value in fields.items()}
+            fields = {key: value for key, value in fields.items() if key != "objective" or value}
+        return fields
 
     @model_validator(mode="after")
     def _divisible(self) -> "Recipe":
@@ -228,7 +287,9 @@ def read_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"unknown recipe {name!r}; {nearest(name, [p.stem for p in RECIPES.glob('*.yaml')])}")
-    return read_yaml(path, _schema(path), overrides)
+    recipe = read_yaml(path, _schema(path), overrides)
+    _check_objective(recipe, f"{path}: ")
+    return recipe
 
 
 def _schema(path: Path) -> type[Recipe]:
@@ -237,13 +298,44 @@ def _schema(path: Path) -> type[Recipe]:
         model = parse_yaml(read_limited(path), str(path))["model"]["name"]
     except (KeyError, TypeError):
         return Recipe  # read_yaml says what is wrong
-    if not isinstance(model, str) or model not in MODELS:
-        raise UserError(f"{path}: model.name: unknown model {model!r}; {nearest(str(model), list(MODELS))}")
-    return create_model("Recipe", __base__=Recipe, model=(_options(model), ...))
+    try:
+        return _recipe_of(model)
+    except UserError as error:
+        raise UserError(f"{path}: model.name: {error}") from None
+
+
+def _recipe_of(model: object) -> type[Recipe]:
+    """Recipe, with the options of a model of memoir or of one's own. Raises UserError for what is neither."""
+    _check_known(model)
+    return create_model("Recipe", __base__=Recipe, model=(_options(str(model)), ...))
+
+
+def _check_known(model: object) -> None:
+    if not is_own(model) and (not isinstance(model, str) or model not in MODELS):
+        own = "" if not isinstance(model, str) or ":" not in model else "; a network of your own is module:Class"
+        raise UserError(f"unknown model {model!r}; {nearest(str(model), list(MODELS))}{own}")
+
+
+def _check_objective(recipe: Recipe, where: str = "") -> None:
+    """Raise UserError unless the recipe has an objective where its model has none, and only there."""
+    own, name = False, recipe.model.name
+    if is_own(name):
+        from jobs.models.own import has_objective
+
+        own = not has_objective(model_class(name))
+    if own and recipe.objective is None:
+        terms = ", ".join(Objective.model_fields)
+        raise UserError(
+            f"{where}objective: missing, and {name} has no training_loss; add e.g. `objective: {{charbonnier: 1.0}}` (terms: {terms})"
+        )
+    if not own and recipe.objective is not None:
+        raise UserError(f"{where}objective: {name} has a training_loss of its own; leave out objective")
 
 
 def _options(model: str) -> type[ModelOptions]:
     """ModelOptions with the arguments of a model's class."""
+    if is_own(model):
+        return _own_options(model)
     parameters = inspect.signature(model_class(model).__init__).parameters.values()
     fields: dict[str, Any] = {
         p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.name != "self"
@@ -252,15 +344,108 @@ def _options(model: str) -> type[ModelOptions]:
     return create_model(f"{MODELS[model]}Options", __base__=ModelOptions, **fields)
 
 
-def resolved_model(recipe: dict[str, Any]) -> "nn.Module":
+def _own_options(model: str) -> type[ModelOptions]:
+    """ModelOptions with the arguments of a network of one's own, whose signature may be any.
+
+    A parameter without a type that pydantic knows takes any value. One whose default no YAML can say, such as a class, is
+    left to the class; with **arguments in the signature, other keys are taken too.
+    """
+    cls = model_class(model)
+    try:
+        signature = inspect.signature(cls.__init__, eval_str=True)
+    except Exception:  # annotations that are only there for a type checker
+        signature = inspect.signature(cls.__init__)
+    fields: dict[str, Any] = {}
+    open_ended = False
+    for p in list(signature.parameters.values())[1:]:  # without self
+        open_ended |= p.kind is p.VAR_KEYWORD
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            continue
+        default = ... if p.default is p.empty else p.default
+        if default is not ...:
+            try:
+                to_jsonable_python(default)
+            except PydanticSerializationError:
+                continue
+        if p.name == "name" or p.kind is p.POSITIONAL_ONLY or p.name.startswith("_"):
+            if default is not ...:
+                continue
+            raise UserError(
+                f"{cls.__name__} needs the argument {p.name!r}, which no key can give; rename it, or give it a default"
+            )
+        fields[p.name] = (_annotation(p.annotation), default)
+    fields["name"] = (Literal[model], ...)
+    base = type("Options", (ModelOptions,), {"model_config": ConfigDict(extra="allow")}) if open_ended else ModelOptions
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arguments that are called as methods of pydantic are
+            return create_model(f"{cls.__name__}Options", __base__=base, **fields)
+    except (PydanticUserError, NameError) as error:
+        raise UserError(f"the arguments of {cls.__name__} cannot be keys: {str(error).splitlines()[0]}") from None
+
+
+def _annotation(annotation: Any) -> Any:
+    """The type of a parameter, or Any where pydantic cannot check it."""
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return Any
+    try:
+        TypeAdapter(annotation)
+    except (PydanticUserError, NameError, TypeError):
+        return Any
+    return annotation
+
+
+def packed(recipe: Recipe) -> dict[str, Any]:
+    """A recipe for another process, which may be on another machine: with the source of a network of one's own."""
+    return {"recipe": recipe.model_dump(mode="json"), "source": send(recipe.model.name)}
+
+
+def unpacked(sent: dict[str, Any]) -> Recipe:
+    """The recipe that `packed` has sent; from here on this process imports the source that came with it."""
+    model = sent["recipe"]["model"]["name"]
+    receive(model, sent["source"])
+    return _recipe_of(model).model_validate(sent["recipe"])
+
+
+def trusts(name: str, trust: Collection[str]) -> bool:
+    """Whether a network of one's own may be imported. trust: `module:Class`, or modules or packages whose classes all may."""
+    module = name.partition(":")[0]
+    return any(name == each or f"{module}.".startswith(f"{each}.") for each in trust)
+
+
+def named_here(reference: str, recipe: str) -> set[str]:
+    """The networks of one's own that recipe files of this machine name: they are trusted.
+
+    reference: what the user gave; it may be a YAML file. recipe: the name of one in jobs/recipes. Nothing is imported.
+    """
+    files = {RECIPES / f"{recipe}.yaml", *([Path(reference)] if reference.endswith(".yaml") else [])}
+    named: set[str] = set()
+    for path in files:
+        if path.is_file():
+            content = parse_yaml(read_limited(path), str(path))
+            model = content.get("model") if isinstance(content, dict) else None
+            name = model.get("name") if isinstance(model, dict) else None
+            if is_own(name):
+                named.add(str(name))
+    return named
+
+
+def resolved_model(recipe: dict[str, Any], trust: Collection[str] = ()) -> "Network":
     """The untrained model of a resolved recipe, as checkpoints and published versions carry it.
 
-    Raises UserError for a model, or arguments of its class, that this version of memoir does not have.
+    trust: see `trusts`; of a network that it does not name nothing is imported. Raises UserError for a model, or arguments of
+    its class, that this version of memoir does not have, and for one that is not trusted.
     """
     given = recipe.get("model") if isinstance(recipe, dict) else None
     name = given.get("name") if isinstance(given, dict) else None
-    if not isinstance(name, str) or name not in MODELS:
-        raise UserError(f"unknown model {name!r}; {nearest(str(name), list(MODELS))}")
+    _check_known(name)
+    assert isinstance(given, dict)
+    assert isinstance(name, str)
+    if is_own(name) and not trusts(name, trust):
+        raise UserError(
+            f"its network is {name}, code that is not memoir's and that no recipe file here names; to run that code, say "
+            f"--trust {name}, or have a recipe that names it in jobs/recipes, or as the YAML file that stands for the model"
+        )
     try:
         return build_model(_options(name).model_validate(given))
     except ValidationError as error:
@@ -269,14 +454,29 @@ def resolved_model(recipe: dict[str, Any]) -> "nn.Module":
 
 
 def model_class(name: str) -> "type[nn.Module]":
-    """The class of a model by its name in recipes."""
+    """The class of a model by its name in recipes. Raises UserError for one's own that is not there."""
+    if is_own(name):
+        from jobs.models.own import network_class
+
+        return network_class(name)
     return getattr(importlib.import_module(f"jobs.models.{name}"), MODELS[name])
 
 
-def build_model(options: ModelOptions) -> "nn.Module":
-    """The model, initialised from torch's global generator. Raises UserError for arguments that it refuses."""
+def build_model(options: ModelOptions, objective: Objective | None = None) -> "Network":
+    """The model, initialised from torch's global generator. Raises UserError for arguments that it refuses.
+
+    objective: that it is trained with, of a network of one's own without one. The papers' models compute in channels_last;
+    a network of one's own, which may rely on the usual order, as it is.
+    """
+    arguments = {name: value for name, value in options if name != "name"}
+    if is_own(options.name):
+        from jobs.models.own import build
+
+        return build(options.name, arguments, None if objective is None else objective.terms)
+    import torch
+
     try:
-        return model_class(options.name)(**options.model_dump(exclude={"name"}))
+        return model_class(options.name)(**arguments).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:

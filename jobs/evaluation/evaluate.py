@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jobs.evaluation.protocols import Benchmark, Pair, Score, benchmark, mean
+from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.restoring.restore import check_channels, on_device
@@ -52,8 +53,8 @@ def identity(lq: np.ndarray, tile: int | None) -> np.ndarray:
     return lq
 
 
-def restorer(model: Any) -> Restorer:
-    """A model (see jobs.models), in eval mode, as a function on arrays: in the benchmark's tiles, or as the whole image."""
+def restorer(model: Network) -> Restorer:
+    """A model, in eval mode, as a function on arrays: in the benchmark's tiles, or as the whole image."""
 
     def restore(lq: np.ndarray, tile: int | None) -> np.ndarray:
         return restore_plane(model, lq, whole=True) if tile is None else restore_grid(model, lq, tile)
@@ -166,13 +167,16 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
     }
 
 
-def evaluate(model: str, run: BenchmarkRun, runs: Path) -> dict[str, Any]:
-    """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model."""
+def evaluate(model: str, run: BenchmarkRun, runs: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model.
+
+    trust: see `load_model`.
+    """
     chosen = benchmark(run.benchmark)
     restore: Restorer = identity
     bits: Bits = 16  # whatever is there
     if model != "identity":
-        trained = load_model(model, runs)
+        trained = load_model(model, runs, trust)
         _check_fits(trained, [chosen])
         restore, bits = restorer(on_device(trained.model)), trained.bits
     dataset = dataset_of(run)
@@ -192,15 +196,15 @@ def _check_fits(trained: Trained, benchmarks: list[Benchmark]) -> None:
             )
 
 
-def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
-    """All benchmarks of a recipe on its checkpoint.
+def evaluate_recipe(recipe_name: str, runs: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+    """All benchmarks of a recipe on its checkpoint. trust: see `load_model`.
 
     Writes runs/<recipe>/scores.json (with `blended`, see `blended_distance`, of each benchmark's first image), scores.parquet (per image) and pictures/{input,output,target}/ of the
     first images of each benchmark; of a model with a memory, pictures/memory/ too, what each item responds to in the first.
     """
     recipe = read_recipe(recipe_name)
     name = Path(recipe_name).stem
-    trained = load_model(name, runs)
+    trained = load_model(recipe_name, runs, trust)
     _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
     restore = restorer(on_device(trained.model))
     scores: dict[str, Any] = {}
@@ -225,7 +229,7 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
             stem = f"{dataset}-{chosen.name}-{image.key}"
             for role, plane in (("input", image.pair.lq), ("output", image.restored), ("target", image.pair.gt)):
                 write_image(pictures / role / f"{stem}.png", to_uint8(plane))
-        if run is recipe.evaluation.benchmarks[0] and hasattr(trained.model, "read_weights"):
+        if run is recipe.evaluation.benchmarks[0] and isinstance(trained.model, Remembering):
             for bank, sheet in memory_sheets(trained.model, scored[0].pair.lq).items():
                 write_image(pictures / "memory" / f"{bank}.png", sheet)
     columns = list(dict.fromkeys(column for row in rows for column in row))  # of a metric that a row has not: null
@@ -236,7 +240,7 @@ def evaluate_recipe(recipe_name: str, runs: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def memory_sheets(model: Any, lq: np.ndarray) -> dict[str, np.ndarray]:
+def memory_sheets(model: Remembering, lq: np.ndarray) -> dict[str, np.ndarray]:
     """Of each bank of a memory, a sheet: the image, then how much its positions read of each item, from its least (black)
     to its most (white).
 

@@ -1,15 +1,83 @@
-"""The networks, one file per paper, each with its objective.
+"""The networks, one file per paper, each with its objective; and networks of one's own (`own`, `objective`).
 
-What the loop, the evaluation and the tiler ask of a model:
-
-- `training_loss(batch) -> (loss, logs)`: `batch` holds float32 tensors in [0, 1], NCHW, under the papers' role names
-  (`lq`, `gt`, `mask`, `negatives`, or `frames` of a scene), with `weight` (B,), 0 for padding, and `count`, the number of
-  true samples of the global batch divided by the number of ranks: a loss is sum_i weight_i * loss_i / count, so that DDP's
-  mean of gradients is that of the global batch; and `progress`, the share of the run's steps that is done;
-- `inputs`: what its `training_loss` cannot do without: roles of images, `intra negatives` or `extra negatives`;
-- `restore(lq) -> output`: float32 (B, C, H, W) in [0, 1] in and out (not clipped), any H and W, in eval mode;
-- `in_channels`, `receptive_field` (pixels a side that one output pixel sees; None: global statistics: jobs.restoring.tiles says what that means)
-  and `size_multiple` (of H and W).
-- `read_weights(x)`, where it has a memory: how much each position of x reads of each item, {bank: (B, items, h, w)};
-- `no_decay()`, where it has one: the names of the parameters that weight decay spares.
+`Network` is what the loop, the evaluation and the tiler ask of a model. The papers' models have all of it; to one that only
+maps images to images, `own` adds the rest.
 """
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Network(Protocol):
+    """A torch.nn.Module that can be trained, evaluated and restored with."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What `training_loss` cannot do without: roles of images, `intra negatives` or `extra negatives`."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that go in, and come out."""
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Pixels a side that one output pixel sees; None: global statistics, jobs.restoring.tiles says what that means."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Tiles of an image begin at multiples of so many pixels, so that the network sees them as it sees the whole."""
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one rank's part of a global batch, and scalars to log.
+
+        batch: float32 tensors in [0, 1], NCHW, under the papers' role names (`lq`, `gt`, `mask`, `negatives`, or `frames` of
+        a scene), with `weight` (B,), 0 for padding, and `count`, the number of true samples of the global batch divided by
+        the number of ranks: a loss is sum_i weight_i * loss_i / count, so that DDP's mean of gradients is that of the global
+        batch; and `progress`, the share of the run's steps that is done.
+        """
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """float32 (B, C, H, W) in [0, 1] in and out (not clipped), any H and W, in eval mode."""
+
+    # Of torch.nn.Module, what those who hold a network use:
+
+    def train(self, mode: bool = True) -> Self:
+        """See torch.nn.Module, as for the methods below."""
+
+    def eval(self) -> Self: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]: ...
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any: ...
+
+
+@runtime_checkable
+class Remembering(Network, Protocol):
+    """A network with a memory."""
+
+    def read_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """How much each position of x (B, C, H, W) reads of each item: {bank: (B, items, h, w)}."""
+
+
+@runtime_checkable
+class SparingDecay(Protocol):
+    """What a network has beside that does not want weight decay everywhere."""
+
+    def no_decay(self) -> set[str]:
+        """The names of the parameters that weight decay spares."""

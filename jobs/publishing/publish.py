@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from collections.abc import Collection
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,12 @@ import cv2
 import numpy as np
 import torch
 import yaml
-from torch import nn
 
 from jobs.documents import Provenance, read_document
 from jobs.evaluation.protocols import measured, table
 from jobs.evaluation.scores import AllScores, Metrics
+from jobs.models import Network
+from jobs.recipe import named_here
 from jobs.restoring.checkpoint import (
     AGAIN,
     LATEST,
@@ -32,6 +34,7 @@ from jobs.restoring.checkpoint import (
     versions,
 )
 from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
+from jobs.source import is_own
 from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
@@ -62,7 +65,7 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     version was not there yet. Raises UserError for a recipe that is not trained or not evaluated, and for a version whose
     files are not these.
     """
-    name = recipe_name(recipe)
+    name, trust = recipe_name(recipe), named_here(recipe, recipe_name(recipe))
     checkpoint = read_checkpoint(name, runs)
     scores = _results(runs / name / "scores.json", AllScores, f"memoir evaluate --model {name}")
     training = _results(runs / name / "metrics.json", dict[str, Any], f"memoir train {name}")
@@ -79,7 +82,7 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     metrics = {"scores": scores, "training": training}
     new = not place.names(SUMS)
     if new:
-        _upload(checkpoint, place, task, metrics)
+        _upload(checkpoint, place, task, metrics, trust)
     else:
         _compare(checkpoint, place, task, metrics)
     store.write(f"models/{name}/{LATEST}", _json({"version": digest, "sha256": sha256}))
@@ -126,7 +129,9 @@ def _results(path: Path, kind: Any, command: str) -> dict[str, Any]:
         raise UserError(f"{path}: not found; `{command}` writes it") from None
 
 
-def _upload(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any]) -> None:
+def _upload(
+    checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any], trust: Collection[str]
+) -> None:
     """Write a version, or what is missing of it; what another publisher of the same version wrote is kept."""
     sums = {WEIGHTS: checkpoint.pointer["sha256"]}
 
@@ -142,7 +147,7 @@ def _upload(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metric
     with TemporaryDirectory(prefix="memoir-") as folder:
         weights = Path(folder, WEIGHTS)
         checkpoint.download(weights)
-        model = assemble(checkpoint.recipe, weights, checkpoint.store.uri)
+        model = assemble(checkpoint.recipe, weights, checkpoint.store.uri, trust)
         try:
             place.write_new(WEIGHTS, weights)
         except FileExistsError:
@@ -211,6 +216,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "dirty": None if commit is None or changes is None else bool(changes),
         "data": {name: pointer["data"][name] for name in ("task", "digest")},
         "run": pointer["run"],
+        **(_network(checkpoint.recipe["model"], pointer) if is_own(checkpoint.recipe["model"].get("name")) else {}),
         "step": pointer["step"],
         "notes": pointer.get("notes", []),
         "world_size": checkpoint.recipe["training"]["workers"],
@@ -226,6 +232,12 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _network(model: dict[str, Any], pointer: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a network of one's own: source is the digest of its files when it was trained."""
+    options = {key: value for key, value in model.items() if key != "name"}
+    return {"network": {"name": model["name"], "options": options, "source": pointer.get("source")}}
+
+
 def _git(*arguments: str) -> str | None:
     """What git says; None where it does not apply."""
     try:
@@ -237,7 +249,7 @@ def _git(*arguments: str) -> str | None:
 
 def _card(
     uri: str,
-    model: nn.Module,
+    model: Network,
     recipe: dict[str, Any],
     task: dict[str, Any],
     metrics: dict[str, Any],
@@ -262,6 +274,7 @@ def _card(
             rows.append(f"| {key} | {metric} | {before} | **{after}** | {published} |")
         protocols.append(f"- {key}: {score['images']} images, {score['protocol']}")
     newline = "\n"
+    trusted = f" --trust {architecture}" if is_own(architecture) else ""
     notes = "".join(f"\n\n- {note}" for note in provenance.get("notes", []))
     return f"""---
 license: apache-2.0
@@ -279,8 +292,8 @@ Version {uri.rsplit("/", 1)[1]}: {architecture} after {provenance["step"]:,} ste
 ## Architecture
 
 {architecture}, {sum(p.numel() for p in model.parameters()):,} parameters:
-{", ".join(f"{key} {value}" for key, value in options.items())}.
-The paper and the code: `jobs/models/{architecture}.py`.
+{", ".join(f"{key} {value}" for key, value in options.items()) or "without options"}.
+{_code(architecture, provenance)}
 
 ## Training data
 
@@ -300,14 +313,14 @@ A number holds for its protocol only:
 
 ## How to use it
 
-    memoir restore --model {uri} IN OUT
+    memoir restore --model {uri}{trusted} IN OUT
 
 IN is an image or a folder of images, of any size; transparency, colour profile, EXIF and dpi are kept.{" With `--scale N` it is enlarged first." if kind == "scale" else ""} In Python:
 
     from pathlib import Path
     from jobs.restoring.checkpoint import load_model
 
-    model = load_model("{uri}", Path("runs")).model
+    model = load_model("{uri}", Path("runs"){f', trust=["{architecture}"]' if trusted else ""}).model
     restored = model.restore(x)  # float32 (B, {model.in_channels}, H, W) in [0, 1]
 
 `sha256sum -c SHA256SUMS` checks a copy of this folder.
@@ -324,7 +337,20 @@ The code is under the Apache License 2.0. The weights come from the training ima
 """
 
 
-def _in_tiles(model: nn.Module, scores: dict[str, Any]) -> str:
+def _code(architecture: str, provenance: dict[str, Any]) -> str:
+    """Where the code of a model is."""
+    if not is_own(architecture):
+        return f"The paper and the code: `jobs/models/{architecture}.py`."
+    module, _, cls = architecture.partition(":")
+    source = (provenance.get("network") or {}).get("source")
+    known = f" The digest of its source was `{source}`." if source else ""
+    return (
+        f"The code is the class `{cls}` of the Python module `{module}`, which is not part of memoir: whoever uses the "
+        f"weights needs it, and runs it.{known}"
+    )
+
+
+def _in_tiles(model: Network, scores: dict[str, Any]) -> str:
     """Of a model whose statistics are global, what its card says of large images."""
     if not is_global(model):
         return ""

@@ -3,8 +3,9 @@
 A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written last: without it there is no version.
 """
 
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
-from jobs.recipe import RECIPES, ResolvedRecipe, resolved_model
+from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
+from jobs.source import is_own, present_digest
 from pipeline.config import parse_json, parse_yaml
 from pipeline.depth import Bits
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, printable
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
 from pipeline.task import Task
 
 if TYPE_CHECKING:
     from torch import nn  # takes seconds, and whoever only looks a model up does without
+
+    from jobs.models import Network
 
 WEIGHTS = "model.safetensors"
 SUMS = "SHA256SUMS"
@@ -39,7 +43,7 @@ class Trained:
     training images and their sources, with the keys of pipeline.task.Task.
     """
 
-    model: "nn.Module"
+    model: "Network"
     recipe: dict[str, Any]
     name: str
     uri: str
@@ -74,16 +78,17 @@ class Version:
         fetch(self.store, name, self.sums[name], path, limit)
 
 
-def load_model(reference: str, runs: Path) -> Trained:
+def load_model(reference: str, runs: Path, trust: Collection[str] = ()) -> Trained:
     """A trained model, ready to restore.
 
     reference: a recipe with runs/<recipe>/checkpoint.json; or the folder or URI of a published version, or of
     <store>/models/<recipe>, which stands for its latest version. Only weights whose sha256 is the recorded one are loaded.
-    Raises UserError, naming what there is instead, for another reference; and for a checkpoint that is missing, changed,
-    or of another architecture than its recipe.
+    trust: networks of one's own, modules or packages that may be imported, beside those that a recipe file here names.
+    Raises UserError, naming what there is instead, for another reference; for a checkpoint that is missing, changed, or of
+    another architecture than its recipe; and for a network that is not to be trusted.
     """
     found = _find(reference, runs)
-    return _trained(found) if isinstance(found, Checkpoint) else _published(found)
+    return _trained(found, reference, trust) if isinstance(found, Checkpoint) else _published(found, trust)
 
 
 def trained_portably(reference: str, runs: Path) -> bool:
@@ -150,12 +155,14 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
     return Checkpoint(name, store, recipe, pointer, task)
 
 
-def _trained(checkpoint: Checkpoint) -> Trained:
+def _trained(checkpoint: Checkpoint, reference: str, trust: Collection[str]) -> Trained:
+    trust = {*trust, *named_here(reference, checkpoint.name)}
     with TemporaryDirectory(prefix="memoir-") as folder:
         path = Path(folder, WEIGHTS)
         checkpoint.download(path)
         uri = checkpoint.store.uri
-        model = assemble(checkpoint.recipe, path, uri)
+        model = assemble(checkpoint.recipe, path, uri, trust)
+    _compare_source(checkpoint.recipe, checkpoint.pointer.get("source"), uri)
     return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"], checkpoint.task)
 
 
@@ -167,22 +174,32 @@ def _recipe(version: Version) -> dict[str, Any]:
     return recipe
 
 
-def _published(version: Version) -> Trained:
+def _published(version: Version, trust: Collection[str]) -> Trained:
     uri = version.store.uri
     recipe, task = _recipe(version), parse_yaml(version.read("task.yaml"), f"{uri}/task.yaml")
     check_document(task, Task, f"{uri}/task.yaml", AGAIN)
-    name = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)["recipe"]
+    provenance = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)
+    name = provenance["recipe"]
     with TemporaryDirectory(prefix="memoir-") as folder:
         path = Path(folder, WEIGHTS)
         version.download(WEIGHTS, path)
-        model = assemble(recipe, path, uri)
+        model = assemble(recipe, path, uri, {*trust, *named_here("", name)})
+    _compare_source(recipe, (provenance.get("network") or {}).get("source"), uri)
     return Trained(model, recipe, name, uri, version.sums[WEIGHTS], task)
 
 
-def assemble(recipe: dict[str, Any], weights: Path, where: str) -> "nn.Module":
+def _compare_source(recipe: dict[str, Any], trained: str | None, uri: str) -> None:
+    """Say on stderr if a network of one's own has another source than when it was trained."""
+    name = recipe["model"]["name"]
+    if is_own(name) and trained not in (None, present_digest(name)):
+        line = f"warning {uri}: the source of {name} here is not the one that it was trained with; results may differ"
+        sys.stderr.write(f"{printable(line)}\n")
+
+
+def assemble(recipe: dict[str, Any], weights: Path, where: str, trust: Collection[str] = ()) -> "Network":
     """The model of a resolved recipe with the weights of a safetensors file, in eval mode on the CPU.
 
-    where: for messages. Raises UserError if the two do not belong together.
+    where: for messages. trust: see jobs.recipe.trusts. Raises UserError if the two do not belong together.
     """
     import torch
     from safetensors import SafetensorError
@@ -193,8 +210,16 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str) -> "nn.Module":
     except SafetensorError as error:
         raise UserError(f"{where}/{WEIGHTS}: not a safetensors file ({error})") from None
     try:
-        with _at_most(len(held) + SPARE), torch.device("meta"):  # in no memory, until it is known to be of that size
-            own = resolved_model(recipe).state_dict()
+        with _at_most(len(held) + SPARE):
+            try:
+                with torch.device("meta"):  # in no memory, until it is known to be of that size
+                    own = resolved_model(recipe, trust).state_dict()
+            except UserError:
+                if not is_own(recipe["model"].get("name")):
+                    raise
+                own = resolved_model(
+                    recipe, trust
+                ).state_dict()  # its constructor may look at numbers, which meta has not
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
@@ -210,9 +235,9 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str) -> "nn.Module":
     ]
     if found:
         raise UserError(f"{where}: the weights are not of the recipe's model: {'; '.join(found)}")
-    model = resolved_model(recipe)
+    model = resolved_model(recipe, trust)
     model.load_state_dict(held)
-    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return model.eval()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Restore pictures of any size with a trained model."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
+from jobs.models import Network
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.restoring.tiles import Watch, in_blended_tiles, restore_plane
 from pipeline.degradations.scale import imresize
@@ -50,10 +50,11 @@ def restore(
     whole: bool = False,
     quality: int | None = None,
     subsampling: str | None = None,
+    trust: Collection[str] = (),
 ) -> Iterator[Restored]:
     """Restore an image into `target`, or every image below the folder `source` into the same place below `target`.
 
-    model: see `load_model`. target: of one image, a PNG or JPEG file or a folder; of a folder, a folder, for PNG files.
+    model, trust: see `load_model`. target: of one image, a PNG or JPEG file or a folder; of a folder, a folder, for PNG files.
     scale: enlarge by this factor first; for models of super-resolution, which want their input at the size of the output.
     whole: never in blended tiles, see `restore_plane`. quality (1..100; 95), subsampling ("4:4:4"; or "4:2:2", "4:2:0"): of a
     JPEG that is written.
@@ -70,7 +71,7 @@ def restore(
         raise UserError(f"--subsampling {subsampling}: 4:4:4, 4:2:2 or 4:2:0")
     if (quality or subsampling) and (source.is_dir() or pairs[0][1].suffix.lower() == ".png"):
         raise UserError("--quality and --subsampling are of JPEG, and the output is PNG")
-    trained = load_model(model, runs)
+    trained = load_model(model, runs, trust)
     check_channels(trained)
     if scale is not None:
         _check_scale(scale, trained, trained.task["degradation"])
@@ -101,7 +102,7 @@ def _bar(items: Sequence[T]) -> Iterable[T]:
 
 
 def restore_image(
-    model: nn.Module,
+    model: Network,
     image: np.ndarray,
     colour: str,
     scale: int = 1,
@@ -144,7 +145,7 @@ def restore_image(
     return levels(x, image.dtype)
 
 
-def on_device(model: nn.Module) -> nn.Module:
+def on_device(model: Network) -> Network:
     """The model on the GPU, where there is one."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,11 +8,12 @@ they overlap (`restore_blended`), for images too large for the memory.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+
+from jobs.models import Network
 
 TILE = 256  # pixels a side that go through a network at once, which is quickest on a CPU's caches
 OVERLAP = 64  # pixels over which one blended tile passes into the next
@@ -22,17 +23,17 @@ Part = tuple[int, int, int, int]  # of an image: top, bottom, left, right
 Watch = Callable[[Sequence[Any]], Iterable[Any]]  # sees the pieces of an image go by: a progress bar, or `iter`
 
 
-def is_global(model: nn.Module) -> bool:
+def is_global(model: Network) -> bool:
     """Whether a model's result depends on statistics of its whole input."""
-    return cast("int | None", model.receptive_field) is None
+    return model.receptive_field is None
 
 
-def in_blended_tiles(model: nn.Module, height: int, width: int) -> bool:
+def in_blended_tiles(model: Network, height: int, width: int) -> bool:
     """Whether `restore_plane` takes an image of this size in blended tiles."""
     return is_global(model) and height * width > WHOLE
 
 
-def blended_distance(model: nn.Module, plane: np.ndarray) -> float | None:
+def blended_distance(model: Network, plane: np.ndarray) -> float | None:
     """How near blended tiles come to the whole image: the PSNR (dB) of one result against the other; infinite for equal ones.
 
     plane: as in `restore_plane`; its upper left corner is taken, of as many pixels as are restored whole. None where both are
@@ -49,7 +50,7 @@ def blended_distance(model: nn.Module, plane: np.ndarray) -> float | None:
     return 10 * math.log10(1 / mse) if mse else math.inf
 
 
-def restore_plane(model: nn.Module, plane: np.ndarray, *, whole: bool = False, watch: Watch = iter) -> np.ndarray:
+def restore_plane(model: Network, plane: np.ndarray, *, whole: bool = False, watch: Watch = iter) -> np.ndarray:
     """float32 (H, W, C) in [0, 1] through the model; the same shape, not clipped.
 
     whole: take it as one piece if the model's statistics are global, whatever the memory that needs. Otherwise one of more
@@ -62,14 +63,15 @@ def restore_plane(model: nn.Module, plane: np.ndarray, *, whole: bool = False, w
     return restore_blended(model, plane, watch=watch)
 
 
-def restore_tiled(model: nn.Module, plane: np.ndarray, tile: int = TILE, *, watch: Watch = iter) -> np.ndarray:
+def restore_tiled(model: Network, plane: np.ndarray, tile: int = TILE, *, watch: Watch = iter) -> np.ndarray:
     """A plane, as in `restore_plane`, tile by tile: the same values as in one piece, up to rounding in float32.
 
     Tiles overlap by half the model's receptive field, and begin at multiples of its `size_multiple`. A tile has `tile`
     pixels a side with its overlap; more only for a model that sees so far that the overlap would be most of it.
     """
     H, W = plane.shape[:2]
-    field, multiple = cast(int, model.receptive_field), cast(int, model.size_multiple)
+    field, multiple = model.receptive_field, model.size_multiple
+    assert field is not None
     if max(H, W) <= tile:
         return _piece(model, plane)
     halo = -(-(field // 2) // multiple) * multiple
@@ -83,7 +85,7 @@ def restore_tiled(model: nn.Module, plane: np.ndarray, tile: int = TILE, *, watc
 
 
 def restore_blended(
-    model: nn.Module, plane: np.ndarray, tile: int = TILE, overlap: int = OVERLAP, *, watch: Watch = iter
+    model: Network, plane: np.ndarray, tile: int = TILE, overlap: int = OVERLAP, *, watch: Watch = iter
 ) -> np.ndarray:
     """A plane, as in `restore_plane`, in tiles that are images of their own, and pass linearly into each other.
 
@@ -100,7 +102,7 @@ def restore_blended(
     return output
 
 
-def restore_grid(model: nn.Module, plane: np.ndarray, tile: int) -> np.ndarray:
+def restore_grid(model: Network, plane: np.ndarray, tile: int) -> np.ndarray:
     """A plane, as in `restore_plane`, in tiles that are images of their own; where they overlap their mean is taken.
 
     As few tiles of `tile` pixels a side as cover the image, spread evenly; a side shorter than a tile is taken whole. Source:
@@ -115,11 +117,10 @@ def restore_grid(model: nn.Module, plane: np.ndarray, tile: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _piece(model: nn.Module, plane: np.ndarray) -> np.ndarray:
+def _piece(model: Network, plane: np.ndarray) -> np.ndarray:
     """A plane, as in `restore_plane`, at once."""
     lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]  # (1, C, H, W)
-    run = cast("Callable[[Tensor], Tensor]", model.restore)
-    return run(lq.to(next(model.parameters()).device)).cpu()[0].permute(1, 2, 0).numpy()
+    return model.restore(lq.to(next(model.parameters()).device)).cpu()[0].permute(1, 2, 0).numpy()
 
 
 def _parts(rows: Iterable[int], columns: Sequence[int], side: int, H: int, W: int) -> list[Part]:

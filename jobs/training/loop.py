@@ -24,10 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
-from jobs.models import collective
+from jobs.models import Network, SparingDecay, collective
 from jobs.models.elementwise import psnr
 from jobs.recipe import Optimisation, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
+from jobs.source import is_own
 from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
@@ -50,14 +51,12 @@ class State:
 class Objective(nn.Module):
     """The model's loss as a forward pass, which is what DistributedDataParallel wraps."""
 
-    model: Any  # one of jobs.models
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Network) -> None:
         super().__init__()
-        self.model = model
+        self.model: Network = model
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `training_loss` in jobs.models."""
+        """See jobs.models.Network."""
         return self.model.training_loss(batch)
 
 
@@ -106,7 +105,7 @@ class Run:
                         f"make task {recipe.data.task} one of grey images (colour: gray)"
                     )
         torch.manual_seed(recipe.training.seed)
-        self.model: Any = build_model(recipe.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = build_model(recipe.model, recipe.objective).to(device)
         lacking = sorted(set(self.model.inputs) - self.loader.delivers)
         if lacking:
             raise UserError(
@@ -116,6 +115,11 @@ class Run:
             raise UserError(
                 f"model.in_channels is {self.model.in_channels} and the images of task {recipe.data.task} have {self.loader.channels}"
             )
+        if is_own(recipe.model.name):
+            from jobs.models.own import try_out
+
+            another = build_model(recipe.model, recipe.objective).to(device)
+            try_out(another, recipe.model.name, recipe.data.patch, ranks=self.world_size)
         self.optimiser = build_optimiser(self.model, recipe.optimisation)
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
         self.state = State(0, Position())
@@ -123,8 +127,8 @@ class Run:
         objective = Objective(self.model)
         self.objective: nn.Module = objective
         if self.world_size > 1:
-            # Buffers need no broadcast: their statistics are global and so the same on every rank.
-            self.objective = DistributedDataParallel(objective, forward_sync_buffers=False)
+            # Buffers of the papers' models need no broadcast: their statistics are global and so the same on every rank.
+            self.objective = DistributedDataParallel(objective, forward_sync_buffers=is_own(recipe.model.name))
             self.objective._set_ddp_runtime_logging_sample_rate(TIMED)
 
     def train(
@@ -254,6 +258,9 @@ class Run:
         An image is restored as `restore` does it, in tiles where it is large.
         """
         self.model.eval()
+        if self.world_size > 1 and is_own(self.recipe.model.name):
+            for buffer in self.model.buffers():  # those of rank 0, which a checkpoint has
+                dist.broadcast(buffer, 0)
         total = torch.zeros(2, dtype=torch.float64)
         for version in self.validation[self.rank :: self.world_size]:
             beat()
@@ -286,7 +293,9 @@ class Run:
         state = read_document((folder / "state.json").read_bytes(), SavedState, f"{folder}/state.json", mend)
         saved = read_document((folder / "recipe.json").read_bytes(), SavedRecipe, f"{folder}/recipe.json", mend)
         own = self.recipe.model_dump(mode="json")
-        for section in ("model", "optimisation"):
+        saved.setdefault("objective", {})
+        own.setdefault("objective", {})
+        for section in ("model", "objective", "optimisation"):
             for key in sorted(saved[section].keys() | own[section].keys()):
                 if saved[section].get(key) != own[section].get(key):
                     raise UserError(
@@ -421,15 +430,15 @@ def json_lines(records: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def weights(model: Network) -> dict[str, Tensor]:
     """Parameters and buffers, contiguous, on the CPU: what model.safetensors holds."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def build_optimiser(model: nn.Module, o: Optimisation) -> torch.optim.Optimizer:
+def build_optimiser(model: Network, o: Optimisation) -> torch.optim.Optimizer:
     """SGD or Adam, in groups: convolution biases, when their rate differs, and what the model's `no_decay` names."""
     biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
-    spared: set[str] = getattr(model, "no_decay", set)()
+    spared = model.no_decay() if isinstance(model, SparingDecay) else set()
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         bias, decay = id(parameter) in biases, name not in spared

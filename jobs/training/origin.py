@@ -8,6 +8,8 @@ from typing import Any
 
 from jobs.documents import SMALL, read_document
 from jobs.recipe import Recipe
+from jobs.source import digest as source_digest
+from jobs.source import files, is_own
 from pipeline.errors import UserError, printable, some
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage
@@ -29,17 +31,29 @@ CODE = (
     "pipeline/sampling/patches.py",
     "pipeline/shards/shard_set.py",
 )
+# beside it, of a network of one's own: what it is given, and where terms of its objective come from
+OWN = ("jobs/models/memorynet.py", "jobs/models/objective.py", "jobs/models/own.py")
 
 
 def origin(recipe: Recipe, shards: str) -> dict[str, Any]:
     """What the weights of a run depend on: the recipe (all but how the run is carried out), the shards' digest, and code."""
     root = Path(__file__).parents[2]
-    return recipe.model_dump(mode="json", include={"model", "data", "optimisation"}) | {
+    name = recipe.model.name
+    code = (*CODE, *OWN) if is_own(name) else (*CODE, f"jobs/models/{name}.py")
+    paths = {path: root / path for path in code} | (files(name) if is_own(name) else {})
+    return recipe.model_dump(mode="json", include={"model", "objective", "data", "optimisation"}) | {
         "seed": recipe.training.seed,
         "portable": recipe.training.portable,
         "shards": shards,
-        "code": {path: file_sha256(root / path) for path in (*CODE, f"jobs/models/{recipe.model.name}.py")},
+        "code": {name: file_sha256(path) for name, path in paths.items()},
     }
+
+
+def own_source(made_of: dict[str, Any]) -> str | None:
+    """The digest of the source of a network of one's own, of the files that an `origin` has; None of memoir's models."""
+    if not is_own(made_of["model"]["name"]):
+        return None
+    return source_digest({path: sha256 for path, sha256 in made_of["code"].items() if path not in (*CODE, *OWN)})
 
 
 def digest(made_of: dict[str, Any]) -> str:

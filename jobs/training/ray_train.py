@@ -30,7 +30,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.recipe import Recipe, Training
+from jobs.recipe import Recipe, Training, packed
 from jobs.training.arithmetic import PORTABLE
 from jobs.training.feed import Feed, shown
 from pipeline.cluster import taken, trouble, wait_for
@@ -46,7 +46,7 @@ Worker = Callable[[dict[str, Any]], dict[str, str]]
 def fit(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, *, cpus: int, gpus: int) -> str:
     """Run Ray Train to the end; returns the name of the final checkpoint's folder in `place`.
 
-    worker: what each rank runs, on a dictionary of recipe, data, place, feed and here; it returns {"checkpoint": name}, or
+    worker: what each rank runs, on a dictionary of sent (the recipe, packed), data, place, feed and here; it returns {"checkpoint": name}, or
     what `Feed.fatal` says. cpus, gpus: without which no start has room. Raises UserError for what the user can mend, and
     RuntimeError for a defect.
     """
@@ -221,7 +221,7 @@ def _trainer(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage
     return Trainer(
         worker,
         batch=recipe.data.batch,
-        train_loop_config={"recipe": recipe, "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
+        train_loop_config={"sent": packed(recipe), "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1
         ),

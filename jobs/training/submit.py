@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from jobs.recipe import Recipe
+from jobs.source import files, is_own
 from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
@@ -201,6 +202,9 @@ def working_dir(planned: Planned) -> Iterator[Path]:
                 shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
             else:
                 shutil.copy(root / name, folder / name)
+        for name, source in (files(planned.recipe.model.name) if is_own(planned.recipe.model.name) else {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
         recipe = yaml.safe_dump(planned.recipe.model_dump(mode="json"), sort_keys=False)
         (folder / f"{planned.name}.yaml").write_text(recipe, "utf-8")
         sizes = {path.relative_to(folder): path.stat().st_size for path in folder.rglob("*") if path.is_file()}

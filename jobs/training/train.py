@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.documents import SMALL, Done, State, read_document, read_records
 from jobs.recipe import Recipe
-from jobs.training.origin import begin
+from jobs.training.origin import begin, own_source
 from jobs.training.run import Planned, plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.cpus import available_cpus
@@ -98,6 +98,7 @@ def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "step": state["step"],
         "precision": state["precision"],
         "notes": state.get("notes", []),
+        **({"source": source} if (source := own_source(planned.origin)) else {}),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },

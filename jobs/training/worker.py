@@ -13,7 +13,7 @@ import ray.train.torch
 import torch
 from torch.distributed import DistError
 
-from jobs.recipe import Recipe
+from jobs.recipe import unpacked
 from jobs.training.arithmetic import COST, native_bf16
 from jobs.training.board import Board
 from jobs.training.loop import Run, Watchdog, json_lines
@@ -65,12 +65,13 @@ class Rank:
     Checkpoints are written by rank 0, which also tells the feed, TensorBoard and metrics.jsonl what the loop has logged.
     """
 
-    def __init__(self, recipe: Recipe, data: str, place: str, feed: Any, here: str) -> None:
-        """place: the run's folder in the store. feed: the actor that shows what is told. here: the driver's folder."""
-        torch.set_num_threads(recipe.training.cpus_per_worker)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    def __init__(self, sent: dict[str, Any], data: str, place: str, feed: Any, here: str) -> None:
+        """sent: the recipe, packed. place: the run's folder in the store. feed: the actor that shows what is told. here: the driver's folder."""
         with suppress(FileNotFoundError):  # on another machine
             os.chdir(here)  # a recipe's relative paths are the project's
+        recipe = unpacked(sent)
+        torch.set_num_threads(recipe.training.cpus_per_worker)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         training = recipe.training
         self.training, self.place, self.feed = training, place, feed
         self.store = storage(place)

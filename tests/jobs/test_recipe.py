@@ -13,7 +13,7 @@ from jobs.evaluation.protocols import benchmark
 from jobs.models.memnet import MemNet
 from jobs.recipe import MODELS, RECIPES, Optimisation, Span, build_model, read_recipe
 from jobs.training.loop import learning_rate
-from jobs.training.origin import CODE
+from jobs.training.origin import CODE, OWN
 from pipeline.errors import UserError
 from pipeline.layouts import layout
 from pipeline.sampling.patches import RandomCrops
@@ -383,4 +383,4 @@ def test_a_run_is_named_after_all_code_that_the_models_share():
     files = {path.stem for path in (RECIPES.parent / "models").glob("*.py")} - {"__init__"}
     shared = files - set(MODELS)  # of these a run has the recipe's own
     assert len(shared) < len(files)
-    assert {f"jobs/models/{name}.py" for name in shared} <= set(CODE)
+    assert {f"jobs/models/{name}.py" for name in shared} <= {*CODE, *OWN}

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -46,6 +47,20 @@ RECIPE = {
 }
 PATIENCE = 240  # seconds for one client, on a machine that does other things
 LONG = ["--set", "optimisation.length.steps=100000", "--set", "training.checkpoint_every=2000"]
+
+
+NETWORK = """
+from torch import nn
+
+
+class One(nn.Module):
+    def __init__(self, img_channel: int = 1):
+        super().__init__()
+        self.body = nn.Conv2d(img_channel, img_channel, 3, padding=1)
+
+    def forward(self, lq):
+        return lq + self.body(lq)
+"""
 
 
 @pytest.fixture
@@ -214,6 +229,31 @@ def test_the_recipe_that_a_job_is_given_is_the_same_run(root):
     assert again.run == planned.run
     assert again.recipe.model_dump() == planned.recipe.model_dump()
     assert again.recipe.optimisation.lr == 0.001
+
+
+@pytest.fixture
+def own(root: Path) -> Iterator[Path]:
+    """The package of a network of one's own, which own.yaml trains."""
+    name = f"net_{uuid.uuid4().hex}"
+    (root / name).mkdir()
+    (root / name / "__init__.py").write_text("")
+    (root / name / "one.py").write_text(NETWORK)
+    (root / name / "notes.txt").write_text("not a part of the source")
+    model = {"model": {"name": f"{name}.one:One"}, "objective": {"l1": 1.0}}
+    (root / "own.yaml").write_text(yaml.safe_dump(RECIPE | model))
+    yield root / name
+    for known in [known for known in sys.modules if known.split(".")[0] == name]:
+        del sys.modules[known]
+
+
+def test_a_network_of_ones_own_goes_along_and_is_the_same_run_there(own, monkeypatch):
+    planned = plan_run("own.yaml", data="data", store="store")
+    with submit.working_dir(planned) as folder:
+        assert {path.name for path in (folder / own.name).iterdir()} == {"__init__.py", "one.py"}
+        entered = f"import os; os.chdir({str(folder)!r}); from jobs.training.train import plan_run;"
+        program = entered + f"print(plan_run('own.yaml', data={str(own.parent / 'data')!r}, store='store').run)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == planned.run
 
 
 def test_the_limit_is_that_of_the_installed_ray():
@@ -621,6 +661,21 @@ def test_a_job_leaves_what_an_embedded_run_leaves_and_a_finished_one_needs_no_cl
     code, output = cluster.run("train", "tiny.yaml", cwd=root, RAY_ADDRESS="http://127.0.0.1:1")
     assert code == 0, output
     assert json.loads((root / "runs/tiny/checkpoint.json").read_text()) == ours
+
+
+@pytest.mark.slow
+def test_a_job_trains_a_network_of_ones_own(root, own, cluster):
+    embedded = {"RAY_ADDRESS": "", "RAY_AUTH_MODE": "disabled"}
+    assert cluster.run("train", "own.yaml", "--store", "here", "--runs", "here/runs", cwd=root, **embedded)[0] == 0
+    code, output = cluster.run("train", "own.yaml", cwd=root)
+    assert code == 0, output
+    joined = {"RAY_ADDRESS": cluster.joined}
+    code, output = cluster.run("train", "own.yaml", "--store", "joined", "--runs", "joined/runs", cwd=root, **joined)
+    assert code == 0, output
+    pointers = [
+        json.loads((root / runs / "own/checkpoint.json").read_text()) for runs in ("runs", "here/runs", "joined/runs")
+    ]
+    assert len({(pointer["run"], pointer["sha256"], pointer["source"]) for pointer in pointers}) == 1
 
 
 @pytest.mark.slow
