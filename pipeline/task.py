@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, field_validator, model_validator
 
 from pipeline.config import Frozen, read_yaml
 from pipeline.degradations.base import Degradation
+from pipeline.degradations.chain import Chain
 from pipeline.degradations.jpeg import Jpeg
 from pipeline.degradations.noise import Noise
+from pipeline.degradations.own import Own
 from pipeline.degradations.paired import Paired
 from pipeline.degradations.scale import Scale
 from pipeline.degradations.timelapse import TimeLapse
@@ -17,8 +19,36 @@ from pipeline.errors import UserError, nearest
 
 TASKS = Path(__file__).parent / "tasks"
 
-# One of the kinds; each is a file of pipeline/degradations.
-AnyDegradation = Annotated[Jpeg | Scale | Noise | Paired | TimeLapse, Field(discriminator="kind")]
+
+KINDS = ("jpeg", "scale", "noise", "chain", "paired", "timelapse")  # each is a file of pipeline/degradations
+
+
+def _tag(degradation: Any) -> str | None:
+    kind = degradation.get("kind") if isinstance(degradation, dict) else getattr(degradation, "kind", None)
+    return None if not isinstance(kind, str) else "own" if ":" in kind else kind
+
+
+def _known(degradation: Any) -> Any:
+    if isinstance(degradation, dict) and _tag(degradation) not in (*KINDS, "own"):
+        kind = degradation.get("kind")
+        what = f"no degradation is of kind {repr(kind)[:100]}" if "kind" in degradation else "kind is missing"
+        raise ValueError(f"{what}; {nearest(str(kind)[:100], list(KINDS))}, or <module>:<class> of your own")
+    return degradation
+
+
+AnyDegradation = Annotated[
+    Annotated[
+        Annotated[Jpeg, Tag("jpeg")]
+        | Annotated[Scale, Tag("scale")]
+        | Annotated[Noise, Tag("noise")]
+        | Annotated[Chain, Tag("chain")]
+        | Annotated[Paired, Tag("paired")]
+        | Annotated[TimeLapse, Tag("timelapse")]
+        | Annotated[Own, Tag("own")],
+        Discriminator(_tag),
+    ],
+    BeforeValidator(_known),
+]
 _RECORDED: TypeAdapter[Degradation] = TypeAdapter(AnyDegradation)
 
 
@@ -107,10 +137,12 @@ class Task(Frozen):
 
 
 def read_task(name: str) -> Task:
-    """The task of pipeline/tasks/<name>.yaml, or of a YAML file given by its path."""
-    if name.endswith(".yaml"):
-        return read_yaml(Path(name), Task)
-    path = TASKS / f"{name}.yaml"
-    if not path.exists():
+    """The task of pipeline/tasks/<name>.yaml, or of a YAML file given by its path, ready to build.
+
+    A degradation of the user's own is imported, from the current directory.
+    """
+    path = Path(name) if name.endswith(".yaml") else TASKS / f"{name}.yaml"
+    if not name.endswith(".yaml") and not path.exists():
         raise UserError(f"unknown task {name!r}; {nearest(name, [p.stem for p in TASKS.glob('*.yaml')])}")
-    return read_yaml(path, Task)
+    task = read_yaml(path, Task)
+    return task.model_copy(update={"degradation": task.degradation.found(Path.cwd())})

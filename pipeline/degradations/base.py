@@ -11,6 +11,8 @@ from pipeline.config import Frozen
 from pipeline.depth import Bits
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
     from torch import Tensor  # takes seconds, and whoever only reads a task does without
 
@@ -53,6 +55,10 @@ class Degradation(Frozen):
     images: ClassVar[str] = "images"
     level_text: ClassVar[str] = "{}"
     restores: ClassVar[str] = "Images degraded as the inputs of its training data are"
+
+    def found(self, here: "Path") -> "Degradation":
+        """The same, ready to build. here: the folder in which code of the user's own is looked for."""
+        return self
 
     # what it is
 
@@ -183,8 +189,10 @@ class Degradation(Frozen):
         """The input of a whole image for validation, the same each time: float32 in [0, 1]. image: uint8 or uint16, (H, W, C)."""
         raise NotImplementedError(f"{self.kind} is not drawn by the loader")
 
-    def patches(self, gt: np.ndarray, level: np.ndarray, sample: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """The inputs of patches, for `drawn_by` threads: of the shape and dtype of gt, uint8 or uint16 (n, p, p, C).
+    def patches(
+        self, gt: np.ndarray, level: np.ndarray, sample: np.ndarray, seed: int, epoch: int, out: np.ndarray
+    ) -> None:
+        """The inputs of patches into `out`, for `drawn_by` threads. gt, out: uint8 or uint16 (n, p, p, C).
 
         level, sample: int64 (n,). An input depends on its own patch, level and sample, on seed and epoch.
         """
@@ -193,5 +201,5 @@ class Degradation(Frozen):
     def on_device(
         self, gt: "Tensor", level: "Tensor", sample: np.ndarray, seed: int, epoch: int, white: int
     ) -> "Tensor":
-        """The same, for `drawn_by` device: float32 (n, C, p, p) in [0, 1]. white: of the task's bits."""
+        """The inputs of patches, for `drawn_by` device: float32 (n, C, p, p) in [0, 1]. white: of the task's bits."""
         raise NotImplementedError(f"{self.kind} is not drawn on the device")

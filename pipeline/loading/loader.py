@@ -271,6 +271,11 @@ class Loader:
             self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches)
             tensor = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
             columns |= {"frames": tensor.transpose(0, 1)} if self.pairs else dict(zip(names, tensor, strict=True))
+        if s.degradation.drawn_by == "threads":
+            gt = columns["gt"].permute(0, 2, 3, 1).numpy()
+            inputs = self._empty(*gt.shape)
+            s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, first.epoch, inputs)
+            columns["lq"] = torch.from_numpy(inputs).permute(0, 3, 1, 2)
         if s.permille.shape[1]:
             columns["permille"] = torch.from_numpy(s.permille[places.version])
         if s.negatives is not None:

@@ -265,6 +265,7 @@ def _run_on_ray(
 def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterator[str]:
     """What a worker must know of each shard, as JSON."""
     common = {"task": task.model_dump(mode="json"), "store": store or str(STORE.resolve()), "versions": versions()}
+    common["here"] = str(Path.cwd())
     for recipe, shard in todo.items():
         groups = []
         for group in shard.groups:
@@ -282,6 +283,7 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
     groups = [Group(key, tuple(File(**file) for file in files)) for key, files in order["groups"]]
     result: dict[str, Any] = {"recipe": order["recipe"]}
     try:
+        task = task.model_copy(update={"degradation": task.degradation.found(Path(order["here"]))})
         if versions() != order["versions"]:
             raise UserError(
                 f"node {platform.node()} has {versions()}, the build needs {order['versions']}: install the same"
