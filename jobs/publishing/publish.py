@@ -241,8 +241,9 @@ def _card(
     name, options = provenance["recipe"], dict(recipe["model"])
     architecture = options.pop("name")
     degradation = recorded(task["degradation"])
-    levels = "; ".join(f"{key} {', '.join(values)}" for key, values in degradation.said().items())
-    levels = f" ({levels.replace('_', ' ')})" if levels else ""
+    said = degradation.said().items()
+    levels = "; ".join(f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in said)
+    levels = f" ({levels})" if levels else ""
     sources = ", ".join(task["splits"]["train"])
     rows, protocols = [], []
     for key, score in metrics["scores"].items():

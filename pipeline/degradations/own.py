@@ -75,7 +75,7 @@ class Own(Degradation):
     def said(self) -> dict[str, list[str]]:
         """As Degradation.said."""
         options = {key: [str(value)] for key, value in self.options.items() if key != "seed"}
-        return {self.kind: [], "levels": [str(level) for level in self.levels], **options}
+        return {"class": [self.kind], "levels": [str(level) for level in self.levels], **options}
 
     def found(self, here: Path) -> "Own":
         """The same with its class, and with what is recorded of it. here: the folder that it is looked for in first.

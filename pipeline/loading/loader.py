@@ -4,8 +4,9 @@
 matters: not the number of ranks, not the number of threads, not where the run was resumed."
 
 An epoch is an enumeration of (image, level, patch, dihedral view) or (scene, two frames, patch, view): `len` is exact,
-every sample comes once; which of two frames is the first is drawn. Patches are views cut from the mapped shards; floats,
-noise and mixed negatives are made on the device.
+every sample comes once; which of two frames is the first is drawn. Patches are views cut from the mapped shards; a chain of
+degradations that is drawn online is applied to them by the threads that cut; floats, noise and mixed negatives are made on
+the device.
 """
 
 import json
@@ -235,7 +236,7 @@ class Loader:
     def cut(self, position: Position) -> dict[str, Tensor]:
         """This rank's part of one global batch.
 
-        Of the task's bits, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq when noise is online); mask: (B/W, 1, H, W) where
+        Of the task's bits, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device); mask: (B/W, 1, H, W) where
         all samples have one; instead of these, of pairs of frames, frames: (B/W, 2, C, H, W), in an order that is drawn anew in each epoch;
         level: int64 (B/W,), of a pair the lower frame's number; weight: float32 (B/W,), 0 for the padding of the last
         batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count: float32 (), true samples in the

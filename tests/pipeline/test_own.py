@@ -191,7 +191,7 @@ def test_readers_take_what_was_recorded_and_never_import_it(place, tmp_path, mon
     task = {"colour": "y", "splits": listing["splits"], "degradation": listing["degradation"]}
     assert Task.model_validate(json.loads(json.dumps(task))).degradation.levels == (1, 2)
     said = recorded(listing["degradation"]).said()
-    assert said == {"haze.fog:Fog": [], "levels": ["1", "2"], "density": ["0.3"]}
+    assert said == {"class": ["haze.fog:Fog"], "levels": ["1", "2"], "density": ["0.3"]}
     Task.model_validate(task | {"degradation": {"kind": "os:abort"}})  # nor what is written as in a task
     assert "haze.fog" not in sys.modules
 
