@@ -45,7 +45,7 @@ SUB_IMAGE = 160  # 2x3 of them are a photograph of BSDS500 but for its last row 
 def versions(path: Path, task: Task) -> dict[str, np.ndarray]:
     """The limit: what every way has to do. Name of the version -> uint8 (H, W, 1)."""
     gt = build.rgb2ycbcr_y(decode_image(path.read_bytes()))
-    return {"gt": gt} | {plane.name: plane.pixels for plane in build._degraded(gt, task, path.stem)}
+    return {plane.name: plane.pixels for plane in task.degradation.planes("gt", gt, path.stem, ())}
 
 
 def limit(paths: list[Path], task: Task, out: Path) -> None:

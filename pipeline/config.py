@@ -9,7 +9,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -288,11 +288,18 @@ def _keys(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     candidates: list[type[BaseModel]] = [schema]
     for part in loc:
         below: list[type[BaseModel]] = []
-        for candidate in candidates:
+        tagged = [candidate for candidate in candidates if part in _kinds(candidate)]
+        for candidate in tagged or candidates:
             field = candidate.model_fields.get(str(part))
             below += _schemas(field.annotation) if field else [candidate]
         candidates = below or candidates
     return sorted({field.alias or name for candidate in candidates for name, field in candidate.model_fields.items()})
+
+
+def _kinds(schema: type[BaseModel]) -> tuple[Any, ...]:
+    """The values of `kind` that choose this schema of a union."""
+    field = schema.model_fields.get("kind")
+    return get_args(field.annotation) if field else ()
 
 
 def _schemas(annotation: Any) -> list[type[BaseModel]]:

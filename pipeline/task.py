@@ -1,104 +1,60 @@
 """A task: one dataset build, as `pipeline/tasks/<name>.yaml` states it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, field_validator, model_validator
 
 from pipeline.config import Frozen, read_yaml
+from pipeline.degradations.base import Degradation
+from pipeline.degradations.chain import Chain
+from pipeline.degradations.jpeg import Jpeg
+from pipeline.degradations.noise import Noise
+from pipeline.degradations.own import Own
+from pipeline.degradations.paired import Paired
+from pipeline.degradations.scale import Scale
+from pipeline.degradations.timelapse import TimeLapse
 from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest
 
 TASKS = Path(__file__).parent / "tasks"
 
 
-def _distinct(levels: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(levels)) < len(levels):
-        raise ValueError("a level is given twice")
-    return levels
+KINDS = ("jpeg", "scale", "noise", "chain", "paired", "timelapse")  # each is a file of pipeline/degradations
 
 
-Distinct = AfterValidator(_distinct)
+def _tag(degradation: Any) -> str | None:
+    kind = degradation.get("kind") if isinstance(degradation, dict) else getattr(degradation, "kind", None)
+    return None if not isinstance(kind, str) else "own" if ":" in kind else kind
 
 
-class Jpeg(Frozen):
-    """JPEG and back, on the whole image, once for each quality."""
-
-    kind: Literal["jpeg"]
-    quality: Annotated[tuple[Annotated[int, Field(ge=1, le=100)], ...], Distinct] = Field(
-        (10, 20), min_length=1, description="IJG scale"
-    )
-    subsampling: Literal["4:2:0", "4:2:2", "4:4:4"] = Field("4:2:0", description="of the chroma; grey planes have none")
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return self.quality
+def _known(degradation: Any) -> Any:
+    if isinstance(degradation, dict) and _tag(degradation) not in (*KINDS, "own"):
+        kind = degradation.get("kind")
+        what = f"no degradation is of kind {repr(kind)[:100]}" if "kind" in degradation else "kind is missing"
+        raise ValueError(f"{what}; {nearest(str(kind)[:100], list(KINDS))}, or <module>:<class> of your own")
+    return degradation
 
 
-class Scale(Frozen):
-    """MATLAB's bicubic down by each factor and up again to the target's size."""
-
-    kind: Literal["scale"]
-    factor: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Distinct] = Field((2, 3, 4), min_length=1)
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return self.factor
-
-
-class Noise(Frozen):
-    """Additive white Gaussian noise: drawn anew in each epoch by the loader, from shards of clean images, or once and stored."""
-
-    kind: Literal["noise"]
-    sigma: Annotated[tuple[Annotated[int, Field(gt=0, le=255)], ...], Distinct] = Field(
-        (30, 50, 70), min_length=1, description="on the scale 0..255, whatever the task's bits"
-    )
-    drawn: Literal["online", "stored"] = "online"
-    quantised: bool = Field(
-        False, description="rounded and clipped to the task's bits, as a noisy file is; stored noise always is"
-    )
-    seed: int = Field(0, description="of stored noise")
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return self.sigma
-
-    @model_validator(mode="after")
-    def _shards_hold_levels(self) -> "Noise":
-        if self.drawn == "stored" and not self.quantised:
-            raise ValueError("stored noise is rounded and clipped: add quantised: true, or draw it online")
-        return self
+AnyDegradation = Annotated[
+    Annotated[
+        Annotated[Jpeg, Tag("jpeg")]
+        | Annotated[Scale, Tag("scale")]
+        | Annotated[Noise, Tag("noise")]
+        | Annotated[Chain, Tag("chain")]
+        | Annotated[Paired, Tag("paired")]
+        | Annotated[TimeLapse, Tag("timelapse")]
+        | Annotated[Own, Tag("own")],
+        Discriminator(_tag),
+    ],
+    BeforeValidator(_known),
+]
+_RECORDED: TypeAdapter[Degradation] = TypeAdapter(AnyDegradation)
 
 
-class Paired(Frozen):
-    """The degraded images that the data set itself pairs with its targets."""
-
-    kind: Literal["paired"]
-
-
-class TimeLapse(Frozen):
-    """The frames of scenes, of which two make a sample, without a clean image; or one and the scene's pseudo ground truth."""
-
-    kind: Literal["timelapse"]
-    pairs_per_scene: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
-        "all",
-        description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`; "
-        "which frame of a pair is the first, the loader draws in each epoch",
-    )
-    seed: int = 0
-    target: Literal["mean"] | None = Field(
-        None,
-        description="mean: each frame is a sample, and the mean of its scene's frames its gt; null: pairs are, without gt",
-    )
-    size: Annotated[int, Field(ge=16)] | None = Field(
-        None, description="side in pixels of the squares that frames are resized to, bilinear; null: as they are"
-    )
-
-    @model_validator(mode="after")
-    def _pairs_or_targets(self) -> "TimeLapse":
-        if self.target and (self.pairs_per_scene, self.seed) != ("all", 0):
-            raise ValueError("with a target each frame is a sample: leave out pairs_per_scene and seed")
-        return self
+def recorded(degradation: dict[str, Any]) -> Degradation:
+    """The degradation that shards.json or task.yaml holds as a dictionary, checked before."""
+    return _RECORDED.validate_python(degradation)
 
 
 class Negatives(Frozen):
@@ -130,7 +86,7 @@ class Task(Frozen):
     colour: Literal["y", "gray", "rgb"] = Field(
         description="planes that are stored: y = MATLAB rgb2ycbcr's Y, gray = MATLAB rgb2gray; grey images as they are"
     )
-    degradation: Annotated[Jpeg | Scale | Noise | Paired | TimeLapse, Field(discriminator="kind")]
+    degradation: AnyDegradation
     negatives: Negatives | None = None
     bits: Bits = Field(
         8,
@@ -163,27 +119,30 @@ class Task(Frozen):
         return splits
 
     @model_validator(mode="after")
-    def _jpeg_holds_8_bits(self) -> "Task":
-        if self.bits == 16 and isinstance(self.degradation, Jpeg):
+    def _bits_that_it_holds(self) -> "Task":
+        if self.bits > self.degradation.deepest:
             raise ValueError("bits: JPEG holds 8 bits a channel; leave bits out, or choose another degradation")
         return self
 
     @model_validator(mode="after")
     def _negatives_of_inputs(self) -> "Task":
         if self.negatives is not None:
-            if isinstance(self.degradation, TimeLapse) and not self.degradation.target:
+            if self.degradation.of_frames:
                 raise ValueError("negatives are mixed of inputs and targets, and pairs of frames have no targets")
-            online = isinstance(self.degradation, Noise) and self.degradation.drawn == "online"
-            if online and (self.negatives.kind, self.negatives.kept) != ("intra", "planned"):
-                raise ValueError("with noise drawn online, negatives are intra and planned; or draw it stored")
+            if self.degradation.online and (self.negatives.kind, self.negatives.kept) != ("intra", "planned"):
+                raise ValueError(
+                    f"with {self.degradation.kind} drawn online, negatives are intra and planned; or draw it stored"
+                )
         return self
 
 
 def read_task(name: str) -> Task:
-    """The task of pipeline/tasks/<name>.yaml, or of a YAML file given by its path."""
-    if name.endswith(".yaml"):
-        return read_yaml(Path(name), Task)
-    path = TASKS / f"{name}.yaml"
-    if not path.exists():
+    """The task of pipeline/tasks/<name>.yaml, or of a YAML file given by its path, ready to build.
+
+    A degradation of the user's own is imported, from the current directory.
+    """
+    path = Path(name) if name.endswith(".yaml") else TASKS / f"{name}.yaml"
+    if not name.endswith(".yaml") and not path.exists():
         raise UserError(f"unknown task {name!r}; {nearest(name, [p.stem for p in TASKS.glob('*.yaml')])}")
-    return read_yaml(path, Task)
+    task = read_yaml(path, Task)
+    return task.model_copy(update={"degradation": task.degradation.found(Path.cwd())})

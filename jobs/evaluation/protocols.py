@@ -4,7 +4,6 @@ A number means nothing without its protocol: the Y of MATLAB's rgb2ycbcr has 219
 same image on all 256. What proves a protocol is its baseline row: the degraded input, scored by itself.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
+from pipeline.degradations.base import Degradation
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y, with_channels
-from pipeline.degradations.jpeg import jpeg
-from pipeline.degradations.noise import awgn
-from pipeline.degradations.scale import bicubic_lowres, imresize, modcrop
-from pipeline.depth import levels, peak, unit
+from pipeline.degradations.jpeg import Jpeg
+from pipeline.degradations.noise import Noise
+from pipeline.degradations.scale import Scale, imresize, modcrop
+from pipeline.depth import levels, unit
 from pipeline.errors import UserError, nearest
 from pipeline.images import UnusableImageError
 
@@ -390,6 +390,9 @@ def mean(scores: Sequence[Score]) -> Score:
     return Score(values, weights)
 
 
+DEGRADATIONS: dict[str, type[Degradation]] = {"jpeg": Jpeg, "sr": Scale, "noise": Noise}  # by a benchmark's kind
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One column of the published tables: a degradation at one level, and the protocol that measures it.
@@ -419,22 +422,14 @@ class Benchmark:
         """The pairs to restore and score: one, or three draws for noise.
 
         image: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. The degraded image has the target's size; super-resolution cuts both
-        to multiples of the factor. Noise is keyed by the target's pixels, so a renamed or moved file gets the same.
+        to multiples of the factor.
         Raises UnusableImageError for an image smaller than the factor, and for 16 bits where the degradation is JPEG.
         """
-        if self.kind == "jpeg" and image.dtype != np.uint8:
-            raise UnusableImageError(f"16 bits a channel, and {self.name} is of JPEG, which holds 8; convert it to 8")
         if self.half:
             image = imresize(image, scale=0.5)
         plane = rgb2ycbcr_y(image) if self.plane == "rgb2ycbcr" else rgb2gray(image)
-        if self.kind == "sr":
-            plane = modcrop(plane, int(self.level))
-            lowres = bicubic_lowres(plane / peak(plane.dtype), int(self.level))
-            return [Pair(lowres.astype(np.float32), unit(plane))]
-        if self.kind == "jpeg":
-            return [Pair(unit(jpeg(plane, int(self.level))), unit(plane))]
-        pixels = hashlib.blake2b(plane.tobytes(), digest_size=16).hexdigest()
-        return [Pair(awgn(unit(plane), self.level, ("benchmark", seed, pixels)), unit(plane)) for seed in range(3)]
+        inputs, gt = DEGRADATIONS[self.kind].benchmark(plane, self.level)
+        return [Pair(lq, gt) for lq in inputs]
 
     def pair(self, lq: np.ndarray, gt: np.ndarray, mask: np.ndarray | None = None) -> Pair:
         """A published input, its target and, where the protocol has regions, the mask as what is restored and scored.

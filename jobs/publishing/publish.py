@@ -39,15 +39,9 @@ from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
+from pipeline.task import recorded
 
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
-RESTORES = {
-    "jpeg": "Images after JPEG compression",
-    "scale": "Images enlarged by bicubic interpolation: super-resolution",
-    "noise": "Images with additive white Gaussian noise, its sigma on the scale 0..255",
-    "paired": "Images degraded as the inputs of its training data are",
-    "timelapse": "Images of what moves before a still background in its training data, such as rain",
-}
 PLANES = {
     "y": "the Y plane of MATLAB's rgb2ycbcr, or on a grey image; the colours of an RGB image stay as they are",
     "gray": "grey images; the channels of an RGB image are restored one by one",
@@ -258,15 +252,10 @@ def _card(
     """card.md: what a reader must know before using the model."""
     name, options = provenance["recipe"], dict(recipe["model"])
     architecture = options.pop("name")
-    degradation = dict(task["degradation"])
-    kind = degradation.pop("kind")
-    said = {
-        key: value if isinstance(value, list) else [value]
-        for key, value in degradation.items()
-        if value not in (None, False) and key != "seed"
-    }
-    levels = "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in said.items())
-    levels = f" ({levels.replace('_', ' ')})" if levels else ""
+    degradation = recorded(task["degradation"])
+    said = degradation.said().items()
+    levels = "; ".join(f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in said)
+    levels = f" ({levels})" if levels else ""
     sources = ", ".join(task["splits"]["train"])
     rows, protocols = [], []
     for key, score in metrics["scores"].items():
@@ -287,7 +276,7 @@ Version {uri.rsplit("/", 1)[1]}: {architecture} after {provenance["step"]:,} ste
 
 ## What it restores
 
-{RESTORES[kind]}{levels}. It works on {PLANES[task["colour"]]}.
+{degradation.restores}{levels}. It works on {PLANES[task["colour"]]}.
 
 ## Architecture
 
@@ -315,7 +304,7 @@ A number holds for its protocol only:
 
     memoir restore --model {uri}{trusted} IN OUT
 
-IN is an image or a folder of images, of any size; transparency, colour profile, EXIF and dpi are kept.{" With `--scale N` it is enlarged first." if kind == "scale" else ""} In Python:
+IN is an image or a folder of images, of any size; transparency, colour profile, EXIF and dpi are kept.{" With `--scale N` it is enlarged first." if degradation.factors else ""} In Python:
 
     from pathlib import Path
     from jobs.restoring.checkpoint import load_model

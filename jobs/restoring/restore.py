@@ -18,6 +18,7 @@ from pipeline.depth import levels, unit
 from pipeline.errors import UserError
 from pipeline.images import LIMIT, Picture, UnusableImageError, check_format, pixel_limit, read_picture, write_image
 from pipeline.layouts.files import SIDE_FILES, files_under, unusable
+from pipeline.task import recorded
 
 # MATLAB's rgb2ycbcr on [0, 1]: Y = 16/255 + LUMA . RGB. Its inverse adds a change of Y, times 255/219, to R, G and B alike.
 LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255
@@ -74,7 +75,7 @@ def restore(
     trained = load_model(model, runs, trust)
     check_channels(trained)
     if scale is not None:
-        _check_scale(scale, trained, trained.task["degradation"])
+        _check_scale(scale, trained)
     network = on_device(trained.model)
     jpeg: dict[str, Any] = {"quality": quality or 95, "subsampling": subsampling or "4:4:4"}
     yield from (Restored(path, problem) for path, problem in problems)
@@ -172,11 +173,12 @@ def _check_picture(shown: Picture, trained: Trained, scale: int) -> None:
         )
 
 
-def _check_scale(scale: int, trained: Trained, degradation: dict[str, Any]) -> None:
-    if degradation["kind"] != "scale":
-        raise UserError(f"--scale {scale}: {trained.name} is no model of super-resolution but of {degradation['kind']}")
-    if scale not in degradation["factor"]:
-        known = ", ".join(map(str, degradation["factor"]))
+def _check_scale(scale: int, trained: Trained) -> None:
+    degradation = recorded(trained.task["degradation"])
+    if not degradation.factors:
+        raise UserError(f"--scale {scale}: {trained.name} is no model of super-resolution but of {degradation.kind}")
+    if scale not in degradation.factors:
+        known = ", ".join(map(str, degradation.factors))
         raise UserError(f"--scale {scale}: {trained.name} was trained for the factors {known}")
 
 

@@ -1,1 +1,1 @@
-"""Degradations: pure functions from arrays to arrays, seeded by keys where they draw."""
+"""Degradations: one file per kind, with its pure functions, from arrays to arrays and seeded by keys where they draw."""

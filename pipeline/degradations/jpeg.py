@@ -1,10 +1,13 @@
 """JPEG artefacts: encode and decode in memory."""
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
+from pydantic import Field
 
+from pipeline.degradations.base import Degradation, Distinct
+from pipeline.depth import Bits, unit
 from pipeline.images import UnusableImageError
 
 _SAMPLING = {
@@ -42,3 +45,41 @@ def jpeg(image: np.ndarray, quality: int, subsampling: Literal["4:2:0", "4:2:2",
     coded = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
     assert coded is not None
     return coded.reshape(image.shape)
+
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
+
+
+class Jpeg(Degradation):
+    """JPEG and back, on the whole image, once for each quality."""
+
+    kind: Literal["jpeg"]
+    quality: Annotated[tuple[Quality, ...], Distinct] = Field((10, 20), min_length=1, description="IJG scale")
+    subsampling: Subsampling = Field("4:2:0", description="of the chroma; grey planes have none")
+
+    level_text: ClassVar[str] = "q{}"
+    restores: ClassVar[str] = "Images after JPEG compression"
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The qualities."""
+        return self.quality
+
+    @property
+    def deepest(self) -> Bits:
+        """JPEG holds 8 bits a channel."""
+        return 8
+
+    def made(self, image: np.ndarray, level: int, key: str) -> tuple[str, np.ndarray, Any]:
+        """As Degradation.made."""
+        chroma = {"subsampling": self.subsampling} if image.shape[2] == 3 else {}
+        return f"lq-q{level}", jpeg(image, level, self.subsampling), {"jpeg": level, **chroma}
+
+    @staticmethod
+    def benchmark(plane: np.ndarray, level: float) -> tuple[list[np.ndarray], np.ndarray]:
+        """As Degradation.benchmark: `level` is the quality."""
+        if plane.dtype != np.uint8:
+            what = f"jpeg-q{int(level)} is of JPEG, which holds 8"
+            raise UnusableImageError(f"16 bits a channel, and {what}; convert it to 8")
+        return [unit(jpeg(plane, int(level)))], unit(plane)

@@ -1,9 +1,18 @@
 """Additive noise, drawn by key."""
 
-import numpy as np
+import hashlib
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pipeline.depth import peak
-from pipeline.keyed import philox
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.degradations.base import Degradation, Distinct
+from pipeline.depth import levels, peak, unit
+from pipeline.keyed import digest64, hashed, philox
+
+if TYPE_CHECKING:
+    from torch import Tensor  # takes seconds, and whoever only reads a task does without
 
 
 def awgn(image: np.ndarray, sigma: float, key: tuple[int | str, ...]) -> np.ndarray:
@@ -36,3 +45,66 @@ def noisy_levels(image: np.ndarray, sigma: float, key: tuple[int | str, ...]) ->
     noisy *= np.float32(sigma * (peak(image.dtype) // 255))
     noisy += image
     return np.rint(noisy, out=noisy).clip(0, peak(image.dtype), out=noisy).astype(image.dtype)
+
+
+class Noise(Degradation):
+    """Additive white Gaussian noise: drawn anew in each epoch by the loader, from shards of clean images, or once and stored."""
+
+    kind: Literal["noise"]
+    sigma: Annotated[tuple[Annotated[int, Field(gt=0, le=255)], ...], Distinct] = Field(
+        (30, 50, 70), min_length=1, description="on the scale 0..255, whatever the task's bits"
+    )
+    drawn: Literal["online", "stored"] = "online"
+    quantised: bool = Field(
+        False, description="rounded and clipped to the task's bits, as a noisy file is; stored noise always is"
+    )
+    seed: int = Field(0, description="of stored noise")
+
+    level_text: ClassVar[str] = "sigma {}"
+    restores: ClassVar[str] = "Images with additive white Gaussian noise, its sigma on the scale 0..255"
+
+    @model_validator(mode="after")
+    def _shards_hold_levels(self) -> "Noise":
+        if self.drawn == "stored" and not self.quantised:
+            raise ValueError("stored noise is rounded and clipped: add quantised: true, or draw it online")
+        return self
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The sigmas."""
+        return self.sigma
+
+    @property
+    def drawn_by(self) -> Literal["build", "threads", "device"]:
+        """As Degradation.drawn_by."""
+        return "device" if self.drawn == "online" else "build"
+
+    def made(self, image: np.ndarray, level: int, key: str) -> tuple[str, np.ndarray, Any]:
+        """As Degradation.made."""
+        return f"lq-s{level}", noisy_levels(image, level, (self.seed, "noise", key, level)), {"awgn": level}
+
+    def whole(self, image: np.ndarray, level: int, key: str, seed: int) -> np.ndarray:
+        """As Degradation.whole; below 0 and above 1 too, unless the noise is quantised."""
+        lq = awgn(unit(image), level, (seed, "validation", key, level))
+        return unit(levels(lq, image.dtype)) if self.quantised else lq
+
+    def on_device(
+        self, gt: "Tensor", level: "Tensor", sample: np.ndarray, seed: int, epoch: int, white: int
+    ) -> "Tensor":
+        """As Degradation.on_device; below 0 and above 1 too, unless the noise is quantised."""
+        import torch
+
+        from pipeline.normal import counter_normal
+
+        # Keyed by (seed, epoch, sample): the noise of a sample is its own, whichever rank draws it.
+        keys = torch.from_numpy(hashed(digest64("noise", seed, epoch), sample).view(np.int64)).to(gt.device)
+        noise = counter_normal(keys, math.prod(gt.shape[1:])).view(gt.shape)
+        lq = gt + level.float().view(-1, 1, 1, 1) / 255 * noise
+        return (lq * white).round().clamp(0, white) / white if self.quantised else lq
+
+    @staticmethod
+    def benchmark(plane: np.ndarray, level: float) -> tuple[list[np.ndarray], np.ndarray]:
+        """As Degradation.benchmark: three draws of sigma `level`, keyed by the pixels: a renamed or moved file gets the same."""
+        pixels = hashlib.blake2b(plane.tobytes(), digest_size=16).hexdigest()
+        gt = unit(plane)
+        return [awgn(gt, level, ("benchmark", seed, pixels)) for seed in range(3)], gt

@@ -4,8 +4,9 @@
 matters: not the number of ranks, not the number of threads, not where the run was resumed."
 
 An epoch is an enumeration of (image, level, patch, dihedral view) or (scene, two frames, patch, view): `len` is exact,
-every sample comes once; which of two frames is the first is drawn. Patches are views cut from the mapped shards; floats,
-noise and mixed negatives are made on the device.
+every sample comes once; which of two frames is the first is drawn. Patches are views cut from the mapped shards; a chain of
+degradations that is drawn online is applied to them by the threads that cut; floats, noise and mixed negatives are made on
+the device.
 """
 
 import json
@@ -136,7 +137,7 @@ class Loader:
     @property
     def delivers(self) -> set[str]:
         """The images of a batch on the device: gt, lq, mask, "intra negatives" or "extra negatives"; or frames."""
-        online = {"lq"} if self.shard_set.online_noise else set()
+        online = {"lq"} if self.shard_set.degradation.online else set()
         negatives = self.shard_set.listing["negatives"]
         mixed = {f"{negatives['kind']} negatives"} if negatives else set()
         return {"frames"} if self.pairs else set(self.planes) | online | mixed
@@ -235,7 +236,7 @@ class Loader:
     def cut(self, position: Position) -> dict[str, Tensor]:
         """This rank's part of one global batch.
 
-        Of the task's bits, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq when noise is online); mask: (B/W, 1, H, W) where
+        Of the task's bits, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device); mask: (B/W, 1, H, W) where
         all samples have one; instead of these, of pairs of frames, frames: (B/W, 2, C, H, W), in an order that is drawn anew in each epoch;
         level: int64 (B/W,), of a pair the lower frame's number; weight: float32 (B/W,), 0 for the padding of the last
         batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count: float32 (), true samples in the
@@ -271,6 +272,11 @@ class Loader:
             self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches)
             tensor = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
             columns |= {"frames": tensor.transpose(0, 1)} if self.pairs else dict(zip(names, tensor, strict=True))
+        if s.degradation.drawn_by == "threads":
+            gt = columns["gt"].permute(0, 2, 3, 1).numpy()
+            inputs = self._empty(*gt.shape)
+            s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, first.epoch, inputs)
+            columns["lq"] = torch.from_numpy(inputs).permute(0, 3, 1, 2)
         if s.permille.shape[1]:
             columns["permille"] = torch.from_numpy(s.permille[places.version])
         if s.negatives is not None:
@@ -375,19 +381,14 @@ class Loader:
             name: value.float() / white if name in ("gt", "lq", "mask", "frames", "negatives") else value
             for name, value in moved.items()
         }
-        if self.shard_set.online_noise:
-            # Keyed by (seed, epoch, sample): the noise of a sample is its own, whichever rank draws it.
-            key = digest64("noise", self.seed, int(batch["epoch"]))
-            keys = torch.from_numpy(hashed(key, batch["sample"].numpy()).view(np.int64)).to(device)
-            shape = out["gt"].shape
-            noise = counter_normal(keys, math.prod(shape[1:])).view(shape)
-            out["lq"] = out["gt"] + out["level"].float().view(-1, 1, 1, 1) / 255 * noise
-            if self.shard_set.quantised:
-                out["lq"] = (out["lq"] * white).round().clamp(0, white) / white
+        degradation = self.shard_set.degradation
+        if degradation.drawn_by == "device":
+            sample, epoch = batch["sample"].numpy(), int(batch["epoch"])
+            out["lq"] = degradation.on_device(out["gt"], out["level"], sample, self.seed, epoch, white)
         if "permille" in moved:
             permille = out.pop("permille").view(*moved["permille"].shape, 1, 1, 1)
             out["lambdas"] = moved["permille"].float() / 1000
-            if "negatives" not in out and self.shard_set.online_noise:
+            if "negatives" not in out and "lq" not in moved:
                 out["negatives"] = (permille * out["lq"][:, None] + (1000 - permille) * out["gt"][:, None]) / 1000
             elif "negatives" not in out:
                 out["negatives"] = mix(moved["lq"][:, None].int(), moved["gt"][:, None].int(), permille).float() / white
@@ -449,37 +450,3 @@ def gather(
     out[here] = out[here].swapaxes(1, 2)
     here = np.flatnonzero(rest == 3)
     out[here] = out[here][:, :, ::-1].swapaxes(1, 2)
-
-
-def counter_normal(keys: Tensor, n: int) -> Tensor:
-    """n standard normal numbers for each key: float32 (k, n), of keys int64 (k,) of 64 random bits each.
-
-    Counter-based: number i of a key depends on the two alone, so that on the CPU they are the same to the last bit
-    whichever keys stand beside it. Source: splitmix64 on a Weyl sequence, then Box-Muller; none is beyond 6.7.
-    """
-    # Pieces that torch computes in one thread, whole vector registers at a time: their last bits do not depend on a place.
-    half = -(-(n + 1) // 2 // 64) * 64
-    piece, many = (half, len(keys)) if keys.is_cuda else (min(half, 2**14), max(1, 2**14 // half))
-    counter = torch.arange(half, device=keys.device) * _signed(0x9E3779B97F4A7C15)
-    out = torch.empty(len(keys), 2, half, device=keys.device)
-    for top in range(0, len(keys), many):
-        for left in range(0, half, piece):
-            bits = counter[left : left + piece] + keys[top : top + many, None]
-            bits = (bits ^ _shifted(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
-            bits = (bits ^ _shifted(bits, 27)) * _signed(0x94D049BB133111EB)
-            bits = bits ^ _shifted(bits, 31)
-            radius = (((bits & 0xFFFFFFFF).float() + 0.5) * 2**-32).clamp_max(1).log().mul(-2).rsqrt().reciprocal()
-            angle = _shifted(bits, 32).float() * (2 * math.pi * 2**-32)
-            torch.mul(radius, angle.cos(), out=out[top : top + many, 0, left : left + piece])
-            torch.mul(radius, angle.sin(), out=out[top : top + many, 1, left : left + piece])
-    return out.view(len(keys), -1)[:, :n].contiguous() if half * 2 != n else out.view(len(keys), n)
-
-
-def _shifted(bits: Tensor, places: int) -> Tensor:
-    """To the right, with zeros from the left: torch's own keeps the sign."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)
-
-
-def _signed(value: int) -> int:
-    """64 bits as torch takes them."""
-    return value - 2**64 if value >= 2**63 else value

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,19 +32,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.cluster import address_to_join, connect, explained
 from pipeline.config import parse_json
 from pipeline.cpus import available_cpus
+from pipeline.degradations.base import Plane
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
-from pipeline.degradations.jpeg import jpeg
-from pipeline.degradations.noise import noisy_levels
-from pipeline.degradations.scale import bicubic_lowres, modcrop
-from pipeline.depth import Bits, levels, peak, widened
+from pipeline.depth import Bits, widened
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.images import UnusableImageError, decode_image, source_image
 from pipeline.raw.manifest import read_manifest, write_table
 from pipeline.raw.sources import fetched_file, is_remote, local_file, read_source
 from pipeline.sampling.negatives import Negative, mixed_image, negatives
-from pipeline.sampling.scene_mean import scene_mean
-from pipeline.sampling.scene_pairs import scene_pairs
 from pipeline.shards.format import (
     Member,
     Shard,
@@ -55,10 +51,10 @@ from pipeline.shards.format import (
     png_member,
     write_shard,
 )
-from pipeline.shards.plan import FORMAT, File, Group, ShardPlan, made_levels, plan, recipe_digest, unused
+from pipeline.shards.plan import FORMAT, File, Group, ShardPlan, plan, recipe_digest, unused
 from pipeline.storage import Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index
-from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse, read_task
+from pipeline.task import Task, read_task
 
 STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
 LOGS = Path(".cache/logs")
@@ -140,8 +136,8 @@ def _reasons(out: Path) -> dict[str, tuple[int, str]]:
 
 def _smallest(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[int, int]:
     """(width, height) of the image to train on whose shorter side is the shortest."""
-    if isinstance(task.degradation, TimeLapse) and task.degradation.size:
-        return task.degradation.size, task.degradation.size
+    if side := task.degradation.side:
+        return side, side
     rows = np.concatenate([shard.rows for shard in shards if shard.split == "train"])
     width, height = (manifest[name].combine_chunks().to_numpy()[rows] for name in ("width", "height"))
     least = np.minimum(width, height).argmin()
@@ -272,6 +268,7 @@ def _run_on_ray(
 def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterator[str]:
     """What a worker must know of each shard, as JSON."""
     common = {"task": task.model_dump(mode="json"), "store": store or str(STORE.resolve()), "versions": versions()}
+    common["here"] = str(Path.cwd())
     for recipe, shard in todo.items():
         groups = []
         for group in shard.groups:
@@ -289,6 +286,7 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
     groups = [Group(key, tuple(File(**file) for file in files)) for key, files in order["groups"]]
     result: dict[str, Any] = {"recipe": order["recipe"]}
     try:
+        task = task.model_copy(update={"degradation": task.degradation.found(Path(order["here"]))})
         if versions() != order["versions"]:
             raise UserError(
                 f"node {platform.node()} has {versions()}, the build needs {order['versions']}: install the same"
@@ -349,61 +347,32 @@ def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]
         raise UnusableImagesError(failures)
 
 
-class Plane(NamedTuple):
-    """An array of a sample. pixels: (H, W, C) of the task's bits. columns: level and parameters, as in the index."""
-
-    name: str
-    role: str
-    pixels: np.ndarray
-    columns: dict[str, Any]
-
-
 def sample_planes(group: Group, task: Task) -> list[Plane]:
     """The planes of a group's images, and what the task makes of them. Raises UnusableImagesError."""
     planes: list[Plane] = []
     failures = []
-    degradation = task.degradation
-    target = isinstance(degradation, TimeLapse) and degradation.target is not None
     for file in group.files:
         try:
-            image = _ingested(file, task.bits)
-            role, _, number = file.name.partition("-")
-            if isinstance(degradation, TimeLapse) and degradation.size:
-                side = degradation.size
-                # of uint8 the plain one is exact as well: the same on every machine
-                how = cv2.INTER_LINEAR if task.bits == 8 else cv2.INTER_LINEAR_EXACT
-                image = cv2.resize(image, (side, side), interpolation=how).reshape(side, side, -1)
-            if task.colour == "y" and role != "mask":
+            image = task.degradation.opened(_ingested(file, task.bits))
+            mask = file.name.startswith("mask")
+            if task.colour == "y" and not mask:
                 image = rgb2ycbcr_y(image)
-            elif task.colour != "rgb" or role == "mask":
+            elif task.colour != "rgb" or mask:
                 image = rgb2gray(image)
-            if target and planes and image.shape != planes[0].pixels.shape:
-                sizes = " and ".join("{1}x{0} with {2} channels".format(*i.shape) for i in (image, planes[0].pixels))
-                raise UnusableImageError(f"it and the first frame of its scene are {sizes}: leave one of them out")
-            planes.append(Plane(file.name, role, image, {"level": int(number)} if number else {}))
-            if role == "gt":
-                planes += _degraded(image, task, group.key)
+            planes += task.degradation.planes(file.name, image, group.key, planes)
         except UnusableImageError as error:
             failures.append((file.path, str(error)))
     if failures:
         raise UnusableImagesError(failures)
-    if target:
-        parameters = json.dumps({"mean": len(planes)})
-        planes.insert(0, Plane("gt", "gt", scene_mean([p.pixels for p in planes]), {"parameters": parameters}))
-    return planes
+    return task.degradation.sample(planes)
 
 
 def shard_negatives(groups: list[Group], task: Task) -> Iterator[Negative]:
     """The negatives of one shard's samples."""
     assert task.negatives is not None
-    degradation = task.degradation
-    degraded: list[tuple[str, int]] = []
-    for group in groups:
-        if isinstance(degradation, Jpeg | Scale | Noise):
-            degraded += [(group.key, level) for level in degradation.levels]
-        else:
-            names = [file.name.partition("-") for file in group.files]
-            degraded += [(group.key, int(number)) for role, _, number in names if role == "lq"]
+    degraded = [
+        (group.key, level) for group in groups for level in task.degradation.inputs([file.name for file in group.files])
+    ]
     return negatives(degraded, task.negatives)
 
 
@@ -458,29 +427,6 @@ def _ingested(file: File, bits: Bits) -> np.ndarray:
     return widened(image, bits)
 
 
-def _degraded(planes: np.ndarray, task: Task, key: str) -> list[Plane]:
-    """The inputs that the task makes of a gt, (H, W, C) of the task's bits."""
-    degradation = task.degradation
-    found = []
-    for level in made_levels(task):
-        parameters: dict[str, Any]
-        if isinstance(degradation, Jpeg):
-            name, parameters = f"lq-q{level}", {"jpeg": level}
-            if planes.shape[2] == 3:
-                parameters["subsampling"] = degradation.subsampling
-            lq = jpeg(planes, level, degradation.subsampling)
-        elif isinstance(degradation, Noise):
-            name, parameters = f"lq-s{level}", {"awgn": level}
-            lq = noisy_levels(planes, level, (degradation.seed, "noise", key, level))
-        else:
-            # The papers keep this input in float; 8 bits cost it 0.3 grey levels rms.
-            lowres = bicubic_lowres(modcrop(planes, level) / peak(planes.dtype), level)
-            lq = levels(lowres, planes.dtype)
-            name, parameters = f"lq-x{level}", {"bicubic": level}
-        found.append(Plane(name, "lq", lq, {"level": level, "parameters": json.dumps(parameters)}))
-    return found
-
-
 def _assemble(
     task_name: str, task: Task, manifest: pa.Table, built: list[tuple[ShardPlan, str]], out: Path
 ) -> dict[str, Any]:
@@ -513,7 +459,7 @@ def _fill(
         beside = None
         if task.negatives is not None:
             beside = stack.enter_context(Rows(folder / "negatives.parquet", NEGATIVES_SCHEMA))
-        elif isinstance(task.degradation, TimeLapse) and not task.degradation.target:
+        elif task.degradation.of_frames:
             beside = stack.enter_context(Rows(folder / "pairs.parquet", PAIRS_SCHEMA))
         for shard, recipe in built:
             entry = _entry(recipe)
@@ -561,9 +507,9 @@ def _beside(groups: list[Group], task: Task) -> Iterator[dict[str, Any]]:
     if task.negatives is not None:
         yield from (negative._asdict() for negative in shard_negatives(groups, task))
     else:
-        assert isinstance(task.degradation, TimeLapse)
         for group in groups:
-            for v, w in _scene_pairs(group, task.degradation):
+            names, contents = ([getattr(file, of) for file in group.files] for of in ("name", "sha256"))
+            for v, w in task.degradation.pairs(group.key, names, contents):
                 yield {"key": group.key, "v": v, "w": w}
 
 
@@ -603,11 +549,3 @@ class Rows:
         if kind is None and self.rows:
             self._flush()
         self.writer.close()
-
-
-def _scene_pairs(scene: Group, sampling: TimeLapse) -> Iterator[tuple[int, int]]:
-    """The sampled pairs of a scene, by the numbers of their frames."""
-    numbers = [int(file.name.partition("-")[2]) for file in scene.files]
-    frames = [file.sha256 for file in scene.files]
-    for v, w in scene_pairs(frames, sampling.pairs_per_scene, seed=sampling.seed, scene=scene.key):
-        yield numbers[v], numbers[w]

@@ -31,7 +31,7 @@ from pipeline.errors import UserError
 from pipeline.shards.plan import FORMAT
 from pipeline.storage import Bucket, Folder, Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index, check_numbers, read_table
-from pipeline.task import Negatives, Task
+from pipeline.task import AnyDegradation, Negatives, recorded
 
 Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
 
@@ -98,7 +98,7 @@ class Listing(Frozen):
     colour: Literal["y", "gray", "rgb"]
     codec: Literal["raw", "png"]
     bits: Bits = Field(8, description="a channel, of all arrays; 8 is not written")
-    degradation: Annotated[dict[str, Any], _as_task(Task.__annotations__["degradation"])]
+    degradation: Annotated[dict[str, Any], _as_task(AnyDegradation)]
     splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = Field(
         description="split of the shards: its sources, as <dataset>/<split>"
     )
@@ -117,8 +117,7 @@ class Listing(Frozen):
 
     @model_validator(mode="after")
     def _tables(self) -> "Listing":
-        pairs = self.degradation["kind"] == "timelapse" and not self.degradation["target"]
-        if (self.pairs_sha256 is not None) != pairs:
+        if (self.pairs_sha256 is not None) != recorded(self.degradation).of_frames:
             raise ValueError("pairs.parquet belongs to scenes without targets")
         if (self.negatives_sha256 is not None) != (self.negatives is not None):
             raise ValueError("negatives.parquet belongs to negatives")
@@ -180,7 +179,7 @@ def file_sha256(path: Path) -> str:
 def samples_digest(listing: dict[str, Any]) -> str:
     """What the samples of a built dataset depend on: its shards, and what makes other samples of the same shards."""
     degradation = listing["degradation"]
-    online = degradation if degradation["kind"] == "noise" and degradation["drawn"] == "online" else None
+    online = degradation if recorded(degradation).online else None
     return json.dumps([listing["digest"], online, listing["pairs_sha256"], listing["negatives_sha256"]])
 
 

@@ -16,14 +16,6 @@ from pipeline.images import write_image
 from pipeline.shards.format import read_shards_json
 from pipeline.shards.shard_set import ShardSet, Version, validation_pair
 
-LEVEL = {
-    "jpeg": "q{}",
-    "scale": "x{}",
-    "noise": "sigma {}",
-    "paired": "input {}",
-    "timelapse": "frame {}",
-}  # kind of degradation -> how its levels are written
-
 ROWS = 12  # samples of a split on the sheet
 CELLS = 5  # versions of a sample
 CROP, ZOOM = 96, 2  # pixels of the image that a cell shows, and pixels of the sheet for each
@@ -41,7 +33,7 @@ def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict
 
     The sheet has up to 12 samples of each split, evenly spread over the index. Its rows: the whole clean image; the part
     in the frame, where the image has most detail, enlarged twice; the same part at each level, with the PSNR of the whole
-    image. Noise that the loader adds is drawn as for validation.
+    image. What the loader draws is drawn as for validation.
     Raises UserError for a folder without a whole build, and for a contact sheet that is not named as a PNG.
     """
     if contact_sheet.suffix.lower() != ".png":
@@ -52,7 +44,7 @@ def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict
     for split in dict.fromkeys(shard["split"] for shard in listing["shards"]):
         shards = [shard for shard in listing["shards"] if shard["split"] == split]
         shard_set = ShardSet(folder, split)
-        level = LEVEL[shard_set.kind]
+        level = shard_set.degradation.level_text
         versions = list(shard_set.versions())
         samples = [list(each) for _, each in groupby(versions, lambda version: version.key)]
         shapes = sorted((_base(sample[0]).shape for sample in samples), key=lambda shape: (shape[0] * shape[1], shape))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError, nearest
 from pipeline.layouts.base import Split
 from pipeline.layouts.files import LONGEST_KEY, natural, safe_key
-from pipeline.task import Jpeg, Noise, Scale, Task, TimeLapse
+from pipeline.task import Task
 
 FORMAT = 2  # of shards and index: raise it when equal inputs would give other bytes
 
@@ -24,9 +24,6 @@ FORMAT = 2  # of shards and index: raise it when equal inputs would give other b
 COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", "sha256", "width", "height", "channels"]
 COLUMNS += ["bit_depth"]
 BATCH = 100_000  # values that are Python objects at a time
-
-# Roles that a kind of task reads, in the order of a group's members; the other kinds degrade the gt themselves.
-ROLES = {"paired": ("gt", "lq", "mask"), "timelapse": ("frame",)}
 
 
 @dataclass(frozen=True)
@@ -87,20 +84,18 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     image in two splits, and for a key used twice.
     """
     manifest = manifest.select(COLUMNS).combine_chunks()  # to take rows from many chunks copies all of them, each time
-    kind = task.degradation.kind
-    by = "group" if kind in ROLES else "key"
+    grouped = task.degradation.grouped
+    by = "group" if grouped else "key"
     shards = []
     splits: dict[Split, np.ndarray] = {}
     for split, sources in task.splits.items():
         rows = np.concatenate([_rows(manifest, source, task) for source in sources])
         splits[split] = rows
-        first = _firsts(manifest, rows) if kind in ROLES else np.arange(len(rows))
+        first = _firsts(manifest, rows) if grouped else np.arange(len(rows))
         hashes = _hashes(manifest, rows[first], by)
         _check_keys(manifest, rows[first], by, hashes)
-        names = _names(manifest, rows, first, task)
-        nbytes = _nbytes(manifest, rows, task)
-        if isinstance(task.degradation, TimeLapse) and task.degradation.target:
-            nbytes[first] *= 2  # the target is as large as a frame
+        names = task.degradation.names(manifest, rows, first)
+        nbytes = _nbytes(manifest, rows, first, task)
         group_ends = np.cumsum(np.add.reduceat(nbytes, first)).tolist()
         ends = [int(first[cut + 1]) for cut in _minima(hashes, group_ends, task.shard_bytes // 2)]
         for begin, end in itertools.pairwise([0, *ends, len(rows)]):
@@ -113,24 +108,22 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
 
 def _rows(manifest: pa.Table, source: str, task: Task) -> np.ndarray:
     """The rows of one source in the manifest, in the order of the shards."""
-    kind = task.degradation.kind
-    roles = ROLES.get(kind, ("gt",))
+    roles = task.degradation.roles
     dataset, split = source.split("/")
     usable = pc.is_in(manifest["role"], pa.array(roles))
     chosen = pc.and_(usable, pc.and_(pc.equal(manifest["dataset"], dataset), pc.equal(manifest["split"], split)))
     rows = np.flatnonzero(chosen.to_numpy())
     if not len(rows):
         there = manifest.select(["dataset", "split"]).filter(usable).group_by(["dataset", "split"]).aggregate([])
-        what = {"paired": "pairs", "timelapse": "scenes"}.get(kind, "images")
         known = nearest(source, [f"{row['dataset']}/{row['split']}" for row in there.to_pylist()])
-        raise UserError(f"the manifest has no {what} in {source!r}; {known}")
+        raise UserError(f"the manifest has no {task.degradation.images} in {source!r}; {known}")
     lost = _lost(manifest, rows, task)
     if lost.all():
         paths, reasons = (unused(manifest, rows, task)[name] for name in ("path", "reason"))
         raise UserError(f"nothing is left of {source} to build from, the first image: {paths[0]}: {reasons[0]}")
     rows = rows[~lost]
     taken = manifest.select(["key", "group", "role", "frame"]).take(pa.array(rows))
-    if kind in ROLES:
+    if task.degradation.grouped:
         rank = pc.index_in(taken["role"], pa.array(roles))
         order = {"g": _natural(taken["group"]), "group": taken["group"], "rank": rank, "frame": taken["frame"]}
         order |= {"k": _natural(taken["key"]), "key": taken["key"]}
@@ -143,27 +136,16 @@ def _lost(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
     """Which rows of one source are not used: bool, (n,). `unused` says why.
 
     Images of more bits than the task's shards have, and what is nothing without them, as it is with those that `ingest`
-    rejects: an input goes with its mask, a target with its last input, and all go with their target; frames of a scene
-    stand for themselves, but for the last one.
+    rejects.
     """
     deep = pc.greater(manifest["bit_depth"].take(pa.array(rows)), task.bits).to_numpy()
-    if isinstance(task.degradation, TimeLapse):
-        group = manifest["group"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices.to_numpy()
-        return deep | (np.bincount(group, ~deep)[group] < 2)
-    if not deep.any() or task.degradation.kind != "paired":
-        return deep
-    taken = manifest.select(["role", "group", "key"]).take(pa.array(rows))
-    group, key = (taken[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("group", "key"))
-    gt, lq = (pc.equal(taken["role"], role).to_numpy() for role in ("gt", "lq"))
-    each = group.astype(np.int64) * (key.max() + 1) + key
-    lost = deep | (~gt & np.isin(each, each[deep & ~gt])) | np.isin(group, group[deep & gt])
-    return lost | ~np.isin(group, group[lq & ~lost])
+    return task.degradation.lost(manifest, rows, deep)
 
 
 def unused(manifest: pa.Table, rows: np.ndarray, task: Task) -> pa.Table:
     """Of images of the task's sources that no shard holds: path, part, and the reason. rows: theirs in the manifest."""
     taken = manifest.select(["path", "part", "role", "bit_depth"]).take(pa.array(rows))
-    roles = ROLES.get(task.degradation.kind, ("gt",))
+    roles = task.degradation.roles
     deep = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
     alone = "the only frame of its scene that can be used, and a sample needs two"
     why = pa.scalar(f"a task of kind {task.degradation.kind} takes {' and '.join(roles)}")
@@ -210,51 +192,12 @@ def _hashes(manifest: pa.Table, rows: np.ndarray, by: str) -> list[int]:
     return hashes
 
 
-def _nbytes(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
-    """Of the pixels that each image puts into its shard; without negatives, which are the same planned and stored."""
+def _nbytes(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task) -> np.ndarray:
+    """Of the pixels that each image puts into its shard. first: where groups begin in rows."""
     taken = manifest.select(["width", "height", "channels"]).take(pa.array(rows))
     width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)
-    if isinstance(task.degradation, TimeLapse) and task.degradation.size:
-        width, height = (np.full_like(each, task.degradation.size) for each in (width, height))
     planes = np.where((channels == 3) & (task.colour == "rgb"), 3, 1)
-    return width * height * planes * (1 + len(made_levels(task))) * task.bits // 8
-
-
-def made_levels(task: Task) -> tuple[int, ...]:
-    """The levels that a build makes of each gt and stores; none where inputs are published or drawn by the loader."""
-    degradation = task.degradation
-    if isinstance(degradation, Jpeg | Scale) or (isinstance(degradation, Noise) and degradation.drawn == "stored"):
-        return degradation.levels
-    return ()
-
-
-def _names(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task) -> list[str] | None:
-    """gt, lq-<n> or mask-<n>, where n counts the inputs of a target; of scenes frame-<n>, or lq-<n>; None if all are gt.
-
-    first: where groups begin in rows, which are in the order of the shards. Raises UserError for a group without input or
-    target.
-    """
-    if task.degradation.kind not in ROLES:
-        return None
-    taken = manifest.select(["role", "group", "key", "frame"]).take(pa.array(rows))
-    if isinstance(task.degradation, TimeLapse):
-        name = "lq" if task.degradation.target else "frame"
-        return [f"{name}-{frame}" for frame in taken["frame"].to_pylist()]
-    roles = taken["role"].to_pylist()
-    for role, lacking in (("lq", "input"), ("gt", "target")):
-        without = np.flatnonzero(np.add.reduceat((np.array(roles) == role).astype(np.int64), first) == 0)
-        if len(without):
-            path = manifest["path"][int(rows[first[without[0]]])].as_py()
-            raise UserError(f"{path}: has no {lacking}, and the task is of pairs; leave its split out")
-    number: dict[str, int] = {}  # of the inputs of one group, which stand before its masks
-    names = []
-    for role, key in zip(roles, taken["key"].to_pylist(), strict=True):
-        if role == "gt":
-            number = {}
-            names.append("gt")
-        else:
-            names.append(f"{role}-{number.setdefault(key, len(number))}")
-    return names
+    return task.degradation.pixels(width, height, first) * planes * task.bits // 8
 
 
 def _firsts(manifest: pa.Table, rows: np.ndarray) -> np.ndarray:
@@ -321,7 +264,7 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
         "format": FORMAT,
         "colour": task.colour,
         "codec": task.codec,
-        "degradation": _stored(task),
+        "degradation": task.degradation.stored(),
         "groups": shard.files.select(["group", "name", "sha256", "part"]).to_pydict(),
         "versions": versions,
     }
@@ -330,12 +273,3 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
     if task.negatives is not None and task.negatives.kept == "stored":
         recipe["negatives"] = task.negatives.model_dump(mode="json")
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-
-
-def _stored(task: Task) -> dict[str, object] | None:
-    """Of a task's degradation, what the bytes of a shard depend on."""
-    if isinstance(task.degradation, TimeLapse):
-        return task.degradation.model_dump(mode="json", include={"size", "target"}, exclude_none=True) or None
-    if isinstance(task.degradation, Noise) and task.degradation.drawn == "online":
-        return {"kind": "noise"}  # the shards hold the clean images
-    return task.degradation.model_dump(mode="json")

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.degradations.base import Degradation
 from pipeline.degradations.colour import with_channels
-from pipeline.degradations.noise import awgn
-from pipeline.depth import levels, unit
+from pipeline.depth import unit
 from pipeline.errors import UserError
 from pipeline.shards.cache import Lease, ShardCache
 from pipeline.shards.format import (
@@ -32,6 +32,7 @@ from pipeline.shards.format import (
     store_of_shards,
 )
 from pipeline.storage import Folder, storage
+from pipeline.task import recorded
 
 CACHE = Path(os.environ.get("MEMOIR_CACHE", ".cache/remote"))  # copies of remote shards, by content
 OPEN = 64  # shards that are mapped at a time
@@ -42,15 +43,14 @@ DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
 class Version:
     """One row of the enumeration: an image at a level, a published pair, a frame with its target, or two frames of a scene.
 
-    planes: uint8 or uint16 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where noise of this level is
-    added online; v and w of a time-lapse scene. level: as in the index. quantised: online noise is rounded to the planes'
-    levels and clipped.
+    planes: uint8 or uint16 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where the loader draws the lq
+    at this level; v and w of a time-lapse scene. level: as in the index. degradation: of the task.
     """
 
     key: str
     level: int
     planes: dict[str, np.ndarray]
-    quantised: bool = False
+    degradation: Degradation
 
     @property
     def size(self) -> tuple[int, int]:
@@ -83,12 +83,9 @@ class ShardSet:
             self.cache = ShardCache(CACHE)
         self.digest = samples_digest(listing)
         self.colour: str = listing["colour"]
-        degradation = listing["degradation"]
-        self.kind: str = degradation["kind"]
+        self.degradation = recorded(listing["degradation"])
         self.png = listing["codec"] == "png"
         self.dtype = np.dtype("u1" if listing["bits"] == 8 else "<u2")  # of the pixels
-        self.online_noise = self.kind == "noise" and degradation["drawn"] == "online"
-        self.quantised = bool(degradation.get("quantised"))
         self.shards: list[dict[str, Any]] = [shard for shard in listing["shards"] if shard["split"] == split]
         if not self.shards:
             raise UserError(f"{self.place}: no split {split!r}; the task names the splits that are built")
@@ -178,10 +175,10 @@ class ShardSet:
             v, w = (pairs[name].to_numpy().astype(np.int64) for name in ("v", "w"))
             self.level = v
             self.planes = {"v": self._find("frame", self.sample, v), "w": self._find("frame", self.sample, w)}
-        elif self.online_noise:
-            sigma = np.array(self.listing["degradation"]["sigma"], np.int64)
-            self.sample = np.repeat(np.arange(len(self._keys)), len(sigma))
-            self.level = np.tile(sigma, len(self._keys))
+        elif self.degradation.online:
+            levels = np.array(self.degradation.levels, np.int64)
+            self.sample = np.repeat(np.arange(len(self._keys)), len(levels))
+            self.level = np.tile(levels, len(self._keys))
             self.planes = {"gt": self._find("gt", self.sample, none[self.sample])}
         else:
             lq = np.sort(self._of["lq"][1]) if "lq" in self._of else none[:0]
@@ -249,7 +246,7 @@ class ShardSet:
         """Every row of the enumeration, in the order of the index."""
         for i in range(len(self)):
             planes = {name: self.pixels(int(rows[i])) for name, rows in self.planes.items() if rows[i] >= 0}
-            yield Version(self.key(i), int(self.level[i]), planes, self.quantised)
+            yield Version(self.key(i), int(self.level[i]), planes, self.degradation)
 
     # where it lies
 
@@ -381,16 +378,14 @@ class ShardSet:
 def validation_pair(version: Version, channels: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1], both of the size that all its planes have.
 
-    channels: C, for which grey is repeated, as it is among colour in a batch; None: as stored. Online noise is keyed by
-    image and level. Raises ValueError for colour where grey is wanted.
+    channels: C, for which grey is repeated, as it is among colour in a batch; None: as stored. What the loader draws is keyed
+    by image and level. Raises ValueError for colour where grey is wanted.
     """
     height, width = version.size
     cut = {name: plane[:height, :width] for name, plane in version.planes.items() if name in ("lq", "gt")}
     if channels is not None:
         cut = {name: with_channels(plane, channels) for name, plane in cut.items()}
-    sides = {name: unit(plane) for name, plane in cut.items()}
-    gt = sides["gt"]
-    if "lq" in sides:
-        return sides["lq"], gt
-    lq = awgn(gt, version.level, (seed, "validation", version.key, version.level))
-    return unit(levels(lq, cut["gt"].dtype)) if version.quantised else lq, gt
+    gt = unit(cut["gt"])
+    if "lq" in cut:
+        return unit(cut["lq"]), gt
+    return version.degradation.whole(cut["gt"], version.level, version.key, seed), gt

@@ -24,13 +24,13 @@ from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.noise import awgn
 from pipeline.degradations.scale import bicubic_lowres, modcrop
+from pipeline.degradations.scene_mean import scene_mean
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.images import read_image, source_image, write_image
 from pipeline.loading.loader import Loader, Position
 from pipeline.raw import sources
 from pipeline.sampling.patches import Grid
-from pipeline.sampling.scene_mean import scene_mean
 from pipeline.shards import build as stage
 from pipeline.shards.build import STORE, UnusableImagesError, sample_planes, samples, versions
 from pipeline.shards.format import file_sha256, read_shards_json, verify
@@ -410,7 +410,7 @@ def test_an_image_that_the_degradation_does_not_take_is_named(workplace, without
         raise UnusableImageError("too small to shrink")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "modcrop", refuse)
+        patch.setattr("pipeline.degradations.scale.modcrop", refuse)
         with pytest.raises(UserError, match=f"1 of 1 shards failed: {path}: too small to shrink$"):
             workplace.build(degradation={"kind": "scale", "factor": [2]})
 

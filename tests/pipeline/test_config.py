@@ -286,7 +286,7 @@ def test_an_unknown_task_names_the_nearest():
         ("[10, 20]", "[10, 10]", "2: degradation.jpeg.quality: a level is given twice"),
         ("[10, 20]", "[]", "2: degradation.jpeg.quality: Tuple should have at least 1 item"),
         ("[10, 20]", "[0]", "2: degradation.jpeg.quality.0: Input should be greater than or equal to 1 (given: 0)"),
-        ("jpeg", "jpg", "2: degradation: Input tag 'jpg' found using 'kind' does not match"),
+        ("jpeg", "jpg", "2: degradation: no degradation is of kind 'jpg'; did you mean 'jpeg'? known: "),
         ("train:", "val:", "3: splits: no train split"),
         ("train:", "trian:", "4: splits.trian"),
         ("photos/train", "photos", "3: splits: 'photos' is not of the form <dataset>/<split>"),

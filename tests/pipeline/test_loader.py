@@ -15,12 +15,13 @@ from conftest import photograph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.degradations.scene_mean import scene_mean
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loading import loader as module
-from pipeline.loading.loader import Loader, Position, counter_normal, dihedral, gather, turn
+from pipeline.loading.loader import Loader, Position, dihedral, gather, turn
+from pipeline.normal import counter_normal
 from pipeline.sampling.patches import Grid, RandomCrops
-from pipeline.sampling.scene_mean import scene_mean
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.format import file_sha256
 from pipeline.shards.shard_set import ShardSet, validation_pair

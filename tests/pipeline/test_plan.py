@@ -92,7 +92,7 @@ def test_a_group_counts_the_bytes_of_all_its_versions():
     rows = table([row("colour"), row("grey", channels=1)])
 
     def sizes(**changes):
-        return _nbytes(rows, np.arange(len(rows)), task(**changes)).tolist()
+        return _nbytes(rows, np.arange(len(rows)), np.arange(len(rows)), task(**changes)).tolist()
 
     assert sizes() == [3 * 8000, 3 * 8000]
     assert sizes(colour="rgb") == [3 * 3 * 8000, 3 * 8000]
@@ -208,7 +208,9 @@ def test_a_target_and_its_inputs_and_masks_are_one_group():
         ("photos-train-b", ["gt", "lq-0", "lq-1", "mask-0"]),
     ]
     assert [file.path[13:] for file in shard.groups[1].files] == ["b.png", "b_9.png", "b_10.png", "b_9.png"]
-    sizes = _nbytes(table(rows), np.arange(len(rows)), task(degradation=Paired(kind="paired"), colour="rgb"))
+    sizes = _nbytes(
+        table(rows), np.arange(len(rows)), np.arange(len(rows)), task(degradation=Paired(kind="paired"), colour="rgb")
+    )
     assert sizes.tolist() == [24000, 24000, 24000, 8000, 24000, 24000]
 
 
@@ -292,7 +294,9 @@ def test_a_task_of_8_bits_leaves_out_images_of_16_and_one_of_16_takes_both():
 
 def test_the_pixels_of_16_bits_are_counted_twice():
     rows, noise = [row("a"), row("b")], Noise(kind="noise", sigma=(30,))
-    narrow, wide = (_nbytes(table(rows), np.arange(2), task(degradation=noise, bits=bits)) for bits in (8, 16))
+    narrow, wide = (
+        _nbytes(table(rows), np.arange(2), np.arange(2), task(degradation=noise, bits=bits)) for bits in (8, 16)
+    )
     assert (2 * narrow).tolist() == wide.tolist()
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sampling.scene_pairs import scene_pairs
+from pipeline.degradations.scene_pairs import scene_pairs
 
 FRAMES = st.lists(st.text("abcdef0123456789", min_size=4, max_size=4), min_size=2, max_size=14, unique=True)
 

@@ -1,5 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.task import Task, read_task
 
 SPLITS = {"train": ("photos/train",)}
@@ -57,3 +61,17 @@ def test_the_papers_negatives_are_in_the_tasks_of_their_recipes():
         negatives = read_task(name).negatives
         assert negatives is not None
         assert (negatives.kind, negatives.number, negatives.lambdas) == ("intra", 3, (1, 0.95, 0.9))
+
+
+def test_a_misspelt_option_is_told_with_those_of_its_kind(tmp_path):
+    path = tmp_path / "task.yaml"
+    path.write_text("colour: y\ndegradation: {kind: jpeg, qualty: [10]}\nsplits: {train: [photos/train]}\n")
+    with pytest.raises(UserError) as error:
+        read_task(str(path))
+    known = "did you mean 'quality'? known: kind, quality, subsampling"
+    assert str(error.value) == f"{path}:2: degradation.jpeg.qualty: unknown key; {known}"
+
+
+def test_a_task_is_read_without_torch():
+    code = "import sys, pipeline.task; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

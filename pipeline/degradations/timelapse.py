@@ -1,0 +1,116 @@
+"""The frames of time-lapse scenes, which are each other's inputs."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field, model_validator
+
+from pipeline.degradations.base import Degradation, Plane
+from pipeline.degradations.paired import numbers
+from pipeline.degradations.scene_mean import scene_mean
+from pipeline.degradations.scene_pairs import scene_pairs
+from pipeline.images import UnusableImageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class TimeLapse(Degradation):
+    """The frames of scenes, of which two make a sample, without a clean image; or one and the scene's pseudo ground truth."""
+
+    kind: Literal["timelapse"]
+    pairs_per_scene: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all",
+        description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`; "
+        "which frame of a pair is the first, the loader draws in each epoch",
+    )
+    seed: int = 0
+    target: Literal["mean"] | None = Field(
+        None,
+        description="mean: each frame is a sample, and the mean of its scene's frames its gt; null: pairs are, without gt",
+    )
+    size: Annotated[int, Field(ge=16)] | None = Field(
+        None, description="side in pixels of the squares that frames are resized to, bilinear; null: as they are"
+    )
+
+    roles: ClassVar[tuple[str, ...]] = ("frame",)
+    grouped: ClassVar[bool] = True
+    images: ClassVar[str] = "scenes"
+    level_text: ClassVar[str] = "frame {}"
+    restores: ClassVar[str] = "Images of what moves before a still background in its training data, such as rain"
+
+    @model_validator(mode="after")
+    def _pairs_or_targets(self) -> "TimeLapse":
+        if self.target and (self.pairs_per_scene, self.seed) != ("all", 0):
+            raise ValueError("with a target each frame is a sample: leave out pairs_per_scene and seed")
+        return self
+
+    @property
+    def of_frames(self) -> bool:
+        """As Degradation.of_frames."""
+        return not self.target
+
+    @property
+    def side(self) -> int | None:
+        """As Degradation.side."""
+        return self.size
+
+    def lost(self, manifest: "pa.Table", rows: np.ndarray, deep: np.ndarray) -> np.ndarray:
+        """As Degradation.lost: frames of a scene stand for themselves, but for the last one."""
+        import pyarrow as pa
+
+        group = manifest["group"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices.to_numpy()
+        return deep | (np.bincount(group, ~deep)[group] < 2)
+
+    def names(self, manifest: "pa.Table", rows: np.ndarray, first: np.ndarray) -> list[str] | None:
+        """As Degradation.names: frame-<n>, or lq-<n> beside a target."""
+        import pyarrow as pa
+
+        name = "lq" if self.target else "frame"
+        return [f"{name}-{frame}" for frame in manifest["frame"].take(pa.array(rows)).to_pylist()]
+
+    def pixels(self, width: np.ndarray, height: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """As Degradation.pixels; the target is as large as a frame."""
+        pixels = super().pixels(width, height, first)
+        if self.target:
+            pixels[first] *= 2
+        return pixels
+
+    def stored(self) -> dict[str, Any] | None:
+        """As Degradation.stored: which frames make a pair stands beside the shards."""
+        return self.model_dump(mode="json", include={"size", "target"}, exclude_none=True) or None
+
+    def opened(self, image: np.ndarray) -> np.ndarray:
+        """As Degradation.opened, resized."""
+        if not self.size:
+            return image
+        # of uint8 the plain one is exact as well: the same on every machine
+        how = cv2.INTER_LINEAR if image.dtype == np.uint8 else cv2.INTER_LINEAR_EXACT
+        return cv2.resize(image, (self.size, self.size), interpolation=how).reshape(self.size, self.size, -1)
+
+    def planes(self, name: str, image: np.ndarray, key: str, before: Sequence[Plane]) -> Iterator[Plane]:
+        """As Degradation.planes."""
+        if self.target and before and image.shape != before[0].pixels.shape:
+            sizes = " and ".join("{1}x{0} with {2} channels".format(*i.shape) for i in (image, before[0].pixels))
+            raise UnusableImageError(f"it and the first frame of its scene are {sizes}: leave one of them out")
+        yield from super().planes(name, image, key, before)
+
+    def sample(self, planes: list[Plane]) -> list[Plane]:
+        """As Degradation.sample, with the target before its frames."""
+        if not self.target:
+            return planes
+        parameters = json.dumps({"mean": len(planes)})
+        return [Plane("gt", "gt", scene_mean([p.pixels for p in planes]), {"parameters": parameters}), *planes]
+
+    def inputs(self, names: Sequence[str]) -> list[int]:
+        """As Degradation.inputs."""
+        return numbers(names)
+
+    def pairs(self, key: str, names: Sequence[str], contents: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """As Degradation.pairs: those that are sampled."""
+        frames = [int(name.partition("-")[2]) for name in names]
+        for v, w in scene_pairs(contents, self.pairs_per_scene, seed=self.seed, scene=key):
+            yield frames[v], frames[w]
