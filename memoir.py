@@ -228,7 +228,7 @@ def evaluate(
     if model != "identity":
         _in_its_arithmetic(model, runs)
     from jobs.evaluation.evaluate import evaluate, evaluate_recipe
-    from jobs.evaluation.protocols import table
+    from jobs.evaluation.metrics import table
     from jobs.recipe import BenchmarkRun
 
     if (benchmark is None) != (data is None):
@@ -265,7 +265,7 @@ def publish(
 @app.command()
 def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json = False) -> None:
     """What the store holds."""
-    from jobs.evaluation.protocols import measured
+    from jobs.evaluation.metrics import measured
     from jobs.publishing.publish import models
 
     held = models(uri)

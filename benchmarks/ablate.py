@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 import torch
 
+from jobs.evaluation.benchmark import benchmark
 from jobs.evaluation.evaluate import Restorer, dataset_name, identity, restorer, score_folder
-from jobs.evaluation.protocols import Score, benchmark, mean
+from jobs.evaluation.protocols import Score, mean
 from jobs.recipe import Recipe, read_recipe
 from jobs.training.loop import Run
 from pipeline.errors import UserError

@@ -12,7 +12,7 @@ import pytest
 from conftest import Workplace, photograph
 
 from jobs.evaluation.evaluate import evaluate
-from jobs.evaluation.protocols import PAPER
+from jobs.evaluation.published import PAPER
 from jobs.recipe import build_model, read_recipe
 from pipeline.errors import UserError
 from pipeline.images import write_image

@@ -9,7 +9,7 @@ import torch
 from conftest import Workplace, photograph
 
 from jobs.evaluation.evaluate import evaluate
-from jobs.evaluation.protocols import psnr
+from jobs.evaluation.metrics import psnr
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.training.loop import Run
 from pipeline.depth import widened

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from jobs.evaluation.protocols import Benchmark, Pair, Score, benchmark, mean
+from jobs.evaluation.benchmark import Benchmark, Pair, benchmark
+from jobs.evaluation.protocols import Score, mean
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Trained, load_model

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from jobs.documents import Document, Line
-from jobs.evaluation.protocols import measured
+from jobs.evaluation.metrics import measured
 
 Figures = dict[str, float | None]  # by the metric's name; None: the infinite PSNR of identical images
 

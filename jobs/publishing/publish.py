@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from jobs.documents import Provenance, read_document
-from jobs.evaluation.protocols import measured, table
+from jobs.evaluation.metrics import measured, table
 from jobs.evaluation.scores import AllScores, Metrics
 from jobs.models import Network
 from jobs.recipe import named_here

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from jobs.documents import Pointer, Published, read_document
-from jobs.evaluation.protocols import METRICS, Metric, measured
+from jobs.evaluation.metrics import METRICS, Metric, measured
 from jobs.evaluation.scores import AllScores, Figures, Scores
 from pipeline.errors import UserError
 from pipeline.files import write_bytes

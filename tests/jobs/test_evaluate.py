@@ -11,8 +11,10 @@ import pytest
 import torch
 from conftest import untrained_run
 
+from jobs.evaluation.benchmark import benchmark
 from jobs.evaluation.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
-from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, METRICS, RGB, Y_MATLAB, Y_RGB, benchmark, psnr, score
+from jobs.evaluation.metrics import METRICS, psnr
+from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.recipe import BenchmarkRun
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError

@@ -13,31 +13,23 @@ from scipy.ndimage import uniform_filter
 from skimage.color import rgb2xyz, xyz2lab
 from skimage.metrics import structural_similarity
 
+from jobs.evaluation.benchmark import Pair, benchmark
+from jobs.evaluation.metrics import METRICS, measured, psnr, srgb2lab, ssim, ssim_3d, ssim_downsampled, table
 from jobs.evaluation.protocols import (
     GRAY_FLOAT,
     ISTD,
-    METRICS,
     PAIRS,
-    PAPER,
     RGB,
     RGB_FLOAT,
     Y_MATLAB,
     Y_RAINDROP,
     Y_RCD,
     Y_RGB,
-    Pair,
     Score,
-    benchmark,
     mean,
-    measured,
-    psnr,
     score,
-    srgb2lab,
-    ssim,
-    ssim_3d,
-    ssim_downsampled,
-    table,
 )
+from jobs.evaluation.published import PAPER
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.degradations.jpeg import jpeg
 from pipeline.degradations.scale import imresize

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from jobs.evaluation.protocols import benchmark
+from jobs.evaluation.benchmark import benchmark
 from jobs.models.memnet import MemNet
 from jobs.recipe import MODELS, RECIPES, Optimisation, Span, build_model, read_recipe
 from jobs.training.loop import learning_rate
