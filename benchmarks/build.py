@@ -28,10 +28,14 @@ import cv2
 import numpy as np
 import webdataset
 
+from pipeline.degradations.colour import rgb2ycbcr_y
+from pipeline.degradations.jpeg import Jpeg
+from pipeline.degradations.scale import Scale
 from pipeline.images import SUFFIXES, decode_image
-from pipeline.shards import build, write_shard
+from pipeline.shards.encode import samples
+from pipeline.shards.format import write_shard
 from pipeline.shards.plan import File, Group
-from pipeline.task import Jpeg, Scale, Task
+from pipeline.task import Task
 
 SPLITS = {"train": ("photos/train",)}
 TASKS = {
@@ -44,7 +48,7 @@ SUB_IMAGE = 160  # 2x3 of them are a photograph of BSDS500 but for its last row 
 
 def versions(path: Path, task: Task) -> dict[str, np.ndarray]:
     """The limit: what every way has to do. Name of the version -> uint8 (H, W, 1)."""
-    gt = build.rgb2ycbcr_y(decode_image(path.read_bytes()))
+    gt = rgb2ycbcr_y(decode_image(path.read_bytes()))
     return {plane.name: plane.pixels for plane in task.degradation.planes("gt", gt, path.stem, ())}
 
 
@@ -61,7 +65,7 @@ def memoir(paths: list[Path], task: Task, out: Path) -> None:
             Group(path.stem, (File("gt", str(path), hashlib.sha256(path.read_bytes()).hexdigest()),))
             for path in paths[start : start + 100]
         ]
-        write_shard(build.samples(groups, task), out)
+        write_shard(samples(groups, task), out)
 
 
 def lmdb(paths: list[Path], task: Task, out: Path) -> None:

@@ -1,7 +1,6 @@
 """The build stage: a task's shards, by Ray Data over the plan, one task per shard."""
 
 import fcntl
-import hashlib
 import itertools
 import json
 import logging
@@ -32,23 +31,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.cluster import address_to_join, connect, explained
 from pipeline.config import parse_json
 from pipeline.cpus import available_cpus
-from pipeline.degradations.base import Plane
-from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
-from pipeline.depth import Bits, widened
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
-from pipeline.images import UnusableImageError, decode_image, source_image
 from pipeline.raw.manifest import read_manifest, write_table
-from pipeline.raw.sources import fetched_file, is_remote, local_file, read_source
-from pipeline.sampling.negatives import Negative, mixed_image, negatives
+from pipeline.raw.sources import is_remote
+from pipeline.shards.encode import UnusableImagesError, samples, shard_negatives
 from pipeline.shards.format import (
-    Member,
     Shard,
     dataset_digest,
     file_sha256,
-    json_member,
-    npy_member,
-    png_member,
     write_shard,
 )
 from pipeline.shards.plan import FORMAT, File, Group, ShardPlan, plan, recipe_digest, unused
@@ -79,12 +70,15 @@ def build(
     """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json.
 
     Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task,
-    `versions` and the format; not on cpus, block counts or kills. cpus: shards made at a time; None: as many as there are CPUs. store: a URI where built shards are kept for other machines too, which a cluster
-    without a common file system needs. Returns what shards.json holds, and as "encoded" how many shards were not in the
-    store, as
-    "reasons" why images are not used (reason -> number, the first path), and as "smallest" the size (width, height) of the
-    smallest image to train on. Raises UserError if an image cannot be used; then nothing new is under `out`'s name, and all such images are
-    in .cache/logs/<task>-rejects.parquet.
+    `versions` and the format; not on cpus, block counts or kills.
+
+    cpus: shards made at a time; None: as many as there are CPUs. store: a URI where built shards are kept for other
+    machines too, which a cluster without a common file system needs.
+
+    Returns what shards.json holds, with "encoded": how many shards were not in the store, "reasons": why images are not used
+    (reason -> number, the first path), and "smallest": the size (width, height) of the smallest image to train on. Raises
+    UserError if an image cannot be used; then nothing new is under `out`'s name, and all such images are in
+    .cache/logs/<task>-rejects.parquet.
     """
     task = read_task(task_name)
     started = time.monotonic()
@@ -309,122 +303,6 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
     except OSError as error:
         result["error"] = [f"{error.filename or order['store']}: {error.strerror}"]
     return {"result": json.dumps(result)}
-
-
-class UnusableImagesError(Exception):
-    """images: (path, reason) of each."""
-
-    def __init__(self, images: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path}: {reason}" for path, reason in images))
-        self.images = images
-
-
-def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]]]:
-    """The samples of one shard: (key, members) of each group.
-
-    Raises UnusableImagesError, with all of the shard's, for files that are not the ones that were ingested or that the
-    degradation does not take.
-    """
-    stored = task.negatives if task.negatives is not None and task.negatives.kept == "stored" else None
-    partners: dict[str, list[Negative]] = {}
-    for negative in shard_negatives(groups, task) if stored else ():
-        partners.setdefault(negative.key, []).append(negative)
-    by_key = {group.key: group for group in groups}
-    failures: list[tuple[str, str]] = []
-    for group in groups:
-        try:
-            planes = sample_planes(group, task)
-            if stored:
-                planes += _negative_planes(group.key, planes, partners.get(group.key, []), by_key, task)
-        except UnusableImagesError as error:
-            failures += error.images
-        if not failures:  # the others are looked through only to list all that fail
-            suffix, member = ("png", png_member) if task.codec == "png" else ("npy", npy_member)
-            members = [member(f"{p.name}.{suffix}", p.pixels, role=p.role, **p.columns) for p in planes]
-            origin = {"sources": {file.name: file.sha256 for file in group.files}, "colour": task.colour}
-            yield group.key, [*members, json_member(origin)]
-    if failures:
-        raise UnusableImagesError(failures)
-
-
-def sample_planes(group: Group, task: Task) -> list[Plane]:
-    """The planes of a group's images, and what the task makes of them. Raises UnusableImagesError."""
-    planes: list[Plane] = []
-    failures = []
-    for file in group.files:
-        try:
-            image = task.degradation.opened(_ingested(file, task.bits))
-            mask = file.name.startswith("mask")
-            if task.colour == "y" and not mask:
-                image = rgb2ycbcr_y(image)
-            elif task.colour != "rgb" or mask:
-                image = rgb2gray(image)
-            planes += task.degradation.planes(file.name, image, group.key, planes)
-        except UnusableImageError as error:
-            failures.append((file.path, str(error)))
-    if failures:
-        raise UnusableImagesError(failures)
-    return task.degradation.sample(planes)
-
-
-def shard_negatives(groups: list[Group], task: Task) -> Iterator[Negative]:
-    """The negatives of one shard's samples."""
-    assert task.negatives is not None
-    degraded = [
-        (group.key, level) for group in groups for level in task.degradation.inputs([file.name for file in group.files])
-    ]
-    return negatives(degraded, task.negatives)
-
-
-def _negative_planes(
-    key: str, planes: list[Plane], planned: list[Negative], groups: dict[str, Group], task: Task
-) -> list[Plane]:
-    """Mixed and extra negatives as members. groups: of the shard, by key, to make the partners of extra negatives again."""
-    gt = next(plane.pixels for plane in planes if plane.role == "gt")
-    made = {key: _inputs(planes)}
-    found = []
-    for n in planned:
-        if n.partner not in made:
-            made[n.partner] = _inputs(sample_planes(groups[n.partner], task))
-        lq = made[n.partner][n.partner_level]
-        pixels = lq
-        if n.permille < 1000:
-            pixels = mixed_image(lq, gt[: lq.shape[0], : lq.shape[1]], n.permille)
-        parameters = json.dumps({"permille": n.permille, "of": n.partner})
-        columns = {"level": n.level, "parameters": parameters}
-        found.append(Plane(f"negative-{n.level}-{n.k}", "negative", pixels, columns))
-    return found
-
-
-def _inputs(planes: list[Plane]) -> dict[int, np.ndarray]:
-    """The degraded images of a sample, by level."""
-    return {plane.columns["level"]: plane.pixels for plane in planes if plane.role == "lq"}
-
-
-def _ingested(file: File, bits: Bits) -> np.ndarray:
-    """The pixels of an image that is still what was ingested; of a whole file its bytes are compared, which is quicker.
-
-    Raises UnusableImageError, for one of more bits too.
-    """
-    try:
-        if file.part is not None:
-            image, sha256 = source_image(fetched_file(file.path), file.part, bits=bits)
-        else:
-            image, sha256 = None, ""
-            if is_remote(file.path) and local_file(file.path).is_file():  # a copy, perhaps of an older object
-                data = local_file(file.path).read_bytes()
-                sha256 = hashlib.sha256(data).hexdigest()
-            if sha256 != file.sha256:
-                data = read_source(file.path)
-                sha256 = hashlib.sha256(data).hexdigest()
-            image = decode_image(data, bits=bits) if sha256 == file.sha256 else None
-    except UserError as error:  # of the bucket
-        raise UnusableImageError(f"cannot be read: {error}") from None
-    except OSError as error:
-        raise UnusableImageError(f"{error.strerror}; run `memoir ingest` again") from None
-    if sha256 != file.sha256 or image is None:
-        raise UnusableImageError("changed since it was ingested; run `memoir ingest` again")
-    return widened(image, bits)
 
 
 def _assemble(

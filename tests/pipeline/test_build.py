@@ -32,7 +32,8 @@ from pipeline.loading.loader import Loader, Position
 from pipeline.raw import sources
 from pipeline.sampling.patches import Grid
 from pipeline.shards import build as stage
-from pipeline.shards.build import STORE, UnusableImagesError, sample_planes, samples, versions
+from pipeline.shards.build import STORE, versions
+from pipeline.shards.encode import UnusableImagesError, sample_planes, samples
 from pipeline.shards.format import file_sha256, read_shards_json, verify
 from pipeline.shards.plan import File, Group
 from pipeline.shards.shard_set import ShardSet
