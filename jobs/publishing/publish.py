@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from jobs.documents import Provenance, read_document
-from jobs.evaluation.metrics import measured, table
+from jobs.evaluation.metrics import measured
 from jobs.evaluation.scores import AllScores, Metrics
-from jobs.models import Network
+from jobs.publishing.card import card
 from jobs.recipe import named_here
 from jobs.restoring.checkpoint import (
     AGAIN,
@@ -33,20 +33,13 @@ from jobs.restoring.checkpoint import (
     recipe_name,
     versions,
 )
-from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
 from jobs.source import is_own
 from pipeline.config import parse_json, parse_yaml
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
-from pipeline.task import recorded
 
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
-PLANES = {
-    "y": "the Y plane of MATLAB's rgb2ycbcr, or on a grey image; the colours of an RGB image stay as they are",
-    "gray": "grey images; the channels of an RGB image are restored one by one",
-    "rgb": "RGB images",
-}
 
 
 def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
@@ -155,7 +148,7 @@ def _upload(
         origin = read_document(provenance, Provenance, f"{place.uri}/provenance.json", AGAIN)
     except UserError:
         raise _conflict(place, "provenance.json") from None
-    put("card.md", _card(place.uri, model, checkpoint.recipe, task, metrics, origin).encode())
+    put("card.md", card(place.uri, model, checkpoint.recipe, task, metrics["scores"], origin).encode())
     lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(FILES)).encode()
     if put(SUMS, lines) != lines:
         raise _conflict(place, SUMS)
@@ -239,116 +232,3 @@ def _git(*arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _card(
-    uri: str,
-    model: Network,
-    recipe: dict[str, Any],
-    task: dict[str, Any],
-    metrics: dict[str, Any],
-    provenance: dict[str, Any],
-) -> str:
-    """card.md: what a reader must know before using the model."""
-    name, options = provenance["recipe"], dict(recipe["model"])
-    architecture = options.pop("name")
-    degradation = recorded(task["degradation"])
-    said = degradation.said().items()
-    levels = "; ".join(f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in said)
-    levels = f" ({levels})" if levels else ""
-    sources = ", ".join(task["splits"]["train"])
-    rows, protocols = [], []
-    for key, score in metrics["scores"].items():
-        for metric, before, after, published in table(score):
-            rows.append(f"| {key} | {metric} | {before} | **{after}** | {published} |")
-        protocols.append(f"- {key}: {score['images']} images, {score['protocol']}")
-    newline = "\n"
-    trusted = f" --trust {architecture}" if is_own(architecture) else ""
-    notes = "".join(f"\n\n- {note}" for note in provenance.get("notes", []))
-    return f"""---
-license: apache-2.0
-library_name: memoir
-pipeline_tag: image-to-image
----
-# {name}
-
-Version {uri.rsplit("/", 1)[1]}: {architecture} after {provenance["step"]:,} steps.
-
-## What it restores
-
-{degradation.restores}{levels}. It works on {PLANES[task["colour"]]}.
-
-## Architecture
-
-{architecture}, {sum(p.numel() for p in model.parameters()):,} parameters:
-{", ".join(f"{key} {value}" for key, value in options.items()) or "without options"}.
-{_code(architecture, provenance)}
-
-## Training data
-
-Task `{recipe["data"]["task"]}`: {sources}; patches of {recipe["data"]["patch"]} pixels a side, {recipe["data"]["batch"]} in a batch.
-The shards' digest is `{provenance["data"]["digest"]}`. How they were made is in `task.yaml`, how the model was trained
-in `recipe.yaml`, with which code and libraries in `provenance.json`.{notes}
-
-## Scores
-
-| images / benchmark | metric | degraded input | {name} | as published |
-|---|---|---|---|---|
-{newline.join(rows)}
-
-A number holds for its protocol only:
-
-{newline.join(protocols)}
-
-## How to use it
-
-    memoir restore --model {uri}{trusted} IN OUT
-
-IN is an image or a folder of images, of any size; transparency, colour profile, EXIF and dpi are kept.{" With `--scale N` it is enlarged first." if degradation.factors else ""} In Python:
-
-    from pathlib import Path
-    from jobs.restoring.checkpoint import load_model
-
-    model = load_model("{uri}", Path("runs"){f', trust=["{architecture}"]' if trusted else ""}).model
-    restored = model.restore(x)  # float32 (B, {model.in_channels}, H, W) in [0, 1]
-
-`sha256sum -c SHA256SUMS` checks a copy of this folder.
-
-## Limits
-
-- It knows the degradation above at the levels above. Any other is left in place, or made worse.
-- What it fills in is what the training images make likely, not what was there: a restored picture is no evidence.
-- Images have {task.get("bits", 8)} bits a channel, in and out.{_in_tiles(model, metrics["scores"])}
-
-## Licence
-
-The code is under the Apache License 2.0. The weights come from the training images; mind the terms of those.
-"""
-
-
-def _code(architecture: str, provenance: dict[str, Any]) -> str:
-    """Where the code of a model is."""
-    if not is_own(architecture):
-        return f"The paper and the code: `jobs/models/{architecture}.py`."
-    module, _, cls = architecture.partition(":")
-    source = (provenance.get("network") or {}).get("source")
-    known = f" The digest of its source was `{source}`." if source else ""
-    return (
-        f"The code is the class `{cls}` of the Python module `{module}`, which is not part of memoir: whoever uses the "
-        f"weights needs it, and runs it.{known}"
-    )
-
-
-def _in_tiles(model: Network, scores: dict[str, Any]) -> str:
-    """Of a model whose statistics are global, what its card says of large images."""
-    if not is_global(model):
-        return ""
-    measured = [
-        f"{row['blended']['image']} of {key} {'no' if row['blended']['psnr'] is None else format(row['blended']['psnr'], '.1f')} dB"
-        for key, row in scores.items()
-        if row.get("blended")
-    ]
-    return f"""
-- Its statistics are those of the whole image. One of more than {WHOLE:,} pixels is restored in tiles of {TILE} pixels a side
-  that pass into each other over {OVERLAP}, and `--whole` takes it as one piece, in memory that grows with it. The PSNR
-  of the one result against the other, on at most {WHOLE:,} pixels: {"; ".join(measured) or "not measured, all images are smaller than a tile"}."""

@@ -14,7 +14,8 @@ import torch
 from conftest import untrained_run
 from safetensors.torch import load_file, save_file
 
-from jobs.publishing.publish import FILES, _card, models, publish
+from jobs.publishing.card import card as card_of
+from jobs.publishing.publish import FILES, models, publish
 from jobs.recipe import build_model, read_recipe
 from jobs.restoring.checkpoint import load_model
 from pipeline.errors import UserError
@@ -485,7 +486,7 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
     degradation = task.degradation.model_dump(mode="json")
     provenance = {"recipe": name, "step": 7, "data": {"digest": "d1"}}
     shown = {"colour": task.colour, "degradation": degradation, "splits": {"train": ["rain/train"]}}
-    card = _card("store/x", model, recipe.model_dump(), shown, {"scores": SCORES}, provenance)
+    card = card_of("store/x", model, recipe.model_dump(), shown, SCORES, provenance)
     said = {
         "paired": "Images degraded as the inputs of its training data are. It works on RGB images.",
         "timelapse": "such as rain (pairs per scene all). It works on RGB images.",
@@ -494,7 +495,7 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
     assert "float32 (B, 3, H, W)" in card
     assert "not measured, all images are smaller than a tile." in card
     measured = {"a/pairs-rgb": SCORES["Classic5/jpeg-q10"] | {"blended": {"image": "x-1", "psnr": 51.23}}}
-    card = _card("store/x", model, recipe.model_dump(), shown, {"scores": measured}, provenance)
+    card = card_of("store/x", model, recipe.model_dump(), shown, measured, provenance)
     assert "One of more than 409,600 pixels is restored in tiles of 256 pixels a side" in card
     assert "on at most 409,600 pixels: x-1 of a/pairs-rgb 51.2 dB." in card
 

@@ -1,0 +1,78 @@
+"""card.md of a published version: what a reader must know before using the model."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from jobs.evaluation.metrics import table
+from jobs.models import Network
+from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
+from jobs.source import is_own
+from pipeline.task import recorded
+
+PLANES = {
+    "y": "the Y plane of MATLAB's rgb2ycbcr, or on a grey image; the colours of an RGB image stay as they are",
+    "gray": "grey images; the channels of an RGB image are restored one by one",
+    "rgb": "RGB images",
+}
+
+
+def card(
+    uri: str,
+    model: Network,
+    recipe: dict[str, Any],
+    task: dict[str, Any],
+    scores: dict[str, Any],
+    provenance: dict[str, Any],
+) -> str:
+    """The text of card.md. uri: of the version. scores: of metrics.json."""
+    options = dict(recipe["model"])
+    architecture = options.pop("name")
+    degradation = recorded(task["degradation"])
+    levels = "; ".join(f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in degradation.said().items())
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md").render(
+        name=provenance["recipe"],
+        uri=uri,
+        version=uri.rsplit("/", 1)[1],
+        architecture=architecture,
+        provenance={"notes": [], **provenance},
+        degradation=degradation,
+        levels=f" ({levels})" if levels else "",
+        planes=PLANES[task["colour"]],
+        parameters=sum(p.numel() for p in model.parameters()),
+        options=", ".join(f"{key} {value}" for key, value in options.items()),
+        own=_own(architecture, provenance),
+        recipe=recipe,
+        sources=", ".join(task["splits"]["train"]),
+        rows=[(key, *row) for key, score in scores.items() for row in table(score)],
+        scores=scores,
+        in_channels=model.in_channels,
+        bits=task.get("bits", 8),
+        tiles=_tiles(scores) if is_global(model) else None,
+    )
+
+
+def _own(architecture: str, provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """Where the code of a network is that is not memoir's."""
+    if not is_own(architecture):
+        return None
+    module, _, cls = architecture.partition(":")
+    return {"module": module, "cls": cls, "source": (provenance.get("network") or {}).get("source")}
+
+
+def _tiles(scores: dict[str, Any]) -> dict[str, Any]:
+    """How large images are restored by a model whose statistics are global, and how near that is to the whole image."""
+    measured = []
+    for key, row in scores.items():
+        if blended := row.get("blended"):
+            psnr = "no" if blended["psnr"] is None else f"{blended['psnr']:.1f}"
+            measured.append(f"{blended['image']} of {key} {psnr} dB")
+    return {"whole": WHOLE, "side": TILE, "overlap": OVERLAP, "measured": "; ".join(measured)}
