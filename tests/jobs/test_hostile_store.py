@@ -112,7 +112,7 @@ def team(tmp_path_factory) -> Path:
 def test_a_recipe_that_asks_for_more_tensors_than_its_weights_have_is_one_line_at_once(
     team, tmp_path, monkeypatch, blocks
 ):
-    monkeypatch.setattr("jobs.checkpoint.SPARE", 100)
+    monkeypatch.setattr("jobs.restoring.checkpoint.SPARE", 100)
     place = tmp_path / "sandbox"
     shutil.copytree(team, place)
     (recipe,) = place.glob("team/models/tiny/*/recipe.yaml")

@@ -571,7 +571,8 @@ def test_a_resolved_recipe_of_another_version_of_the_class_is_one_line(module):
 def example() -> tuple[str, str]:
     """The network and the recipe of CONTRIBUTING.md."""
     text = (Path(source.__file__).parents[1] / "CONTRIBUTING.md").read_text()
-    (network,), (settings,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.S) for kind in ("python", "yaml"))
+    section = text.partition("## A network of your own")[2].partition("\n## ")[0]
+    (network,), (settings,) = (re.findall(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("python", "yaml"))
     return network, settings
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -377,6 +378,22 @@ def test_what_only_reads_recipes_does_without_torch():
     check = "import sys, jobs.training.train, jobs.recipe; print([m for m in ('torch', 'ray', 'tensorboardX') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_is_named_after_all_code_that_draws_its_inputs():
+    folder = RECIPES.parents[1] / "pipeline/degradations"
+    texts = {path: path.read_text() for path in folder.glob("*.py")}
+    drawing = {path for path, text in texts.items() if "def drawn_by" in text}
+    assert {path.stem for path in drawing} >= {"base", "noise", "chain"}
+    used = {
+        name
+        for path in drawing
+        for name in re.findall(r"^from (pipeline\.(?:degradations\.\w+|normal)) ", texts[path], re.M)
+    }
+    needed = {f"pipeline/degradations/{path.name}" for path in drawing} | {
+        f"{name.replace('.', '/')}.py" for name in used
+    }
+    assert needed <= set(CODE)
 
 
 def test_a_run_is_named_after_all_code_that_the_models_share():

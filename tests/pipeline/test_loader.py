@@ -19,7 +19,8 @@ from pipeline.degradations.scene_mean import scene_mean
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loading import loader as module
-from pipeline.loading.loader import Loader, Position, dihedral, gather, turn
+from pipeline.loading.loader import Loader, Position
+from pipeline.loading.symmetry import dihedral, gather, turn
 from pipeline.normal import counter_normal
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.cache import ShardCache
