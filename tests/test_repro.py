@@ -27,8 +27,8 @@ def clone(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, root / name)
     recipe = root / "jobs/recipes/memnet-jpeg-sample.yaml"
     text = recipe.read_text()
-    assert "{steps: 150}" in text
-    recipe.write_text(text.replace("{steps: 150}", "{steps: 100}"))
+    assert "{steps: 120}" in text
+    recipe.write_text(text.replace("{steps: 120}", "{steps: 100}"))
     params = root / "params.yaml"
     lines = params.read_text().splitlines()
     kept = [line for line in lines if "-sample:" not in line or "memnet-jpeg-sample:" in line]
