@@ -14,11 +14,13 @@ from typing import Any
 
 from jobs.documents import SMALL, read_sums
 from pipeline.errors import UserError
+from pipeline.patience import Pauses
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, UnavailableError
 
 SUMS = "checkpoint.sha256"  # not SHA256SUMS, which makes a folder a published version
 PATIENCE = 300  # seconds in which a store that does not answer is tried again, while training goes on
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries, doubled from that to that
 NAME = re.compile(r"step-(\d{8})/")
 
 
@@ -140,8 +142,8 @@ class Checkpoints:
 
 def _patiently(attempt: Callable[[], Any]) -> None:
     """Try until it succeeds or the patience with a store that does not answer is at its end."""
-    deadline, pause = time.monotonic() + PATIENCE, 1.0
-    while True:
+    deadline = time.monotonic() + PATIENCE
+    for pause in Pauses(FIRST_PAUSE, LONGEST_PAUSE):
         try:
             attempt()
             return
@@ -149,4 +151,3 @@ def _patiently(attempt: Callable[[], Any]) -> None:
             if time.monotonic() + pause > deadline:
                 raise
         time.sleep(pause)
-        pause = min(2 * pause, 30)

@@ -32,6 +32,7 @@ from jobs.source import files, is_own
 from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
+from pipeline.patience import Pauses
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Bucket, Folder, Storage
 
@@ -257,7 +258,7 @@ class Log:
 async def _followed(cluster: Client, job: str) -> JobDetails:
     """Print the job's log to its end; returns what the job then was. A connection that breaks is made again."""
     log = Log()
-    contact, pause, last_tries = time.monotonic(), FIRST_PAUSE, 3
+    contact, pauses, last_tries = time.monotonic(), Pauses(FIRST_PAUSE, LONGEST_PAUSE), 3
     while True:
         try:
             now = cluster.get_job_info(job)
@@ -280,9 +281,8 @@ async def _followed(cluster: Client, job: str) -> JobDetails:
                     return now
             contact = time.monotonic()
             if log.written > before:
-                pause = FIRST_PAUSE
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+                pauses.begin_again()
+        await asyncio.sleep(next(pauses))
 
 
 async def _tailed(cluster: Client, job: str, log: Log) -> bool:

@@ -9,6 +9,7 @@ from contextlib import closing
 from io import FileIO
 
 from pipeline.errors import UserError
+from pipeline.patience import Pauses
 from pipeline.storage import Storage, UnavailableError
 
 RETRY_SECONDS = 90.0  # that one shard may lose to pauses, to tries that bring nothing, and to another's vain tries
@@ -31,7 +32,8 @@ def fill(file: FileIO, source: Storage, want: Want, lost: float, stop: threading
     """
     name, nbytes, sha256 = want
     digest, position = hashlib.sha256(), 0
-    tries = failures = wrong = 0
+    tries = wrong = 0
+    pauses = Pauses(FIRST_PAUSE, LONGEST_PAUSE)
     problem: UserError
     while True:
         began, before = time.monotonic(), position
@@ -67,14 +69,13 @@ def fill(file: FileIO, source: Storage, want: Want, lost: float, stop: threading
         except UnavailableError as error:
             problem = UserError(f"{error} (given up after {tries} tries)")
             if position > before:
-                failures = 0
+                pauses.begin_again()
             else:
                 lost += time.monotonic() - began
         if lost >= RETRY_SECONDS:
             raise problem
         # Full jitter: the ranks of many nodes do not come back at the same moment.
-        pause = JITTER.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**failures))
-        failures += 1
+        pause = JITTER.uniform(0, next(pauses))
         lost += pause
         if stop.wait(pause):
             raise StoppedError
