@@ -8,7 +8,7 @@ class Pauses(Iterator[float]):
 
     def __init__(self, first: float, longest: float) -> None:
         self.first, self.longest = first, longest
-        self.begin_again()
+        self._pause = min(first, longest)
 
     def __next__(self) -> float:
         pause, self._pause = self._pause, min(2 * self._pause, self.longest)

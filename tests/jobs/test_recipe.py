@@ -12,7 +12,8 @@ from torch import nn
 
 from jobs.evaluation.benchmark import benchmark
 from jobs.models.memnet import MemNet
-from jobs.recipe import MODELS, RECIPES, Optimisation, Span, build_model, read_recipe
+from jobs.options import MODELS
+from jobs.recipe import RECIPES, Optimisation, Span, build_model, read_recipe
 from jobs.training.loop import learning_rate
 from jobs.training.origin import CODE, OWN
 from pipeline.errors import UserError
