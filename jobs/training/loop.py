@@ -1,14 +1,9 @@
 """The training loop, in plain torch: one process, or one rank of a process group that the caller has set up."""
 
-import faulthandler
 import io
 import itertools
 import json
 import math
-import resource
-import sys
-import tempfile
-import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -30,6 +25,7 @@ from jobs.recipe import Optimisation, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
 from jobs.training.arithmetic import Precision, check_portable, choose_precision
+from jobs.training.meter import Meter
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
 from pipeline.loading.loader import Loader, Position
@@ -347,82 +343,6 @@ class Run:
             if set(values) not in (names, set()) or not all(fits(value, parameter) for value in values.values()):
                 raise refusal
         self.optimiser.load_state_dict(saved)
-
-
-class Meter:
-    """Means of what the steps report, and where the seconds go, between two records."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin the next interval."""
-        self.sums: dict[str, Tensor] = {}
-        self.steps, self.images, self.wait, self.network, self.began = 0, 0, 0.0, 0.0, time.perf_counter()
-
-    def start(self) -> None:
-        """The loop asks for a batch."""
-        self.asked = time.perf_counter()
-
-    def waited(self) -> None:
-        """The batch is there."""
-        self.wait += time.perf_counter() - self.asked
-
-    def add(self, images: int, **values: Tensor) -> None:
-        """One step, with its scalars; nothing is read from the device yet."""
-        self.steps += 1
-        self.images += images
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
-
-    def record(self, device: torch.device) -> dict[str, Any]:
-        """Means over the interval's steps and all ranks, with images/s (global), peak memory, and the seconds of waiting
-        for data and for the network, which is the other ranks.
-        """
-        names = sorted(self.sums)
-        sums = torch.stack([self.sums[name].double().cpu() for name in names]).to(device)
-        means = collective.all_reduce(sums) / (self.steps * collective.world_size())
-        seconds = time.perf_counter() - self.began
-        record = dict(zip(names, means.tolist(), strict=True))
-        record |= {"images_per_s": self.images / seconds, "seconds": seconds}
-        record |= {"wait_s": self.wait, "network_s": self.network}
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-        record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-        if device.type == "cuda":
-            record["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-        self.reset()
-        return record
-
-
-class Watchdog:
-    """A thread that ends a process which stands still: `with Watchdog(...) as watchdog: ... watchdog.beat()`."""
-
-    def __init__(self, seconds: float, hung: Callable[[str], None]) -> None:
-        """hung: called with the stacks of all threads when there was no beat for so many seconds."""
-        self.seconds, self.hung = seconds, hung
-        self.last = time.monotonic()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-
-    def beat(self) -> None:
-        """Still alive."""
-        self.last = time.monotonic()
-
-    def __enter__(self) -> "Watchdog":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-
-    def _watch(self) -> None:
-        while not self._over.wait(min(self.seconds / 4, 5)):
-            if time.monotonic() - self.last > self.seconds:
-                with tempfile.TemporaryFile("w+") as file:
-                    faulthandler.dump_traceback(file)
-                    file.seek(0)
-                    self.hung(file.read())
-                return
 
 
 def json_lines(records: list[dict[str, Any]]) -> str:

@@ -16,9 +16,10 @@ from torch.distributed import DistError
 from jobs.recipe import unpacked
 from jobs.training.arithmetic import COST, native_bf16
 from jobs.training.board import Board
-from jobs.training.loop import Run, Watchdog, json_lines
+from jobs.training.loop import Run, json_lines
 from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
+from jobs.training.watchdog import Watchdog
 from pipeline.errors import MENDABLE, UserError
 from pipeline.files import write_bytes
 from pipeline.storage import Folder, UnavailableError, storage

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jobs.recipe import Optimisation, Recipe, build_model, read_recipe
-from jobs.training.loop import Meter, Run, State, Watchdog, build_optimiser, learning_rate
+from jobs.training.loop import Run, State, build_optimiser, learning_rate
+from jobs.training.meter import Meter
+from jobs.training.watchdog import Watchdog
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.loading.loader import Position
@@ -281,7 +283,8 @@ def test_checkpoints_come_by_the_clock_too(data, tmp_path, monkeypatch):
         clock[0] += 1
         return clock[0]
 
-    monkeypatch.setattr("jobs.training.loop.time", SimpleNamespace(perf_counter=tick))
+    for module in ("loop", "meter"):
+        monkeypatch.setattr(f"jobs.training.{module}.time", SimpleNamespace(perf_counter=tick))
     every = ["training.checkpoint_every=100", "training.checkpoint_minutes=0.5", "training.validate_every=100"]
     run = Run(recipe(*every, folder=tmp_path), data, CPU)
     saved: list[int] = []

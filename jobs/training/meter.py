@@ -1,0 +1,56 @@
+"""What a step took, and what it gave, in the mean over steps and ranks."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.models import collective
+
+
+class Meter:
+    """Means of what the steps report, and where the seconds go, between two records."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin the next interval."""
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.images, self.wait, self.network, self.began = 0, 0, 0.0, 0.0, time.perf_counter()
+
+    def start(self) -> None:
+        """The loop asks for a batch."""
+        self.asked = time.perf_counter()
+
+    def waited(self) -> None:
+        """The batch is there."""
+        self.wait += time.perf_counter() - self.asked
+
+    def add(self, images: int, **values: Tensor) -> None:
+        """One step, with its scalars; nothing is read from the device yet."""
+        self.steps += 1
+        self.images += images
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def record(self, device: torch.device) -> dict[str, Any]:
+        """Means over the interval's steps and all ranks, with images/s (global), peak memory, and the seconds of waiting
+        for data and for the network, which is the other ranks.
+        """
+        names = sorted(self.sums)
+        sums = torch.stack([self.sums[name].double().cpu() for name in names]).to(device)
+        means = collective.all_reduce(sums) / (self.steps * collective.world_size())
+        seconds = time.perf_counter() - self.began
+        record = dict(zip(names, means.tolist(), strict=True))
+        record |= {"images_per_s": self.images / seconds, "seconds": seconds}
+        record |= {"wait_s": self.wait, "network_s": self.network}
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+        if device.type == "cuda":
+            record["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+        self.reset()
+        return record
