@@ -31,6 +31,11 @@ Trust = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
 
 
+def say(text: str, *, problem: bool = False) -> None:
+    """Print a line on stdout, or a problem on stderr; what in a name would tell the terminal to do something is written out."""
+    print(printable(text), file=sys.stderr if problem else sys.stdout)
+
+
 @app.command()
 def sample(out: Annotated[Path, typer.Option(help="folder to write into")] = Path("datasets")) -> None:
     """Write the sample data sets that ship with memoir."""
@@ -38,7 +43,7 @@ def sample(out: Annotated[Path, typer.Option(help="folder to write into")] = Pat
 
     for each in write_samples(out):
         state = "written" if each.added else "already there"
-        print(f"{out / each.name}: {each.files} files, {each.bytes:,} bytes, {state}")
+        say(f"{out / each.name}: {each.files} files, {each.bytes:,} bytes, {state}")
     if Path(f"{out}.dvc").exists():
         # Into DVC's cache, so that `dvc status` is clean. It refuses if there is more in the folder than it names.
         subprocess.run(
@@ -63,18 +68,18 @@ def ingest(
 
     done = ingest(read_params(params).datasets, out, allow_counts=allow_counts)
     for row in done.rejects.to_pylist():
-        print(printable(f"reject {row['path']}: {row['reject_reason']}"), file=sys.stderr)
+        say(f"reject {row['path']}: {row['reject_reason']}", problem=True)
     for path, warning in done.warnings:
-        print(printable(f"warning {path}: {warning}"), file=sys.stderr)
+        say(f"warning {path}: {warning}", problem=True)
     for count in done.counts:
-        print(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
+        say(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
         if count.warned:
-            print(f"{count.dataset}: of the used, {count.warned} with a warning", file=sys.stderr)
+            say(f"{count.dataset}: of the used, {count.warned} with a warning", problem=True)
         for difference in count.differences:
-            print(f"{count.dataset}: accepted: {difference}", file=sys.stderr)
+            say(f"{count.dataset}: accepted: {difference}", problem=True)
     for leak in done.leaks.to_pylist():
         a, b = (f"{leak[f'path_{side}']} ({leak[f'dataset_{side}']}/{leak[f'split_{side}']})" for side in "ab")
-        print(printable(f"{leak['kind']} copies in two splits: {a} and {b}"), file=sys.stderr)
+        say(f"{leak['kind']} copies in two splits: {a} and {b}", problem=True)
     if fail_on_leaks and done.leaks.num_rows:
         raise UserError(f"images in two splits: {done.leaks.num_rows}; remove them from one, see {out}/leaks.parquet")
 
@@ -95,14 +100,14 @@ def build(
     out = data / Path(task).stem
     listing = build(task, manifest, out, cpus=cpus, store=store)
     shards, images = listing["shards"], listing["images"]
-    print(
+    say(
         f"{out}: {images['found']} images = {images['used']} used + {images['rejected']} not, see {out}/rejects.parquet"
     )
     for reason, (number, path) in listing["reasons"].items():
-        print(f"{out}: {number:,} not used, {reason} (the first: {path})", file=sys.stderr)
+        say(f"{out}: {number:,} not used, {reason} (the first: {path})", problem=True)
     width, height = listing["smallest"]
-    print(f"{out}: the smallest image to train on is {width}x{height}; one that holds no patch is in no batch")
-    print(
+    say(f"{out}: the smallest image to train on is {width}x{height}; one that holds no patch is in no batch")
+    say(
         f"{out}: {len(shards)} shards, {sum(s['groups'] for s in shards):,} samples, "
         f"{sum(s['bytes'] for s in shards):,} bytes, {listing['encoded']} encoded now; digest {listing['digest'][:16]}"
     )
@@ -119,10 +124,10 @@ def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a bu
     whole = True
     for problem in verify(place):
         whole = False
-        print(problem, file=sys.stderr)
+        say(problem, problem=True)
     if not whole:
         raise typer.Exit(1)
-    print(f"{path}: {len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes: whole")
+    say(f"{path}: {len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes: whole")
 
 
 @app.command()
@@ -140,7 +145,7 @@ def train(
 
     overrides = [*(overrides or []), *(["training.strict=true"] if strict else [])]
     pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run)
-    print(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
+    say(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
 
 
 @app.command()
@@ -164,7 +169,7 @@ def submit(
     for recipe in recipes or read_params(params).recipes:
         planned = plan_run(recipe, data=data, store=store, overrides=overrides)
         finished = "done.json" in planned.place.names("done.json")
-        print(f"{planned.run}: finished" if finished else submit(planned, cluster))
+        say(f"{planned.run}: finished" if finished else submit(planned, cluster))
 
 
 @app.command()
@@ -183,18 +188,18 @@ def inspect(
         print(json.dumps(found, indent=1))
         return
     planes = f"{found['colour']} planes of {found['bits']} bits"
-    print(f"{path}: task {found['task']}, {planes}, digest {found['digest'][:16]}")
+    say(f"{path}: task {found['task']}, {planes}, digest {found['digest'][:16]}")
     for split, values in found["splits"].items():
         sizes = ", ".join(f"{name} {w}x{h}" for name, (w, h) in values["sizes"].items())
         levels = ", ".join(f"{level}: {n:,}" for level, n in values["levels"].items())
         counts = f"{values['shards']} shards, {values['samples']:,} samples, {values['bytes']:,} bytes"
-        print(f"  {split}: {counts}; {sizes}; {levels}")
+        say(f"  {split}: {counts}; {sizes}; {levels}")
         if patch is not None:
             few = values["smaller"]
-            print(
+            say(
                 f"  {split}: smaller than a patch of {patch}x{patch}: {f'{len(few):,}, {some(few)}' if few else 'none'}"
             )
-    print(f"contact sheet: {sheet}")
+    say(f"contact sheet: {sheet}")
 
 
 def _in_its_arithmetic(model: str, runs: Path) -> None:
@@ -243,9 +248,9 @@ def evaluate(
         print(json.dumps(row, indent=1))
         return
     for name, score in scores.items():
-        print(f"{name} ({score['images']} images, {score['protocol']})")
+        say(f"{name} ({score['images']} images, {score['protocol']})")
         for metric, before, after, paper in [("", "input", "output", "as published"), *table(score)]:
-            print(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
+            say(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
 
 
 @app.command()
@@ -259,7 +264,7 @@ def publish(
 
     published = publish(recipe, to, runs)
     state = "published" if published["new"] else "already there"
-    print(f"{published['uri']}: {state} ({published['sha256'][:16]})")
+    say(f"{published['uri']}: {state} ({published['sha256'][:16]})")
 
 
 @app.command()
@@ -275,7 +280,7 @@ def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json 
     for version in held:
         first = {name: (measured(score)[0], score) for name, score in version["scores"].items()}
         scores = "  ".join(f"{name} {m.text(score[m.name])} {m.unit}" for name, (m, score) in first.items())
-        print(f"{version['recipe']}/{version['version']}{'  latest' if version['latest'] else ''}  {scores}")
+        say(f"{version['recipe']}/{version['version']}{'  latest' if version['latest'] else ''}  {scores}")
 
 
 @app.command()
@@ -302,22 +307,22 @@ def restore(
     done, failed, blended = 0, 0, 0
     for each in restore(model, source, target, runs, **how):
         if each.problem is not None:
-            print(printable(f"not restored: {each.source}: {each.problem}"), file=sys.stderr)
+            say(f"not restored: {each.source}: {each.problem}", problem=True)
         for warning in each.warnings:
-            print(printable(f"warning {each.source}: {warning}"), file=sys.stderr)
+            say(f"warning {each.source}: {warning}", problem=True)
         done, failed, blended = (
             done + (each.problem is None),
             failed + (each.problem is not None),
             blended + each.blended,
         )
     if blended:
-        print(
+        say(
             f"{target}: {blended} of more than {WHOLE:,} pixels in tiles of {TILE} that pass into each other over {OVERLAP}; "
             "the model's card says how near that is to --whole",
-            file=sys.stderr,
+            problem=True,
         )
     if failed:
-        print(f"{target}: {done + failed} found = {done} restored + {failed} not", file=sys.stderr)
+        say(f"{target}: {done + failed} found = {done} restored + {failed} not", problem=True)
         raise typer.Exit(1)
 
 
@@ -331,7 +336,7 @@ def report(
     from jobs.report import write_report
     from pipeline.params import read_params
 
-    print(write_report(list(read_params(params).recipes), runs, out))
+    say(str(write_report(list(read_params(params).recipes), runs, out)))
 
 
 @app.command()
@@ -341,7 +346,7 @@ def doctor(params: ParamsFile = Path("params.yaml")) -> None:
 
     healthy = True
     for finding in examine(params):
-        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
+        say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
         healthy &= finding.ok
     if not healthy:
         raise typer.Exit(1)
@@ -392,17 +397,17 @@ def load(
     how: dict[str, Any] = {"batch": batch, "threads": threads, "seconds": seconds, "step_ms": step_ms, "strict": strict}
     done = bench_load(shards, split, sampling=sampling, **how)
     for phrase in done["left_out"]:
-        print(f"{shards}: {phrase}", file=sys.stderr)
+        say(f"{shards}: {phrase}", problem=True)
     if as_json:
         print(json.dumps(done, indent=1))
         return
     mb, limit = done["bytes_per_second"] / 1e6, done["memcpy_bytes_per_second"] / 1e6
-    print(
+    say(
         f"{shards}: {done['samples_per_second']:,.0f} samples/s, {mb:,.1f} MB/s; {done['samples']:,} samples in "
         f"{done['seconds']:.2f} s, {done['cpu_seconds']:.2f} s of CPU"
     )
-    print(f"{shards}: {done['share_of_memcpy']:.1%} of memcpy, which does {limit:,.1f} MB/s in one thread")
-    print(f"{shards}: a device that takes {step_ms:g} ms for a batch of {batch} waits {done['stall']:.1%} of the time")
+    say(f"{shards}: {done['share_of_memcpy']:.1%} of memcpy, which does {limit:,.1f} MB/s in one thread")
+    say(f"{shards}: a device that takes {step_ms:g} ms for a batch of {batch} waits {done['stall']:.1%} of the time")
 
 
 def main() -> None:
@@ -411,13 +416,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"memoir: {error}", file=sys.stderr)
+        say(f"memoir: {error}", problem=True)
         sys.exit(getattr(error, "exit_code", 1))  # that of a job on a cluster
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"memoir: {where}{error.strerror}", file=sys.stderr)
+        say(f"memoir: {where}{error.strerror}", problem=True)
         sys.exit(1)
 
 

@@ -502,3 +502,12 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
 
 def test_the_card_of_a_model_that_sees_a_few_pixels_says_nothing_of_tiles(runs):
     assert "tiles" not in Path(publish("tiny", str(runs.parent / "team"), runs)["uri"], "card.md").read_text()
+
+
+def test_a_name_in_a_store_tells_the_terminal_nothing(runs, tmp_path, cli):
+    publish("tiny", str(tmp_path / "team"), runs)
+    (tmp_path / "team/models/tiny").rename(tmp_path / "team/models/ti\x1b[2Jny")
+    code, out, _ = cli("models", str(tmp_path / "team"))
+    assert code == 0
+    assert "ti\\x1b[2Jny/" in out
+    assert "\x1b" not in out
