@@ -95,9 +95,10 @@ def build(
     ] = None,
 ) -> None:
     """Manifest -> shards + index."""
+    from pipeline.config import bare_name
     from pipeline.shards.build import build
 
-    out = data / Path(task).stem
+    out = data / bare_name(task)
     listing = build(task, manifest, out, cpus=cpus, store=store)
     shards, images = listing["shards"], listing["images"]
     say(

@@ -47,6 +47,11 @@ def read_yaml(path: Path, schema: type[Schema], overrides: list[str] | None = No
         raise UserError(_explain(path, root, schema, error)) from None
 
 
+def bare_name(name: str) -> str:
+    """The name of a task or a recipe, which may be given by its YAML file: without folder and .yaml. Other dots stay."""
+    return Path(name).stem if name.endswith(".yaml") else name
+
+
 def read_limited(path: Path) -> bytes:
     """The contents of a configuration file. Raises UserError if it cannot be read, or is longer than any has to be."""
     try:

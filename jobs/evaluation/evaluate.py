@@ -23,6 +23,7 @@ from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.restoring.restore import check_channels, on_device
 from jobs.restoring.tiles import blended_distance, restore_grid, restore_plane
+from pipeline.config import bare_name
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
@@ -204,7 +205,7 @@ def evaluate_recipe(recipe_name: str, runs: Path, trust: Collection[str] = ()) -
     first images of each benchmark; of a model with a memory, pictures/memory/ too, what each item responds to in the first.
     """
     recipe = read_recipe(recipe_name)
-    name = Path(recipe_name).stem
+    name = bare_name(recipe_name)
     trained = load_model(recipe_name, runs, trust)
     _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
     restore = restorer(on_device(trained.model))

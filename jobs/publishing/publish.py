@@ -30,11 +30,10 @@ from jobs.restoring.checkpoint import (
     find_version,
     latest_version,
     read_checkpoint,
-    recipe_name,
     versions,
 )
 from jobs.source import is_own
-from pipeline.config import parse_json, parse_yaml
+from pipeline.config import bare_name, parse_json, parse_yaml
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
@@ -52,7 +51,7 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
     version was not there yet. Raises UserError for a recipe that is not trained or not evaluated, and for a version whose
     files are not these.
     """
-    name, trust = recipe_name(recipe), named_here(recipe, recipe_name(recipe))
+    name, trust = bare_name(recipe), named_here(recipe, bare_name(recipe))
     checkpoint = read_checkpoint(name, runs)
     scores = _results(runs / name / "scores.json", AllScores, f"memoir evaluate --model {name}")
     training = _results(runs / name / "metrics.json", dict[str, Any], f"memoir train {name}")

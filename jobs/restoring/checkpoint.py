@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
 from jobs.source import is_own, present_digest
-from pipeline.config import parse_json, parse_yaml
+from pipeline.config import bare_name, parse_json, parse_yaml
 from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest, printable
 from pipeline.shards.format import file_sha256
@@ -100,7 +100,7 @@ def trained_portably(reference: str, runs: Path) -> bool:
 
 def _find(reference: str, runs: Path) -> "Checkpoint | Version":
     """Where a trained model is."""
-    name = recipe_name(reference)
+    name = bare_name(reference)
     if (runs / name / "checkpoint.json").is_file():
         return read_checkpoint(name, runs)
     if "/" in reference or Path(reference).is_dir():
@@ -110,11 +110,6 @@ def _find(reference: str, runs: Path) -> "Checkpoint | Version":
     known = [path.parent.name for path in runs.glob("*/checkpoint.json")]
     there = nearest(name, known) if known else "nothing is trained there yet"
     raise UserError(f"no model {reference!r} in {runs}; {there} (or give the folder or URI of a published model)")
-
-
-def recipe_name(recipe: str) -> str:
-    """The name under which a recipe's results are kept; `recipe` may be its YAML file."""
-    return Path(recipe).stem if recipe.endswith(".yaml") else recipe
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """What would be trained, and under which name: a recipe, its dataset and the code together are a run."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.recipe import Recipe, read_recipe
 from jobs.training.origin import digest, origin
+from pipeline.config import bare_name
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Storage, storage
 
@@ -29,7 +29,7 @@ class Planned(NamedTuple):
 def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | None = None) -> Planned:
     """What `train` would do. Raises UserError for a mistake in the recipe, data or store."""
     recipe = read_recipe(recipe_name, overrides)
-    name = Path(recipe_name).stem
+    name = bare_name(recipe_name)
     built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
     listing = read_shards_json(built)
     made_of = origin(recipe, samples_digest(listing))

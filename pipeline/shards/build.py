@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.cluster import address_to_join, connect, explained
-from pipeline.config import parse_json
+from pipeline.config import bare_name, parse_json
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
@@ -105,7 +105,7 @@ def build(
         if not built.issuperset(recipes):
             raise UserError(
                 f"build {task_name}: {sum(recipe not in built for recipe in recipes)} of {len(shards)} shards failed: "
-                f"{_listed(failures, rejects, LOGS / f'{Path(task_name).stem}-rejects.parquet')}"
+                f"{_listed(failures, rejects, LOGS / f'{bare_name(task_name)}-rejects.parquet')}"
             )
         if shared:
             lost = todo.keys() - _download(list(todo), shared)
@@ -115,7 +115,7 @@ def build(
                 )
         listing = _assemble(task_name, task, table, list(zip(shards, recipes, strict=True)), out)
     log = {"task": task_name, "shards": len(shards), "encoded": len(todo), "seconds": time.monotonic() - started}
-    write_bytes(LOGS / f"build-{Path(task_name).stem}.json", json.dumps(log).encode())
+    write_bytes(LOGS / f"build-{bare_name(task_name)}.json", json.dumps(log).encode())
     return listing | {"encoded": len(todo), "reasons": _reasons(out), "smallest": _smallest(table, task, shards)}
 
 
@@ -360,7 +360,7 @@ def _fill(
     write_table(folder / "rejects.parquet", rejects)
     tables = {path.stem: path for path in (folder / "pairs.parquet", folder / "negatives.parquet") if path.exists()}
     listing = {
-        "task": Path(task_name).stem,
+        "task": bare_name(task_name),
         "format": FORMAT,
         "versions": versions(),
         "colour": task.colour,

@@ -16,6 +16,7 @@ from jobs.options import MODELS
 from jobs.recipe import RECIPES, Optimisation, Span, build_model, read_recipe
 from jobs.training.loop import learning_rate
 from jobs.training.origin import CODE, OWN
+from pipeline.config import bare_name
 from pipeline.errors import UserError
 from pipeline.layouts import layout
 from pipeline.sampling.patches import RandomCrops
@@ -379,6 +380,14 @@ def test_what_only_reads_recipes_does_without_torch():
     check = "import sys, jobs.training.train, jobs.recipe; print([m for m in ('torch', 'ray', 'tensorboardX') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("jpeg-v1.5", "jpeg-v1.5"), ("jpeg-lr0.003.yaml", "jpeg-lr0.003"), ("a.b/c.d.yaml", "c.d"), ("x", "x")],
+)
+def test_only_the_suffix_of_a_yaml_file_is_no_part_of_a_name(given, name):
+    assert bare_name(given) == name
 
 
 def test_a_run_is_named_after_all_code_that_draws_its_inputs():
