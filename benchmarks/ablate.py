@@ -7,8 +7,8 @@ and scored by the recipe's own benchmarks, below the score of the degraded input
 (`memoir sample`, `memoir ingest`) and the rows' tasks (`memoir build TASK`) in the working directory.
 
 Such a run shows that every variant trains and what it costs. It does not rank the variants: the networks are small, the
-images few, the steps too, and the data are not the paper's. For the paper's size, give
-a row's overrides to the paper's own recipe: `memoir train memnet-sr --set model.long_term=false`.
+images few, the steps too, and the data are not the paper's. For the paper's size, give a row's overrides
+to the paper's own recipe: `memoir train memnet-sr --set model.long_term=false`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pipeline.shards.format import read_shards_json
 
 
 class Row(NamedTuple):
-    """A variant. overrides: of the recipe, as `memoir train --set` takes them.
+    """A variant. overrides: changes of the recipe, as `memoir train --set` takes them.
 
     paper: PSNR/SSIM as printed, for each benchmark of the recipe; "-" where the paper has none.
     """
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """published: the tables, and the data they were scored on. input: the paper's figures of the degraded input, as a row's."""
+    """published: the tables, and the data they were scored on. input: the paper's figures of the degraded input."""
 
     published: str
     recipe: str
@@ -51,7 +51,7 @@ class Table(NamedTuple):
 
 
 def losses(*terms: str) -> tuple[str, ...]:
-    """Overrides that leave L with these of its terms b, s, c, w only."""
+    """Overrides that leave L only these of its terms b, s, c, w."""
     return tuple(f"model.lambda_{term}=0" for term in "bscw" if term not in terms)
 
 
@@ -140,7 +140,7 @@ def train(recipe: Recipe, data: Path) -> Restorer:
 
 
 def show(name: str, seeds: list[list[Score]], paper: tuple[str, ...], seconds: float | None) -> None:
-    """One line: of each benchmark the mean over the seeds, the range of PSNR where there are several, the paper's figures."""
+    """One line: for each benchmark the mean over the seeds, the range of PSNR if there are several, the paper's figures."""
     cells = []
     for i, printed in enumerate(paper):
         each = [of_seed[i] for of_seed in seeds]

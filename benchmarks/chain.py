@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/chain.py [--rounds 7]
 
 Interleaved, median of the rounds, one thread; the task is realistic-sample. The peer has the steps of the task written out as
-a script would have them: np.random.default_rng once, cv2.GaussianBlur, cv2.resize, Gaussian noise and rounding, cv2.imencode and
-cv2.imdecode, with the same distributions of the parameters. It has no keys, so no sample has its own draws; and its numbers are PCG64's, which come twice as fast as Philox's.
+a script would have them: np.random.default_rng once, cv2.GaussianBlur, cv2.resize, Gaussian noise and rounding,
+cv2.imencode and cv2.imdecode, with the same distributions of the parameters. It has no keys, so no sample has its own draws;
+and its numbers are PCG64's, which come twice as fast as Philox's.
 """
 
 import argparse

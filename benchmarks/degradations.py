@@ -35,7 +35,7 @@ Ways = dict[str, Callable[[], np.ndarray]]
 
 @functools.cache
 def taps(source: int, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each output row: the input rows (n,) and their weights (n,)."""
+    """For each output row: the input rows (n,) and their weights (n,)."""
     scale = length / source
     stretch = min(scale, 1.0)
     found = []
@@ -74,7 +74,7 @@ def per_row_blas(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def down_and_up(resize: Callable[..., np.ndarray], image: np.ndarray, factor: int) -> np.ndarray:
-    """(H, W, C), as bicubic_lowres does."""
+    """Shrink and enlarge an image (H, W, C), as bicubic_lowres does."""
     height, width = image.shape[:2]
     return resize(resize(image, height // factor, width // factor), height, width)
 

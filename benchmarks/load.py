@@ -13,13 +13,13 @@ RGB crops of 256x256, uint8, in an order of its own, shuffled:
 - mosaic: mosaicml-streaming's MDS shards, of PNG and of raw arrays;
 - litdata: its chunks, of PNG and of raw arrays;
 - memcpy: the limit, contiguous copies of as many bytes for each batch out of 256 MiB, into one buffer; and into three in
-  turn, which who hands out batches needs: one is in use, one is ready, one is written.
+  turn, as a loader needs them: one is in use, one is ready, one is written.
 
-With squares of 256 nobody reads a pixel that he does not deliver; with 512 three in four are read by those that decode.
-PNG is decoded by cv2 for all, which is faster than Pillow, the decoder of webdataset, mosaic and litdata (640 beside 540 images of 256x256 per CPU
-second); none converts to float. All run in this process, pinned to one core, in turn, a new iterator and one batch not
-counted each time. Medians over the rounds; the ratio to memoir and the share of memcpy are medians of the rounds' own.
-Files are in the page cache.
+With squares of 256 no loader reads a pixel that it does not deliver; with 512, those that decode read three in four in
+vain. PNG is decoded by cv2 for all, which is faster than Pillow, the decoder of webdataset, mosaic and litdata (640 beside
+540 images of 256x256 per CPU second); none converts to float. All run in this process, pinned to one core, in turn, a new
+iterator and one batch not counted each time. The figures are medians over the rounds; the ratio to memoir and the share of
+memcpy are medians of the rounds' own. Files are in the page cache.
 
 Then MemNet's patches: 31x31 grey at every 21 pixels in 8 views, of the photographs at quality 10 and 20; and the memory
 that a loader takes as the number of samples grows.
@@ -276,12 +276,12 @@ def write_png(pairs: list[Pair], place: Path) -> list[tuple[str, str]]:
 
 
 def file_bytes(paths: tuple[str, str]) -> tuple[bytes, ...]:
-    """Of module level, so that litdata's worker can import it."""
+    """The bytes of files; at module level, so that litdata's worker can import it."""
     return tuple(Path(path).read_bytes() for path in paths)
 
 
 def file_pixels(paths: tuple[str, str]) -> tuple[np.ndarray, ...]:
-    """As file_bytes, decoded."""
+    """The decoded images of files, as file_bytes."""
     return tuple(decoded(data) for data in file_bytes(paths))
 
 
@@ -332,7 +332,7 @@ def build(photos: list[Path], sides: list[int], place: Path) -> None:
 
 
 def check(name: str, batches: Batches, pairs: list[Pair]) -> None:
-    """Raises SystemExit unless a batch consists of these pairs, uncropped."""
+    """Raise SystemExit unless a batch consists of these pairs, uncropped."""
     known = {zlib.crc32(pair.gt.tobytes()): zlib.crc32(pair.lq.tobytes()) for pair in pairs}
     with closing(batches):
         gt, lq = next(batches)
@@ -342,7 +342,7 @@ def check(name: str, batches: Batches, pairs: list[Pair]) -> None:
 
 
 def measure(ways: dict[str, Open], rounds: int, seconds: float) -> dict[str, np.ndarray]:
-    """In turn, so that all suffer the same neighbours: (rounds, 3) of pairs/s, MB/s and CPU microseconds a pair each."""
+    """Measure in turn, so that all have the same neighbours: (rounds, 3) of pairs/s, MB/s and CPU microseconds a pair each."""
     rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -361,7 +361,7 @@ def measure(ways: dict[str, Open], rounds: int, seconds: float) -> dict[str, np.
 
 
 def show(title: str, measured: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
-    """The table. sizes: bytes on disk. The first way is memoir's."""
+    """Print the table. sizes: bytes on disk. The first way is memoir's."""
     own, limit = next(iter(measured.values()))[:, 0], measured["memcpy"][:, 0]
     print(f"\n{title}")
     heads = ("pairs/s", "MB/s", "CPU us/pair", "MB stored", "memoir is", "of memcpy")
@@ -389,7 +389,7 @@ def memory(folder: Path, stride: int) -> tuple[int, float, float, float]:
     """Samples; MiB before the loader, and at the peak of 50 batches; and MiB with everything mapped, at the peak.
 
     The first two are of memory that no file backs: mapped shards are the page cache's, which gives them up when it is
-    short. To be called in a process of its own.
+    short. Call it in a process of its own.
     """
     before = status("RssAnon")
     loader = Loader(folder, batch=64, sampling=Grid(31, stride))
@@ -424,7 +424,7 @@ def main() -> None:
 
 
 def run(photos: list[Path], arguments: argparse.Namespace, place: Path) -> None:
-    """All tables, of stores below `place`."""
+    """Print all tables; the stores are below `place`."""
     build(photos, arguments.sides, place)
     # mosaic and litdata leave files where temporary ones go, and litdata empties `data` there; Ray needs a short path.
     (place / "temporary").mkdir()

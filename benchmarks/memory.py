@@ -3,8 +3,8 @@
     python benchmarks/memory.py PHOTOS [--times 1 4 16]
 
 PHOTOS: a folder of images, e.g. BSDS500/data/images/train. Each is taken so many times, under names of its own, through
-`memoir ingest` and `memoir build` as a user runs them, with two shards at a time. Of the driver and of Ray's largest
-worker, the most memory that is their own (USS). Target: flat.
+`memoir ingest` and `memoir build` as a user runs them, with two shards at a time. The figures are the most memory of
+their own (USS) that the driver and Ray's largest worker take. Target: flat.
 """
 
 import argparse

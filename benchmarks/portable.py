@@ -1,7 +1,7 @@
-"""Are the weights of portable recipes those of every CPU, and what does it cost?
+"""Do portable recipes give the same weights on every CPU, and what does it cost?
 
 Each sample recipe is trained for a few steps in one process: on this CPU, on it with some of its cores, and on CPUs that
-qemu emulates (Debian's qemu-user). Then on this CPU for some seconds, portably and not, in turns.
+qemu emulates (Debian's qemu-user). Then each runs on this CPU for some seconds, portably and not, in turns.
 
     python benchmarks/portable.py --data data --steps 2 --emulate Haswell EPYC --rounds 3
 """
@@ -55,7 +55,7 @@ def steps(recipe_name: str, data: str, number: int, overrides: list[str]) -> dic
 
 
 def elsewhere(prefix: list[str], environment: dict[str, str], arguments: list[str]) -> dict[str, Any]:
-    """`steps` in a process of its own. prefix: of its command line, such as an emulator."""
+    """`steps` in a process of its own. prefix: the start of its command line, such as an emulator."""
     command = [*prefix, sys.executable, __file__, "--child", *arguments]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:

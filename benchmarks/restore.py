@@ -4,8 +4,8 @@ Each network is measured in a process of its own: the picture is read, restored 
 
     python benchmarks/restore.py --megapixels 24 --tiles 12
 
---tiles: the network runs on so many tiles, and the others are copied. All tiles are alike, so the memory is that of the whole
-run, and the seconds follow from those of a tile; 0 runs the network on all of them.
+--tiles: the network runs on this many tiles, and the others are copied. All tiles are alike, so the memory is the whole run's,
+and the seconds follow from those of a tile; 0 runs the network on all of them.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from pipeline.task import Task
 
 
 def manifest(groups: int) -> pa.Table:
-    """Of so many photographs of 100 KB, in no order, with sha256 as real ones have them."""
+    """A manifest of `groups` photographs of 100 KB, in no order, with sha256 as real ones have them."""
     rng = np.random.default_rng(0)
     number = pa.array(rng.permutation(groups)).cast(pa.string())
     digests = rng.integers(0, 16, (groups, 64), np.uint8)
@@ -44,7 +44,7 @@ def _strings(digests: np.ndarray) -> pa.Array:
 
 
 def measure(groups: int) -> dict[str, float]:
-    """Plan so many groups; seconds, and MiB at the peak beside those that the manifest takes."""
+    """Plan so many groups; returns seconds, and MiB at the peak beside those that the manifest takes."""
     manifests = [manifest(groups)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     task = Task(

@@ -2,7 +2,7 @@
 
     python benchmarks/train.py RECIPE [--data data] [--steps 300] [--rounds 3]
 
-plain: jobs.training.loop in one process, without Ray and without checkpoints. Each worker has one core, and the plain loop too.
+plain: jobs.training.loop in one process, without Ray and without checkpoints. Each worker has one core, as has the plain loop.
 images/s over all steps but those up to the first record, the median of the rounds, which take turns. network: the share of
 the steps' time that a worker waits for the others: their gradients, BatchNorm's statistics, the memory's update. Targets:
 one worker within 3 % of the plain loop.

@@ -1,7 +1,7 @@
-"""The small files of runs and stores, and what must hold of them before they are taken at their word.
+"""The small files of runs and stores, and the checks that they must pass before they are used.
 
-They come from a store or a remote: each is checked here once, when it is read. What a later version of memoir may add is
-passed by; what this one uses has its kind and range, and no name in it leads out of its folder.
+They come from a store or a remote: each is checked here once, when it is read. Keys that a later version of memoir may add
+are ignored; those that this version uses are checked for kind and range, and no name leads out of its folder.
 """
 
 import re
@@ -23,7 +23,7 @@ Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0
 
 
 class Document(BaseModel):
-    """Base of what follows."""
+    """The base class of the documents below."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -45,7 +45,7 @@ class Pointer(Document):
     step: Step
     precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []
-    source: Sha256 | None = None  # of a network of one's own
+    source: Sha256 | None = None  # its digest, for a network of one's own
     data: Trained
 
 
@@ -64,13 +64,13 @@ class Latest(Document):
 
 
 class ProvenanceData(Document):
-    """Of the training data."""
+    """What provenance.json says of the training data."""
 
     digest: Line
 
 
 class OwnNetwork(Document):
-    """Of a network of one's own: module:Class, and the digest of its source when it was trained."""
+    """A network of one's own: module:Class, and the digest of its source when it was trained."""
 
     name: Line
     source: Sha256 | None = None
@@ -109,7 +109,7 @@ class State(Document):
 
 
 class SavedRecipe(Document):
-    """What is read of the recipe.json of a checkpoint that is trained on."""
+    """The keys that are read from the recipe.json of a checkpoint when training resumes from it."""
 
     model: dict[str, Any]
     objective: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class Record(Document):
 
 
 def read_document(data: bytes, kind: Any, where: str, mend: str) -> Any:
-    """The value of a JSON file, after a look whether it is one of this kind.
+    """The value of a JSON file, once it is known to be of this kind.
 
     data: contents. kind: a class above, or a type of such classes. where, mend: what the message begins and ends with.
     Raises UserError, which names the key that is wrong.
@@ -149,7 +149,7 @@ def check_document(value: Any, kind: Any, where: str, mend: str) -> None:
 
 
 def read_records(data: bytes, where: str, mend: str) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl. Raises UserError for one that is none."""
+    """The lines of a metrics.jsonl. Raises UserError for a line that is not a record."""
     records = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
@@ -161,7 +161,7 @@ def read_records(data: bytes, where: str, mend: str) -> list[dict[str, Any]]:
 
 
 def read_sums(data: bytes, where: str, mend: str) -> dict[str, str]:
-    """File name -> sha256, of a SHA256SUMS or a checkpoint.sha256. Raises UserError for another file, or a name with a path."""
+    """File name -> sha256, from SHA256SUMS or checkpoint.sha256. Raises UserError for another file, or a name with a path."""
     sums: dict[str, str] = {}
     for line in data.splitlines():
         found = re.fullmatch(rb"([0-9a-f]{64})  ([\x21-\x7e]+)", line)

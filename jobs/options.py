@@ -18,7 +18,7 @@ from pipeline.config import Frozen
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn  # takes seconds, and whoever only reads a recipe does without
+    from torch import nn  # takes seconds to import, and reading a recipe does without
 
 # jobs/models/<name>.py: its class
 MODELS = {"memnet": "MemNet", "memorynet": "MemoryNet", "timelapse": "TimeLapseNet", "drcnet": "DRCNet"}
@@ -45,7 +45,7 @@ def options_of(model: str) -> type[ModelOptions]:
 def _own_options(model: str) -> type[ModelOptions]:
     """ModelOptions with the arguments of a network of one's own, whose signature may be any.
 
-    A parameter without a type that pydantic knows takes any value. One whose default no YAML can say, such as a class, is
+    A parameter without a type that pydantic knows takes any value. If YAML cannot express its default, such as a class, it is
     left to the class; with **arguments in the signature, other keys are taken too.
     """
     cls = model_class(model)
@@ -76,7 +76,7 @@ def _own_options(model: str) -> type[ModelOptions]:
     base = type("Options", (ModelOptions,), {"model_config": ConfigDict(extra="allow")}) if open_ended else ModelOptions
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of arguments that are called as methods of pydantic are
+            warnings.simplefilter("ignore")  # about arguments that have the name of a method of pydantic
             return create_model(f"{cls.__name__}Options", __base__=base, **fields)
     except (PydanticUserError, NameError) as error:
         raise UserError(f"the arguments of {cls.__name__} cannot be keys: {str(error).splitlines()[0]}") from None
@@ -94,7 +94,7 @@ def _annotation(annotation: Any) -> Any:
 
 
 def model_class(name: str) -> "type[nn.Module]":
-    """The class of a model by its name in recipes. Raises UserError for one's own that is not there."""
+    """The class of a model by its name in recipes. Raises UserError if a class of one's own is not there."""
     if is_own(name):
         from jobs.models.own import network_class
 

@@ -171,9 +171,9 @@ class Evaluation(Frozen):
 
 
 class Objective(Frozen):
-    """The weights of the objective's terms, of which there is at least one: see jobs/models/objective.py.
+    """The weights of the objective's terms, at least one: see jobs/models/objective.py.
 
-    For a network of one's own that has no `training_loss`.
+    It is for a network of one's own that has no `training_loss`.
     """
 
     charbonnier: float | None = Field(None, gt=0)
@@ -239,7 +239,7 @@ class Recipe(Frozen):
 
 
 class ResolvedData(BaseModel):
-    """What is read of a resolved recipe's data."""
+    """The keys of a resolved recipe's data that are read."""
 
     task: str
     patch: int
@@ -247,15 +247,16 @@ class ResolvedData(BaseModel):
 
 
 class ResolvedTraining(BaseModel):
-    """What is read of how a resolved recipe was carried out."""
+    """The keys of a resolved recipe's training that are read."""
 
     workers: int | tuple[int, int]
     portable: bool = False
 
 
 class ResolvedRecipe(BaseModel):
-    """What is read of a resolved recipe of a checkpoint or a published version, which another version of memoir may have
-    written; of its model `resolved_model` says more.
+    """The keys that are read from the resolved recipe of a checkpoint or a published version.
+
+    Another version of memoir may have written it; `resolved_model` says more of its model.
     """
 
     model: dict[str, Any]
@@ -329,7 +330,7 @@ def unpacked(sent: dict[str, Any]) -> Recipe:
 
 
 def trusts(name: str, trust: Collection[str]) -> bool:
-    """Whether a network of one's own may be imported. trust: `module:Class`, or modules or packages whose classes all may."""
+    """Whether a network of one's own may be imported. trust: `module:Class`, or modules or packages with all their classes."""
     module = name.partition(":")[0]
     return any(name == each or f"{module}.".startswith(f"{each}.") for each in trust)
 
@@ -354,7 +355,7 @@ def named_here(reference: str, recipe: str) -> set[str]:
 def resolved_model(recipe: dict[str, Any], trust: Collection[str] = ()) -> "Network":
     """The untrained model of a resolved recipe, as checkpoints and published versions carry it.
 
-    trust: see `trusts`; of a network that it does not name nothing is imported. Raises UserError for a model, or arguments of
+    trust: see `trusts`; nothing is imported of a network that it does not name. Raises UserError for a model, or arguments of
     its class, that this version of memoir does not have, and for one that is not trusted.
     """
     given = recipe.get("model") if isinstance(recipe, dict) else None
@@ -377,8 +378,8 @@ def resolved_model(recipe: dict[str, Any], trust: Collection[str] = ()) -> "Netw
 def build_model(options: ModelOptions, objective: Objective | None = None) -> "Network":
     """The model, initialised from torch's global generator. Raises UserError for arguments that it refuses.
 
-    objective: that it is trained with, of a network of one's own without one. The papers' models compute in channels_last;
-    a network of one's own, which may rely on the usual order, as it is.
+    objective: what to train a network of one's own with that has none. The papers' models compute in channels_last; a
+    network of one's own is left as it is, for it may rely on the usual order.
     """
     arguments = {name: value for name, value in options if name != "name"}
     if is_own(options.name):
@@ -392,6 +393,6 @@ def build_model(options: ModelOptions, objective: Objective | None = None) -> "N
     except UserError:
         raise
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
-        # what torch says of sizes that are negative, or more than the memory
+        # torch's errors for sizes that are negative, or more than the memory
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"model {options.name}: {first}") from None

@@ -1,7 +1,7 @@
 """The source of a network of one's own, `module:Class`: found, imported, and sent to where it is needed.
 
-A module lies in the current directory or is installed. What it takes along is all of its top-level package, or the one file
-of a plain module.
+A module lies in the current directory or is installed. It takes along its whole top-level package, or the one file of a
+plain module.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.shards.format import file_sha256
 
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-OURS = ("jobs", "pipeline")  # of these a network takes its own file along, for the rest is everywhere
+OURS = ("jobs", "pipeline")  # a network in these takes only its own file along: the rest is everywhere
 
 
 def is_own(name: object) -> bool:
@@ -28,12 +28,12 @@ def is_own(name: object) -> bool:
 
 
 def load(name: str) -> Any:
-    """What `module:Class` names. Raises UserError, in one line, for whatever stands in the way of it."""
+    """What `module:Class` names. Raises UserError, in one line, if that fails for any reason."""
     module_name, _, attribute = name.partition(":")
     _look_here()
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # whatever stands in somebody's file
+    except (Exception, SystemExit) as error:  # somebody's file may raise anything
         absent = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
         if absent and f"{module_name}.".startswith(f"{absent}."):
             raise UserError(f"no module {absent}; put its file into {Path.cwd()}, or install it") from None
@@ -48,7 +48,7 @@ def load(name: str) -> Any:
 def files(name: str) -> dict[str, Path]:
     """The .py files that `module:Class` takes along, by their path from where the import begins, sorted.
 
-    Nothing of them is imported. Raises UserError if there are none.
+    None of them is imported. Raises UserError if there are none.
     """
     module = name.partition(":")[0]
     top = module.partition(".")[0]

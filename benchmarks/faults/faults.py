@@ -26,7 +26,7 @@ def rank1(run: Training) -> Iterator[float]:
 
 
 def kill_rank(run: Training, rank: int) -> Iterator[float]:
-    """As soon as there is one."""
+    """SIGKILL of a rank, as soon as there is one."""
     while True:
         victim = yield from run.until(lambda: run.ranks().get(rank))
         with suppress(psutil.NoSuchProcess):
@@ -42,7 +42,7 @@ def node(run: Training) -> Iterator[float]:
 
 
 def preempted(run: Training) -> Iterator[float]:
-    """The second node is told to go, and after a while made to."""
+    """The second node is told to go, and is killed after a while."""
     going = run.cluster.second()
     for process in going:
         with suppress(psutil.NoSuchProcess):
@@ -75,7 +75,7 @@ def unavailable(run: Training) -> Iterator[float]:
 
 
 def down(run: Training) -> Iterator[float]:
-    """No connection."""
+    """Connections are refused."""
     yield from outage(run, "down")
 
 
@@ -89,7 +89,7 @@ def outage(run: Training, kind: int | str) -> Iterator[float]:
 
 
 def full(run: Training) -> Iterator[float]:
-    """No space left, until the command has ended."""
+    """The store has no space left until the command has ended."""
     filler = run.series.small / "filler"
     try:
         while run.process.poll() is None:
@@ -102,7 +102,7 @@ def full(run: Training) -> Iterator[float]:
 
 
 def truncated(run: Training) -> Iterator[float]:
-    """A file of the newest checkpoint is half, and nobody runs."""
+    """The driver is killed, and a file of the newest checkpoint loses its second half."""
     assert run.place
     yield from run.until(run.checkpoints)
     run.kill()
@@ -116,7 +116,7 @@ def truncated(run: Training) -> Iterator[float]:
 
 
 def clock(run: Training) -> Iterator[float]:
-    """An hour ahead or back, on the second node."""
+    """The clock of the second node jumps an hour ahead or back."""
     run.cluster.clock.write_text(run.random.choice(["+3600", "-3600"]))
     yield 0
 

@@ -21,7 +21,7 @@ KEPT = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_Autos
 
 
 class Host(NamedTuple):
-    """Where a node runs. prefix: of a command that is to run there. link: what connects it, None for this machine."""
+    """Where a node runs. prefix: what a command to run there begins with. link: what connects it, None for this machine."""
 
     address: str
     prefix: list[str]
@@ -29,7 +29,7 @@ class Host(NamedTuple):
 
 
 class Hosts(NamedTuple):
-    """The two, the interface that ranks talk over, and this process's address as they see it."""
+    """The two hosts, the interface that ranks talk over, and this process's address as they see it."""
 
     each: tuple[Host, Host]
     interface: str
@@ -38,7 +38,7 @@ class Hosts(NamedTuple):
 
 @contextmanager
 def local() -> Iterator[Hosts]:
-    """Both nodes on this machine; by their addresses Ray Train takes them for two."""
+    """Both nodes on this machine; Ray Train takes them for two by their addresses."""
     yield Hosts((Host("127.0.0.1", [], None), Host("127.0.0.2", [], None)), "lo", "127.0.0.1")
 
 
@@ -96,10 +96,10 @@ class Cluster:
             "RAY_worker_niceness": "0",
         }
         self.faked = False
-        self.nodes: list[list[psutil.Process]] = []  # of each, what `ray start` has left running
+        self.nodes: list[list[psutil.Process]] = []  # for each node, what `ray start` has left running
 
     def start(self) -> None:
-        """Both nodes."""
+        """Start both nodes."""
         port = self.address.rpartition(":")[2]
         client = ["--ray-client-server-port", str(free_port("127.0.0.1"))]
         # With its dashboard, which Ray Train asks whether a controller lives.
@@ -108,7 +108,7 @@ class Cluster:
         self.join()
 
     def join(self, faked: bool = False) -> None:
-        """A second node. faked: it reads its wall clock's error from self.clock."""
+        """Start a second node. faked: it reads its wall clock's error from self.clock."""
         library: dict[str, str] = {}
         if faked:
             self.clock.write_text("+0")
@@ -147,7 +147,7 @@ class Cluster:
         return [process for process in descendants() if process not in kept]
 
     def ready(self, faked: bool) -> None:
-        """Have both nodes, for the next run."""
+        """Have both nodes running for the next run."""
         if not self.nodes:
             self.start()
         if not {process for node in self.nodes for process in node} <= set(descendants()):

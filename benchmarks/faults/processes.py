@@ -39,14 +39,14 @@ def descendants() -> list[psutil.Process]:
 
 
 def title(process: psutil.Process) -> str:
-    """Its command line, as Ray rewrites it."""
+    """The command line of a process, as Ray rewrites it."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
 
 
 def end(processes: list[psutil.Process]) -> None:
-    """SIGKILL, and wait."""
+    """Send SIGKILL, and wait for the end."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -86,7 +86,7 @@ class Command(subprocess.Popen[bytes]):
 
 
 def check(command: list[str], **options: Any) -> None:
-    """Run it. Raises UserError with its last line if it fails."""
+    """Run a command. Raises UserError with its last line if it fails."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )

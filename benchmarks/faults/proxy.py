@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(body)
 
     def answer(self, body: bytes) -> None:
-        """Give the failure, or what the S3 server says. body: of the request."""
+        """Give the failure, or what the S3 server says. body: the request's."""
         self.give(SLOW_DOWN if self.server.failure == 503 else self.upstream(body))
 
     def upstream(self, body: bytes) -> Answer:
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         return told
 
     def give(self, answer: Answer, passes: int | None = None) -> None:
-        """Send it. passes: only so many bytes of the body, whose length is told as it is."""
+        """Send an answer. passes: only this many bytes of the body, though its full length is told."""
         self.send_response_only(answer.status)
         length = str(len(answer.body))
         for name, value in answer.headers:
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body[:passes])
 
     def body(self) -> bytes:
-        """Of the request; pyarrow sends it in chunks."""
+        """The body of the request; pyarrow sends it in chunks."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
@@ -85,11 +85,11 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 class Proxy(ThreadingHTTPServer):
-    """Before the S3 server. failure: None, 503, or "down": it drops its connections and refuses others."""
+    """The proxy before the S3 server. failure: None, 503, or "down": it drops its connections and refuses others."""
 
     daemon_threads = True
     allow_reuse_address = True

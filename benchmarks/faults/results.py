@@ -6,7 +6,7 @@ BAD = ("weights", "loss", "hang", "traceback", "crash")
 
 
 class Attempt(NamedTuple):
-    """One command. code: its exit code, None: it did not end in its time. killed: by the fault."""
+    """One command. code: its exit code, None: it did not end in its time. killed: whether the fault did it."""
 
     code: int | None
     output: str

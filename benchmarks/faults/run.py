@@ -29,7 +29,7 @@ class MissedError(Exception):
 
 
 class Moment(NamedTuple):
-    """Seconds after the first sight of a step; of step 0: after the start of the fit."""
+    """Seconds after the first sight of a step; for step 0, after the start of the fit."""
 
     step: int
     seconds: float
@@ -46,7 +46,7 @@ def moment(seed: int, fault: str, time: int, attempt: int, seen: list[tuple[floa
 
 
 def started_ranks(log: str) -> list[dict[int, int]]:
-    """Of each group of workers that the log of Ray Train's controller tells of: rank -> process id."""
+    """For each group of workers in the log of Ray Train's controller: rank -> process id."""
     groups = []
     for line in log.splitlines():
         with suppress(json.JSONDecodeError):  # a line that is being written
@@ -133,7 +133,7 @@ class Training:
         return {rank: living[pid] for rank, pid in (groups[-1] if groups else {}).items() if pid in living}
 
     def checkpoints(self) -> dict[int, str]:
-        """Those in the store: step -> name."""
+        """The checkpoints in the store: step -> name."""
         if self.place:
             names = [str(path) for path in self.place.glob("runs/*/step-*/model.safetensors")]
         else:
@@ -163,7 +163,7 @@ class Training:
         return self.fit is not None and since is not None and time.monotonic() >= self.fit + since + at.seconds
 
     def follow(self, at: Moment | None = None, fault: Callable[["Training"], Iterator[float]] | None = None) -> None:
-        """See the command, and the fault that strikes at that moment, through. Raises MissedError."""
+        """Follow the command, with the fault that strikes at that moment, to its end. Raises MissedError."""
         acts: Iterator[float] | None = None
         wake, deadline = 0.0, self.began + self.limit
         try:

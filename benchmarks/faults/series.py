@@ -1,4 +1,4 @@
-"""The series: an undisturbed run for each kind of store, and then a run for each fault and time; what became of each is recorded."""
+"""The series: an undisturbed run for each kind of store, then a run for each fault and time, and a record of each."""
 
 import argparse
 import json
@@ -22,13 +22,13 @@ from benchmarks.faults.results import Result, is_bad, outcome
 from benchmarks.faults.run import BUCKET, MissedError, Training, moment
 from pipeline.errors import UserError
 
-PATIENCE = 10.0  # undisturbed runs that a command may last
+PATIENCE = 10.0  # a command may last this many undisturbed runs
 TRIES = 5  # of a run that ends before its fault
 NOTE = ".cluster"  # in DIR: the cluster's folder
 
 
 class Undisturbed(NamedTuple):
-    """result: of every run. seen: see `moment`. seconds: of a run, by store."""
+    """result: the same for every run. seen: see `moment`. seconds: how long a run takes, by store."""
 
     result: Result
     seen: list[tuple[float, int]]
@@ -166,7 +166,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """One more."""
+    """Append a record."""
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -11,7 +11,7 @@ from benchmarks.faults.results import BAD
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """The cells of a fault's line in the table. rows: of this fault, at least one."""
+    """The cells of a fault's line in the table. rows: those of this fault, at least one."""
     outcomes = [row["outcome"] for row in rows]
     finished = [row for row in rows if row["equal"] is not None]
     bad = {name: outcomes.count(name) for name in BAD if name in outcomes}
@@ -32,7 +32,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table."""
+    """Print the table."""
     table = Table(caption="equal: weights; lost: mean (max)")
     lines = {fault: summary(each) for fault in FAULTS if (each := [row for row in rows if row["fault"] == fault])}
     table.add_column("fault")

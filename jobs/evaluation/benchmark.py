@@ -36,7 +36,7 @@ DEGRADATIONS: dict[str, type[Degradation]] = {"jpeg": Jpeg, "sr": Scale, "noise"
 class Benchmark:
     """One column of the published tables: a degradation at one level, and the protocol that measures it.
 
-    level: the quality of JPEG, the factor of super-resolution, the sigma of noise (0..255 scale); of published pairs none.
+    level: the quality of JPEG, the factor of super-resolution, the sigma of noise (0..255 scale); published pairs have none.
     column: its name in PAPER, which does not say how a model is run.
     """
 
@@ -44,9 +44,9 @@ class Benchmark:
     kind: Literal["jpeg", "sr", "noise", "pairs"]
     level: float
     protocol: Protocol
-    plane: Literal["rgb2ycbcr", "rgb2gray", "rgb"]  # what is taken of an RGB image; a grey image is used as it is
+    plane: Literal["rgb2ycbcr", "rgb2gray", "rgb"]  # the planes used of an RGB image; a grey image is used as it is
     half: bool = False  # clean image first shrunk to half by MATLAB's bicubic, as RED and MemNet do with BSD200
-    tile: int | None = None  # the model sees tiles of so many pixels a side, see jobs.restoring.tiles.restore_grid
+    tile: int | None = None  # the model sees tiles of this many pixels a side, see jobs.restoring.tiles.restore_grid
 
     @property
     def column(self) -> str:
@@ -60,8 +60,8 @@ class Benchmark:
     def prepare(self, image: np.ndarray) -> list[Pair]:
         """The pairs to restore and score: one, or three draws for noise.
 
-        image: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. The degraded image has the target's size; super-resolution cuts both
-        to multiples of the factor.
+        image: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. The degraded image has the target's size; super-resolution cuts
+        both to multiples of the factor.
         Raises UnusableImageError for an image smaller than the factor, and for 16 bits where the degradation is JPEG.
         """
         if self.half:
@@ -71,9 +71,9 @@ class Benchmark:
         return [Pair(lq, gt) for lq in inputs]
 
     def pair(self, lq: np.ndarray, gt: np.ndarray, mask: np.ndarray | None = None) -> Pair:
-        """A published input, its target and, where the protocol has regions, the mask as what is restored and scored.
+        """The Pair of a published input, its target and, where the protocol has regions, the mask.
 
-        uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. Raises UnusableImageError for sizes that differ.
+        lq, gt: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB. Raises UnusableImageError for sizes that differ.
         """
         images = [lq, gt] if mask is None else [lq, gt, levels(unit(mask.max(axis=2, keepdims=True)), np.uint8)]
         if len({image.shape[:2] for image in images}) > 1:
@@ -85,11 +85,11 @@ class Benchmark:
         return Pair(lq, gt, *images[2:])
 
     def score(self, output: np.ndarray, pair: Pair) -> Score:
-        """`output`, restored from the `lq` of a pair, against its `gt`: floating, of its shape. Raises as `score` does."""
+        """The score of `output`, restored from a pair's `lq`, against its `gt`: floating, of gt's shape. Raises as `score`."""
         return score(self.protocol, output, pair.gt, int(self.level) if self.kind == "sr" else 1, pair.mask)
 
     def paper(self, dataset: str) -> dict[str, dict[str, float]]:
-        """The published rows on this data set: method -> metric -> value, of as many metrics as were published."""
+        """The published rows on this data set: method -> metric -> value, for the metrics that were published."""
         names = [metric.name for metric in self.protocol.published]
         return {
             method: dict(zip(names, row, strict=False)) for method, row in PAPER.get((dataset, self.column), {}).items()
@@ -98,8 +98,8 @@ class Benchmark:
 
 def benchmark(name: str) -> Benchmark:
     """The benchmark of this name: `jpeg-q1` to `jpeg-q100`, `sr-x2`, `sr-x3`, `sr-x4`, `noise-SIGMA` with SIGMA > 0 and
-    `noise-SIGMA-half`, on the images at half size; of published pairs those of PAIRS, and each of them with `-tileN`, for
-    a model that sees tiles of N pixels a side, 16 or more.
+    `noise-SIGMA-half`, on the images at half size; for published pairs the names in PAIRS, each also with `-tileN`,
+    where the model sees tiles of N pixels a side, 16 or more.
 
     Raises UserError for another name.
     """

@@ -35,8 +35,8 @@ from pipeline.raw.manifest import write_table
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
 Restorer = Callable[[np.ndarray, int | None], np.ndarray]
-PICTURES = 2  # of each benchmark, for the report
-ITEMS, SHEET_COLUMNS, SHEET_WIDTH = 32, 6, 150  # of a sheet of a memory: most items, cells in a row, pixels of a cell
+PICTURES = 2  # pictures of each benchmark in the report
+ITEMS, SHEET_COLUMNS, SHEET_WIDTH = 32, 6, 150  # a memory's sheet: most items, cells in a row, pixels of a cell
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def restorer(model: Network) -> Restorer:
 def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun, bits: Bits = 8) -> list[Scored]:
     """Restore and score every image of a folder, in the order of their names.
 
-    bits: a channel that images may have, those of the model's task. Raises UserError for a folder without images, and for an
-    image that cannot be used: a mean over fewer images than the published set would not be comparable.
+    bits: the bits a channel that images may have, as in the model's task. Raises UserError for a folder without images, and
+    for an image that cannot be used: a mean over fewer images than the published set would not be comparable.
     """
     folder = Path(run.data)
     if not folder.is_dir():
@@ -88,11 +88,11 @@ def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun, bits: B
     return scored
 
 
-Item = tuple[Path, str, Callable[[], list[Pair]]]  # for errors, for tables, and what is restored and scored
+Item = tuple[Path, str, Callable[[], list[Pair]]]  # its path for errors, its name for tables, and its pairs
 
 
 def clean_images(which: Benchmark, folder: Path, bits: Bits) -> list[Item]:
-    """The images of a folder, which the benchmark degrades itself; what else is in it is named on stderr.
+    """The images of a folder, which the benchmark degrades itself; other files in it are named on stderr.
 
     Raises UserError if there are none.
     """
@@ -115,7 +115,10 @@ def clean_images(which: Benchmark, folder: Path, bits: Bits) -> list[Item]:
 
 
 def published_pairs(which: Benchmark, run: BenchmarkRun, bits: Bits) -> list[Item]:
-    """The test images, or those of another split, of a data set in its published layout. Raises UserError if there are none, or one is amiss."""
+    """The test images, or those of another split, of a data set in its published layout.
+
+    Raises UserError if there are none, or if one is amiss.
+    """
     if run.layout is None:
         raise UserError(f"{which.name}: pairs are found by their layout: --layout NAME, or layout: NAME in the recipe")
     name, _, variant = run.layout.partition(":")
@@ -146,7 +149,7 @@ def published_pairs(which: Benchmark, run: BenchmarkRun, bits: Bits) -> list[Ite
 
 
 def dataset_name(folder: Path) -> str:
-    """What a folder of images is called in tables: its name, with that of the data set where it is one of its splits."""
+    """What a folder of images is called in tables: its name, with the data set's name if it is one of its splits."""
     parts = [part for part in folder.resolve().parts if part not in ("data", "images", "HR")]
     name = parts[-1] if len(parts) < 2 or parts[-1] not in ("train", "val", "test") else "-".join(parts[-2:])
     return {"LIVE1_gray": "LIVE1", "BSDS500-val": "BSD100", "BSDS500-test": "BSD200"}.get(name, name)
@@ -201,8 +204,9 @@ def _check_fits(trained: Trained, benchmarks: list[Benchmark]) -> None:
 def evaluate_recipe(recipe_name: str, runs: Path, trust: Collection[str] = ()) -> dict[str, Any]:
     """All benchmarks of a recipe on its checkpoint. trust: see `load_model`.
 
-    Writes runs/<recipe>/scores.json (with `blended`, see `blended_distance`, of each benchmark's first image), scores.parquet (per image) and pictures/{input,output,target}/ of the
-    first images of each benchmark; of a model with a memory, pictures/memory/ too, what each item responds to in the first.
+    Writes runs/<recipe>/scores.json (with `blended`, see `blended_distance`, of each benchmark's first image),
+    scores.parquet (per image) and pictures/{input,output,target}/ of the first images of each benchmark. A model with a
+    memory also gets pictures/memory/, which shows what each item responds to in the first image.
     """
     recipe = read_recipe(recipe_name)
     name = bare_name(recipe_name)
@@ -234,7 +238,7 @@ def evaluate_recipe(recipe_name: str, runs: Path, trust: Collection[str] = ()) -
         if run is recipe.evaluation.benchmarks[0] and isinstance(trained.model, Remembering):
             for bank, sheet in memory_sheets(trained.model, scored[0].pair.lq).items():
                 write_image(pictures / "memory" / f"{bank}.png", sheet)
-    columns = list(dict.fromkeys(column for row in rows for column in row))  # of a metric that a row has not: null
+    columns = list(dict.fromkeys(column for row in rows for column in row))  # null for a metric that a row lacks
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
     write_table(runs / name / "scores.parquet", table)
     write_bytes(runs / name / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
@@ -243,10 +247,10 @@ def evaluate_recipe(recipe_name: str, runs: Path, trust: Collection[str] = ()) -
 
 @torch.inference_mode()
 def memory_sheets(model: Remembering, lq: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each bank of a memory, a sheet: the image, then how much its positions read of each item, from its least (black)
-    to its most (white).
+    """A sheet for each bank of a memory: the image, then how much its positions read of each item, from the item's least
+    (black) to its most (white).
 
-    lq: float32 (H, W, 3) in [0, 1]. Returns uint8 (h, w, 3) by the bank's name; none of a bank of more than ITEMS items.
+    lq: float32 (H, W, 3) in [0, 1]. Returns uint8 (h, w, 3) by the bank's name; a bank of more than ITEMS items has none.
     """
     x = torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1)))[None].clamp(0, 1)
     x = x.to(next(model.parameters()).device)

@@ -30,12 +30,12 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """The title with its unit, and the way that is better where it is not up."""
+        """The title with its unit, and the direction that is better where that is not up."""
         notes = [self.unit] * bool(self.unit) + ["lower is better"] * (self.better == "lower")
         return f"{self.title} ({', '.join(notes)})" if notes else self.title
 
 
-REGIONS = ("", "_shadow", "_nonshadow")  # ends of the names of a metric on all pixels, and on those of a mask
+REGIONS = ("", "_shadow", "_nonshadow")  # suffixes of a metric's name: on all pixels, inside a mask, outside it
 
 
 def by_region(metric: Metric) -> tuple[Metric, ...]:
@@ -77,7 +77,7 @@ def measured(row: Mapping[str, Any]) -> list[Metric]:
 
 
 def table(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """A row of scores.json as text: of each metric its heading, the degraded input, the output, and what was published."""
+    """A row of scores.json as text: for each metric its heading, the degraded input, the output, and what was published."""
     lines = []
     for metric in measured(row):
         published = {method: figures[metric.name] for method, figures in row["paper"].items() if metric.name in figures}
@@ -87,9 +87,9 @@ def table(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB: two arrays of one shape on the scale 0..255. Infinite if they are equal.
+    """Peak signal-to-noise ratio in dB of two arrays of one shape on the scale 0..255. Infinite if they are equal.
 
-    Raises ValueError for two shapes.
+    Raises ValueError if the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"cannot compare {a.shape} and {b.shape}")
@@ -98,7 +98,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity: two planes, (H, W) or (H, W, 1), on the scale 0..255.
+    """Structural similarity of two planes, (H, W) or (H, W, 1), on the scale 0..255.
 
     The mean over the windows that lie inside the image, in float64. Raises ValueError for other shapes, UnusableImageError
     for planes smaller than the window. Source: Wang et al., Image quality assessment, TIP 2004, with its constants.
@@ -128,8 +128,8 @@ def ssim_downsampled(a: np.ndarray, b: np.ndarray) -> float:
 def ssim_3d(a: np.ndarray, b: np.ndarray) -> float:
     """MATLAB's ssim of two RGB images, (H, W, 3) on the scale 0..255, which it takes for a volume.
 
-    The window is 11x11x11, Gaussian with sigma 1.5, and goes over the border, where the edge is repeated: of three channels
-    each weighs in the others' means. Raises ValueError for other shapes, UnusableImageError for less than 11x11 pixels.
+    The window is 11x11x11, Gaussian with sigma 1.5, and crosses the border, where the edge is repeated: each of the three
+    channels enters the others' means. Raises ValueError for other shapes, UnusableImageError for less than 11x11 pixels.
     """
     if a.shape != b.shape or a.shape[2:] != (3,):
         raise ValueError(f"expected two arrays (H, W, 3) of one size, got {a.shape} and {b.shape}")
@@ -164,7 +164,7 @@ def _check_window(image: np.ndarray, side: int) -> None:
 
 
 def _similarity(x: np.ndarray, y: np.ndarray, means: Callable[[np.ndarray], np.ndarray]) -> float:
-    """The mean of SSIM's index over all windows, whose weighted means `means` gives."""
+    """The mean of SSIM's index over all windows; `means` gives their weighted means."""
     mean_x, mean_y = means(x), means(y)
     variance_x = means(x * x) - mean_x**2
     variance_y = means(y * y) - mean_y**2
@@ -186,7 +186,7 @@ def _windowed(plane: np.ndarray) -> np.ndarray:
 LEVELS = np.arange(256) / 255
 
 
-LINEAR = np.where(LEVELS <= 0.04045, LEVELS / 12.92, ((LEVELS + 0.055) / 1.055) ** 2.4)  # of each of the 256 levels
+LINEAR = np.where(LEVELS <= 0.04045, LEVELS / 12.92, ((LEVELS + 0.055) / 1.055) ** 2.4)  # by level, 0..255
 
 
 # XYZ of red, green and blue in the ICC profile sRGB IEC61966-2.1: sRGB's primaries, adapted to D50 by Bradford's transform
@@ -195,10 +195,10 @@ WHITE_D50 = np.array([0.9642, 1, 0.8249])
 
 
 def srgb2lab(image: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* with the white of D50, as MATLAB's makecform("srgb2lab") gives it; under D65 distances are others.
+    """CIE L*a*b* with the white of D50, as MATLAB's makecform("srgb2lab") gives it; with D65, distances differ.
 
-    image: uint8, (H, W, 3) RGB. Returns float64, (H, W, 3): L in 0..100, a and b about -100..100. The curve is sRGB's formula,
-    of which MATLAB reads 1,024 points from the profile.
+    image: uint8, (H, W, 3) RGB. Returns float64, (H, W, 3): L in 0..100, a and b about -100..100. The curve is sRGB's formula;
+    MATLAB reads 1,024 points of it from the profile.
     """
     ratio = LINEAR[image] @ PRIMARIES_D50 / WHITE_D50
     f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio * 841 / 108 + 4 / 29)

@@ -36,15 +36,15 @@ from pipeline.images import UnusableImageError
 class Score(NamedTuple):
     """What a protocol gives for one image, or for several in the mean.
 
-    values: by the metric's name; an infinite PSNR is that of identical images. weights: what an image counts for in the
-    mean of a metric, 1 where it is not named; of a metric per pixel, the number of pixels.
+    values: by the metric's name; identical images have an infinite PSNR. weights: the weight of an image in the mean of a
+    metric, 1 where it is not named; for a metric per pixel, the number of pixels.
     """
 
     values: dict[str, float]
     weights: dict[str, float] = {}  # noqa: RUF012, never changed
 
     def json(self) -> dict[str, float | None]:
-        """For JSON, which holds no infinity: an infinite PSNR is null. No other score is: NaN is refused by `score`."""
+        """The values for JSON, which holds no infinity: only an infinite PSNR is null, as `score` refuses NaN."""
         return {name: value if math.isfinite(value) else None for name, value in self.values.items()}
 
 
@@ -62,11 +62,11 @@ class Protocol:
     border: Literal["none", "scale", "modulo4"]
     rounding: Literal["none", "clip", "uint8"]  # uint8: rounded half up and clipped to 0..255
     # wang2004: 11x11 Gaussian, sigma 1.5, valid region; no down-sampling but in wang2004-downsampled. matlab3d: `ssim_3d`,
-    # beside that of each channel. skimage: 7x7 uniform windows, sample covariance
+    # beside the SSIM of each channel. skimage: 7x7 uniform windows, sample covariance
     ssim: Literal["wang2004", "wang2004-downsampled", "wang2004,matlab3d", "skimage"]
     metrics: tuple[Metric, ...] = (PSNR, SSIM)
-    published: tuple[Metric, ...] = (PSNR, SSIM)  # those that a row of PAPER gives, in its order
-    regions: bool = False  # of two sizes, and in the shadow and outside it too, see `_regional`
+    published: tuple[Metric, ...] = (PSNR, SSIM)  # the metrics that a row of PAPER gives, in its order
+    regions: bool = False  # measured at two sizes, also in the shadow and outside it, see `_regional`
 
     def __str__(self) -> str:
         regions = " regions=shadow size=480x640,256x256" if self.regions else ""
@@ -128,7 +128,7 @@ def _whole_y(image: np.ndarray) -> np.ndarray:
     return rgb2ycbcr_y(image.astype(np.uint8)).astype(np.float64)
 
 
-LUMAS = {"Y of RGB": _whole_y, "float Y of RGB": _float_y, "full Y of RGB": _full_y}  # of Protocol.colour
+LUMAS = {"Y of RGB": _whole_y, "float Y of RGB": _float_y, "full Y of RGB": _full_y}  # by Protocol.colour
 
 
 def score(
@@ -136,9 +136,9 @@ def score(
 ) -> Score:
     """The metrics of a restored image under a protocol.
 
-    output, target: floating, (H, W, 1), of protocols in RGB (H, W, 3), on the scale [0, 1]. scale: the factor of
-    super-resolution, for the border. mask: as in `Pair`, of protocols with regions. Raises ValueError for other shapes, and
-    for a mask too few; UserError for an output that is not finite; UnusableImageError if less is left than SSIM's window,
+    output, target: floating, (H, W, 1), or (H, W, 3) for protocols in RGB, on the scale [0, 1]. scale: the factor of
+    super-resolution, for the border. mask: as in `Pair`, for protocols with regions. Raises ValueError for other shapes, and
+    for a missing mask; UserError for an output that is not finite; UnusableImageError if less is left than SSIM's window,
     and for a mask with nothing inside or outside it.
     """
     channels = 3 if protocol.colour.endswith("RGB") else 1
@@ -171,8 +171,8 @@ def _regional(protocol: Protocol, output: np.ndarray, target: np.ndarray, mask: 
 
     A distance in Lab is summed over L, a and b, and divided by the pixels of the region. PSNR and SSIM of a region are of the
     whole frame, black outside the region in both images. A pixel is in the shadow where the resized mask is not 0.
-    Source: at 480x640, which is the size of ISTD's images, evaluate.m of SpA-Former's release, whose author scored MemoryNet
-    with it; at 256x256, the mean per pixel of RDDM's release, which resizes before it converts, as Fu et al. 2021 do.
+    Source: at 480x640, the size of ISTD's images, evaluate.m of SpA-Former's release (its author scored MemoryNet
+    with it); at 256x256, the mean per pixel of RDDM's release, which resizes before it converts, as Fu et al. 2021 do.
     """
     values: dict[str, float] = {}
     weights: dict[str, float] = {}
@@ -200,7 +200,7 @@ def _regional(protocol: Protocol, output: np.ndarray, target: np.ndarray, mask: 
 def mean(scores: Sequence[Score]) -> Score:
     """The mean of each figure, as the tables give it; one identical pair makes the PSNR infinite. scores: at least one.
 
-    By the scores' weights, so that the mean of a metric per pixel is the one over the pixels of all images.
+    Scores count by their weights, so that the mean of a metric per pixel is its mean over the pixels of all images.
     """
     values, weights = {}, {}
     for name in scores[0].values:

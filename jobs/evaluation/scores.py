@@ -1,4 +1,4 @@
-"""scores.json, and what must hold of one before it is taken at its word; see jobs.documents."""
+"""scores.json, and the checks that it must pass before it is used; see jobs.documents."""
 
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ Figures = dict[str, float | None]  # by the metric's name; None: the infinite PS
 
 
 class Blended(Document):
-    """How near blended tiles come to the whole image, of one image: see jobs.restoring.tiles.blended_distance."""
+    """How near blended tiles come to the whole image, for one image: see jobs.restoring.tiles.blended_distance."""
 
     image: Line
     psnr: float | None

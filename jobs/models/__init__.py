@@ -1,7 +1,7 @@
 """The networks, one file per paper, each with its objective; and networks of one's own (`own`, `objective`).
 
-`Network` is what the loop, the evaluation and the tiler ask of a model. The papers' models have all of it; to one that only
-maps images to images, `own` adds the rest.
+`Network` is what the loop, the evaluation and the tiler ask of a model. The papers' models have all of it; `own` adds the
+rest to a model that only maps images to images.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ class Network(Protocol):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What `training_loss` cannot do without: roles of images, `intra negatives` or `extra negatives`."""
+        """What `training_loss` needs: roles of images, `intra negatives` or `extra negatives`."""
 
     @property
     def in_channels(self) -> int:
@@ -29,21 +29,21 @@ class Network(Protocol):
 
     @property
     def size_multiple(self) -> int:
-        """Tiles of an image begin at multiples of so many pixels, so that the network sees them as it sees the whole."""
+        """Tiles of an image begin at multiples of this many pixels, so that the network sees them as it sees the whole."""
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one rank's part of a global batch, and scalars to log.
 
         batch: float32 tensors in [0, 1], NCHW, under the papers' role names (`lq`, `gt`, `mask`, `negatives`, or `frames` of
         a scene), with `weight` (B,), 0 for padding, and `count`, the number of true samples of the global batch divided by
-        the number of ranks: a loss is sum_i weight_i * loss_i / count, so that DDP's mean of gradients is that of the global
-        batch; and `progress`, the share of the run's steps that is done.
+        the number of ranks: a loss is sum_i weight_i * loss_i / count, so that DDP's mean of gradients is the global batch's
+        gradient; and `progress`, the share of the run's steps that is done.
         """
 
     def restore(self, lq: Tensor) -> Tensor:
         """float32 (B, C, H, W) in [0, 1] in and out (not clipped), any H and W, in eval mode."""
 
-    # Of torch.nn.Module, what those who hold a network use:
+    # The methods of torch.nn.Module that users of a network call:
 
     def train(self, mode: bool = True) -> Self:
         """See torch.nn.Module, as for the methods below."""
@@ -77,7 +77,7 @@ class Remembering(Network, Protocol):
 
 @runtime_checkable
 class SparingDecay(Protocol):
-    """What a network has beside that does not want weight decay everywhere."""
+    """What a network adds if some of its parameters are to have no weight decay."""
 
     def no_decay(self) -> set[str]:
         """The names of the parameters that weight decay spares."""

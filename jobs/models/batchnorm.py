@@ -15,7 +15,7 @@ from jobs.models.collective import all_gather, world_size
 
 
 class Statistics(NamedTuple):
-    """Of one tensor (N, C, H, W) over (N, H, W) of all ranks: mean (C,), biased variance (C,), elements a channel."""
+    """A tensor's (N, C, H, W) statistics over (N, H, W) of all ranks: mean (C,), biased variance (C,), elements a channel."""
 
     mean: Tensor
     var: Tensor
@@ -23,7 +23,7 @@ class Statistics(NamedTuple):
 
 
 def batch_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
-    """Mean and variance of x (N, C, H, W) over the global batch: float32 (of float64: float64), differentiable once.
+    """Mean and variance of x (N, C, H, W) over the global batch: float32 (float64 for float64), differentiable once.
 
     Every rank must hold equally many elements: the ranks' means are averaged as they are.
     """
@@ -76,7 +76,7 @@ class _Normalise(torch.autograd.Function):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose training statistics are those of the global batch; same parameters, buffers and eval mode."""
+    """nn.BatchNorm2d with the training statistics of the global batch; same parameters, buffers and eval mode."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -84,7 +84,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     momentum: float
 
     def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
-        """Normalise x (N, C, H, W). statistics: those of x, where the caller has them already; used in training only."""
+        """Normalise x (N, C, H, W). statistics: x's, if the caller has them already; used in training only."""
         return self.part(x, 0, statistics)
 
     def part(self, x: Tensor, start: int, statistics: Statistics | None = None) -> Tensor:

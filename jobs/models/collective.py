@@ -1,4 +1,4 @@
-"""Collectives over the ranks of torch's process group, of small tensors; without a group the process is its only rank."""
+"""Collectives of small tensors over the ranks of torch's process group; without a group the process is the only rank."""
 
 import time
 from collections.abc import Generator
@@ -40,7 +40,7 @@ def all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Te
 
 
 def seconds() -> float:
-    """What this process spent in them so far, waiting for the other ranks included; on a GPU only their starts."""
+    """The seconds that this process has spent in collectives, with waiting for other ranks; on a GPU only their starts."""
     return _seconds
 
 

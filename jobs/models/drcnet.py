@@ -109,7 +109,7 @@ class DFR(nn.Module):
         u = v = self.conv(x)
         if self.has_sf and self.has_ea:
             u, v = v.chunk(2, 1)
-        if self.norm is not None:  # of the first half of the channels (release; the text splits at random)
+        if self.norm is not None:  # normalises the first half of the channels (release; the text splits at random)
             first, second = u.chunk(2, 1)
             u = torch.cat([self.norm(first), second], 1)
         if self.has_ea:
@@ -162,7 +162,7 @@ class UNet(nn.Module):
         self.csff_d = nn.ModuleList(_conv3(n, n) for n in upper if fuse)
 
     def forward(self, x: Tensor, before: Features | None = None) -> Features:
-        """x: (B, width, H, W), the stem's features. before: those of the first stage, in the second."""
+        """x: (B, width, H, W), the stem's features. before: the first stage's features, for the second."""
         e: list[Tensor] = []
         for i, down in enumerate(self.down):
             x = self.encoder[i](x)  # (B, c_i, H / 2^i, W / 2^i)
@@ -194,7 +194,7 @@ class SAM(nn.Module):
 def mixup(I: Tensor, J: Tensor, lambdas: Tensor, mix_role: Literal["degraded", "clean"]) -> Tensor:
     """The negatives N_k of Intra-CR: I, J (B, C, H, W) and lambdas (B, n) -> (n, B, C, H, W).
 
-    degraded: lambda I + (1 - lambda) J, as released. clean: eq. 11 as printed, lambda J + (1 - lambda) I, whose negatives
+    degraded: lambda I + (1 - lambda) J, as released. clean: eq. 11 as printed, lambda J + (1 - lambda) I; its negatives
     are almost the target: minimising the ratio then drives the output away from J.
     """
     weight = lambdas.t()[..., None, None, None].to(I.dtype)  # (n, B, 1, 1, 1)
@@ -206,11 +206,11 @@ def other_images(images: Tensor, true: Tensor, start: int, size: int, n: int) ->
     """The negatives of Extra-CR for the `size` samples from `start` on: the true samples rolled by 1..n.
 
     images: (P, C, H, W). true: (P,) bool; padding is nobody's negative. Returns (n, size, C, H, W), and (size,) bool:
-    whether the sample has any. None is its own negative: where there are fewer than n others, they come again.
+    whether the sample has any. No sample is its own negative; fewer than n others are repeated.
     """
     count = true.sum()
     order = (~true).int().argsort(stable=True)  # the true samples first
-    place = true.cumsum(0)[start : start + size] - 1  # of a sample among them
+    place = true.cumsum(0)[start : start + size] - 1  # of each sample among the true ones
     roll = 1 + torch.arange(n, device=images.device)[:, None] % (count - 1).clamp_min(1)  # (n, 1)
     return images[order[(place + roll) % count.clamp_min(1)]], true[start : start + size] & (count > 1)
 
@@ -220,7 +220,7 @@ def contrastive(
 ) -> Tensor:
     """The contrastive regularisation of each sample (the ratio of eq. 13, layer by layer): (B,), float32.
 
-    G_X, G_J: maps (B, C, H, W) of each layer; G_N: for each layer, those of each of n negatives. c: (n, B), the negatives'
+    G_X, G_J: maps (B, C, H, W) of each layer; G_N: for each layer, the maps of each of n negatives. c: (n, B), the negatives'
     weights. omega: the layers' weights. The mean over a sample's elements, not the batch's: samples do not interact.
     """
     total = c.new_zeros(c.shape[1])
@@ -233,12 +233,12 @@ def contrastive(
 class DRCNet(nn.Module):
     """DRCNet; the defaults are the paper's main model with Intra-CR.
 
-    width, levels: of the two U-Nets. The paper's "four down-samplings" are four levels, three down-samplings (18.9M).
+    width, levels: the size of the two U-Nets. The paper's "four down-samplings" are four levels, three down-samplings (18.9M).
     dfr: Table 4's rows. "full": SF * EA + identity. "sf_ea", "sf_id", "sf": without the identity, EA, both. "base" has one
         convolution in the place of the block, and max-pooling; "ea" is base with the attention and the identity branch.
-        The paper does not describe these two; the reading is the one that has its numbers of parameters.
-    delta: of eq. 8. t: the threshold of the mask, in (0, 1). The release has 1e-4 and 0.8.
-    response_kernel: of the convolutions of the response map, gamma and beta: 3 in the paper's figure, 7 in the release.
+        The paper does not describe these two; they are read so that they have its numbers of parameters.
+    delta: the constant of eq. 8. t: the threshold of the mask, in (0, 1). The release has 1e-4 and 0.8.
+    response_kernel: size of the convolutions of the response map, gamma and beta: 3 in the paper's figure, 7 in the release.
     region_norm: "two_region" as released, "literal" as eqs. 5-7; see `region_normalise`.
     sf_levels: the levels whose SF branch has its normalisation; None: all of them, as for rain and noise.
     cr: negatives of the contrastive term. "intra": mixtures of input and target. "extra": other inputs of the batch.
@@ -250,7 +250,7 @@ class DRCNet(nn.Module):
     lambdas: mixing weights, which also weigh the negatives in the ratio; their number is n for "extra" too.
     mix_role: which image lambda weighs. "degraded" as released; "clean", eq. 11 as printed, is a negative control, always
         mixed here from input and target.
-    cr_layers, cr_weights: VGG19 layers (indices as torchvision's) and their omega; None: those of the variant.
+    cr_layers, cr_weights: VGG19 layers (indices as torchvision's) and their omega; None: the variant's.
     vgg, vgg_sha256: the weights of VGG19, see VGG19Features; read when first needed, by training with cr only.
     vgg_norm: normalise VGG19's input with ImageNet's mean and deviation; the release does not.
 
@@ -365,8 +365,8 @@ class DRCNet(nn.Module):
         mixtures themselves.
         Extra-CR takes its negatives from the samples of this rank, so it depends on how a global batch is divided: W ranks
         equal one process only if each has one sample, when the ranks' samples are gathered.
-        Logs `psnr` (dB, of out_2), `l1`, `cr` (before alpha) and `cr_grad_share`: of the gradient's norm at the output
-        images, what comes from alpha times the contrastive term. Raises ValueError for shapes that do not fit.
+        Logs `psnr` (dB, of out_2), `l1`, `cr` (before alpha) and `cr_grad_share`: the share of the gradient's norm at the
+        output images that comes from alpha times the contrastive term. Raises ValueError for shapes that do not fit.
         """
         I, J, weight = batch["lq"], batch["gt"], batch["weight"]
 
@@ -470,10 +470,10 @@ def _conv3(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """x in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _norms(maps: list[Tensor]) -> Tensor:
-    """The norm of each sample over all of these (B, C, H, W): (B,)."""
+    """The norm of each sample over all these maps (B, C, H, W): (B,)."""
     return torch.stack([x.flatten(1).norm(dim=1) for x in maps]).norm(dim=0)

@@ -207,7 +207,7 @@ class MemNet(nn.Module):
         """The objective (eqs. 4, 12): squared error summed over pixels, halved, averaged over the batch.
 
         With alpha = 1/(M+1) the M predictions and the ensemble all weigh the same. Logs `psnr` (dB) of the output, times
-        this rank's share of the true samples: the mean over the ranks is that of the samples.
+        this rank's share of the true samples, so that the mean over the ranks is the mean over the samples.
         """
         y = self.predictions(batch["lq"])
         output = self._output(y)

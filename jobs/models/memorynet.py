@@ -1,8 +1,8 @@
 """MemoryNet: Memory augment is All You Need for image restoration (Zhang, Gu, Zhu; arXiv:2309.01377).
 
-The network, which is MPRNet (Zamir et al., CVPR 2021) with a memory of three granularities, and its objective. The paper leaves
-much open and its release is unfinished (no L_recon, no contrastive loss): where the two differ or both are silent, the
-place says what is taken.
+The network, MPRNet (Zamir et al., CVPR 2021) with a memory of three granularities, and its objective. The paper leaves much
+open and its release is unfinished (no L_recon, no contrastive loss): where the two differ or both are silent, a comment
+there says what is taken.
 """
 
 import itertools
@@ -77,9 +77,9 @@ class HierarchicalMemory(nn.Module):
         return banks
 
     def forward(self, f: Tensor, banks: list[Tensor]) -> Tensor:
-        """Read f (B, C, H, W) through these banks in turn, each read the query of the next (eq. 4); float32, f's shape."""
+        """Read f (B, C, H, W) through these banks in turn; each read is the query of the next (eq. 4); float32, f's shape."""
         with torch.autocast(f.device.type, enabled=False):
-            q = exact(f).permute(0, 2, 3, 1)  # (B, H, W, C): of channels_last tensors no copy
+            q = exact(f).permute(0, 2, 3, 1)  # (B, H, W, C): no copy for channels_last tensors
             for bank in banks:
                 q = self._read(q, bank)
             return q.permute(0, 3, 1, 2)
@@ -115,7 +115,7 @@ class HierarchicalMemory(nn.Module):
         """Queries and keys whose dot product is d(f, m) of eq. 1."""
         if self.similarity == "dot":
             return q, bank
-        # eps bounds the gradient at 0, which the features of a black area are: no convolution has a bias.
+        # eps bounds the gradient at 0: a black area has features of 0, as no convolution has a bias.
         return F.normalize(q, dim=-1, eps=1e-6), F.normalize(bank, dim=-1, eps=1e-6)
 
 
@@ -177,7 +177,7 @@ class Shallow(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, c_0, H, W) -> maps of three levels: widths c_k, sides H / 2^k. cross: takes in those of the stage before."""
+    """(B, c_0, H, W) -> maps of three levels: widths c_k, sides H / 2^k. cross: it takes in the maps of the stage before."""
 
     def __init__(self, widths: tuple[int, int, int], *, cross: bool) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Encoder(nn.Module):
         maps: list[Tensor] = []
         for k, level in enumerate(self.levels):
             if k > 0:
-                x = self.down[k - 1](F.avg_pool2d(maps[-1], 2))  # of even sides, the bilinear x0.5
+                x = self.down[k - 1](F.avg_pool2d(maps[-1], 2))  # for even sides, the bilinear x0.5
             x = level(x, a)
             if enc is not None and dec is not None:
                 x = x + self.from_encoder[k](enc[k]) + self.from_decoder[k](dec[k])
@@ -213,7 +213,7 @@ class Decoder(nn.Module):
     def forward(self, enc: list[Tensor], a: Tensor) -> list[Tensor]:
         maps = [self.levels[2](enc[2], a)]
         for k in (1, 0):
-            # 1x1 convolutions and bilinear upsampling commute: here and in ORSNet the convolutions come first, on fewer pixels.
+            # 1x1 convolutions and bilinear upsampling commute: here and in ORSNet convolutions come first, on fewer pixels.
             x = up(self.up[k](maps[0])) + self.skip[k](enc[k], a)
             maps.insert(0, self.levels[k](x, a))
         return maps
@@ -268,7 +268,7 @@ class ORSNet(nn.Module):
         return x
 
 
-# the objective, of each sample
+# the objective, for each sample
 
 
 def charbonnier(difference: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def reconstruction(difference: Tensor) -> Tensor:
 def contrast(anchor: list[Tensor], positive: list[Tensor], negative: list[Tensor]) -> Tensor:
     """sum_l omega_l |anchor_l - positive_l| / |anchor_l - negative_l|, of feature maps (B, C_l, H_l, W_l): (B,).
 
-    The paper names a contrastive loss and gives no formula; this is that of AECR-Net (Wu et al., CVPR 2021), which it cites.
+    The paper names a contrastive loss and gives no formula; this is AECR-Net's (Wu et al., CVPR 2021), which it cites.
     """
     ratios = [distance(x, y) / (distance(x, z) + 1e-7) for x, y, z in zip(anchor, positive, negative, strict=True)]
     return torch.stack([omega * ratio for omega, ratio in zip(OMEGA, ratios, strict=True)]).sum(0)
@@ -318,7 +318,7 @@ class MemoryNet(nn.Module):
         they read as their images, and the outputs are residuals to those, not to the input.
     similarity: "cos" (eq. 1) or "dot" (the release); space image needs dot.
     shrink: hard-shrink threshold of read weights, which are then divided by their sum; 0: none. The release has 0.0025.
-    residual: stage 1 encodes its features plus what it reads, not the latter alone; of space feature only.
+    residual: stage 1 encodes its features plus what it reads, not the latter alone; for space feature only.
     lambda_edge: weight of the edge loss (lambda of eq. 7; MPRNet's and the release's value).
     recon: L_recon (eq. 6), the same network on clean images. "net": in every step; "pretrain": alone for the first
         pretrain_share of the run (the two phases of section III.A), then in every step; "off": as released.
@@ -454,7 +454,7 @@ class MemoryNet(nn.Module):
         return image3, image2, join(image1, 2)
 
     def _images(self, x: Tensor, banks: list[Tensor]) -> list[Tensor]:
-        """What stages 1, 2, 3 take for the image: x, or in space image what is read for it."""
+        """The images of stages 1, 2, 3: x, or with space image what the memory reads for it."""
         images = [x] * 3
         if self.memory is not None and self.space == "image":
             y = x
@@ -463,7 +463,7 @@ class MemoryNet(nn.Module):
         return images
 
     def _remember(self, s: int, f: Tensor, banks: list[Tensor]) -> Tensor:
-        """Shallow features of stage s + 1 -> with what they read from levels 1..s + 1 (eqs. 4, 5)."""
+        """Shallow features of stage s + 1 -> the same with what they read from levels 1..s + 1 (eqs. 4, 5)."""
         if self.memory is None or self.space == "image" or s >= len(banks):
             return f
         y = self.memory(f, banks[: s + 1]).to(f.dtype)
@@ -476,9 +476,9 @@ class MemoryNet(nn.Module):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective (eq. 7, with the contrastive loss that it omits), averaged over the batch.
 
-        Logs the terms `char` and `edge` (sums over the stages), `recon` and `cr`, unweighted, those in use, and `psnr` (dB) of
-        stage 3; in the pretraining phase that of the clean images' reconstructions, and of the terms only `recon` is not 0.
-        All times this rank's share of the true samples: the mean over the ranks is that of the samples.
+        Logs the terms in use, unweighted: `char` and `edge` (sums over the stages), `recon` and `cr`; and `psnr` (dB) of stage
+        3. In the pretraining phase `psnr` is that of the clean images' reconstructions, and only the term `recon` is not 0.
+        All are times this rank's share of the true samples, so that the mean over the ranks is the mean over the samples.
         """
         J, Y = batch["lq"], batch["gt"]
         terms: dict[str, Tensor] = {}  # each (B,)
@@ -536,8 +536,8 @@ class MemoryNet(nn.Module):
     def read_weights(self, x: Tensor) -> dict[str, Tensor]:
         """How each prototype responds to each pixel of x (B, 3, H, W): its level's name -> weights (B, K, H, W).
 
-        Each level as its stage reads it: `part` in stage 1, `instance` in 2, `semantic` in 3, as far as they are built.
-        Over the K prototypes the weights sum to 1. Raises ValueError for the shapes that `restore` refuses.
+        Each level is read as in its stage: `part` in stage 1, `instance` in 2, `semantic` in 3, as far as they are built.
+        The weights sum to 1 over the K prototypes. Raises ValueError for the shapes that `restore` refuses.
         """
         if self.memory is None:
             return {}

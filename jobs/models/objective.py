@@ -27,12 +27,12 @@ def l1(output: Tensor, target: Tensor) -> Tensor:
 
 
 def l2(output: Tensor, target: Tensor) -> Tensor:
-    """Mean of d^2, whose minimum has the best PSNR. Source: the same, section III."""
+    """Mean of d^2; its minimum has the best PSNR. Source: the same, section III."""
     return (output - target).square().mean((1, 2, 3))
 
 
 def ssim(output: Tensor, target: Tensor) -> Tensor:
-    """1 - SSIM of each channel, in the mean; sides of at least WINDOW pixels.
+    """1 - the mean SSIM of the channels; sides have at least WINDOW pixels.
 
     Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity (2004): a Gaussian window of
     11x11 with sigma 1.5, K1 = 0.01, K2 = 0.03, values in [0, 1], windows within the image only.
@@ -56,7 +56,7 @@ def edge(output: Tensor, target: Tensor) -> Tensor:
 def frequency(output: Tensor, target: Tensor) -> Tensor:
     """Mean of |Re| and |Im| of the Fourier transform of d. Source: Cho et al., MIMO-UNet (ICCV 2021), eq. 6, as released.
 
-    The transform is that of real images: half of the plane, as the other half mirrors it.
+    The transform is for real images: it has half of the plane, as the other half mirrors it.
     """
     return torch.view_as_real(torch.fft.rfft2(output - target)).abs().mean((1, 2, 3, 4))
 
@@ -69,7 +69,7 @@ def objective(output: Tensor, batch: Batch, terms: dict[str, float]) -> tuple[Te
     """The loss of one rank's part of a batch, as jobs.models.Network.training_loss has it, and what to log.
 
     terms: the weight of each term. Logs the terms, unweighted, where there are several, and `psnr` (dB), all times this
-    rank's share of the true samples: the mean over the ranks is that of the samples.
+    rank's share of the true samples, so that the mean over the ranks is the mean over the samples.
     """
     weight, count, target = batch["weight"], batch["count"], batch["gt"]
     with torch.autocast(target.device.type, enabled=False):

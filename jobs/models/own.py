@@ -1,6 +1,6 @@
 """A network of one's own: any torch.nn.Module that maps images to images, `forward(lq) -> restored`.
 
-What it lacks of jobs.models.Network it is given here; what it has, it keeps. The names of its weights stay its own.
+It is given here what it lacks of jobs.models.Network, and keeps what it has, also the names of its weights.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from jobs.models.padding import mirrored
 from jobs.source import load, told
 from pipeline.errors import UserError, some
 
-CHANNELS = ("in_channels", "img_channel", "inp_channels")  # what options of that meaning are called
+CHANNELS = ("in_channels", "img_channel", "inp_channels")  # names of a network's option for its channels
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -46,7 +46,7 @@ def _complete(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def build(name: str, options: dict[str, Any], terms: dict[str, float] | None) -> Network:
-    """The network with these arguments. terms: of its objective, if it has none. Raises UserError, also for its exceptions."""
+    """The network with these arguments. terms: the objective's, if it has none. Raises UserError, also for its exceptions."""
     cls = network_class(name)
     where = _where(name, cls)
     try:
@@ -92,10 +92,10 @@ def _of_any_size(model: Any, lq: Tensor) -> Tensor:
 
 
 def try_out(model: Network, name: str, patch: int, *, ranks: int) -> None:
-    """Raise UserError unless a network, which is of no use afterwards, does with a patch what training asks of it.
+    """Raise UserError unless a network does with a patch what training asks of it; it is of no use afterwards.
 
-    It restores a patch, and an image of odd sides, which come out at their size; and with an objective of the recipe's its
-    loss has a gradient, where there are several ranks for every parameter, as DistributedDataParallel wants it.
+    It must restore a patch and an image of odd sides at their size. With an objective of the recipe's, its loss must have a
+    gradient; if there are several ranks, for every parameter, as DistributedDataParallel wants it.
     """
     where = _where(name, type(model))
     device = next(iter(model.parameters())).device if any(True for _ in model.parameters()) else None

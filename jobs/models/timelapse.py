@@ -70,9 +70,9 @@ class DecoderLevel(nn.Module):
 
 
 class Memory(nn.Module):
-    """M items of C numbers and unit length, which the network reads and only its queries move.
+    """M items of C numbers and unit length; the network reads them, and only its queries move them.
 
-    A buffer: no gradient reaches the items, a checkpoint holds them. They start as Gaussian directions drawn from
+    They are a buffer: no gradient reaches them, a checkpoint holds them. They start as Gaussian directions drawn from
     torch's generator, hence by the run's seed. Queries are (B, K, C), unit length.
     """
 
@@ -86,7 +86,7 @@ class Memory(nn.Module):
     def read(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """p_hat (B, K, C) (eq. 4) and alpha (B, K, M) (eq. 2) for queries q and items p (M, C).
 
-        Constants for autograd, as released, unless read_grad.
+        Both are constants for autograd, as released, unless read_grad.
         """
         alpha = F.softmax((q if self.read_grad else q.detach()) @ p.T, dim=-1)
         return alpha @ p, alpha
@@ -281,7 +281,7 @@ class TimeLapseNet(nn.Module):
         before it moved, and the whole batch moves them at once (release).
         """
         memory = self.memory
-        p = memory.items.clone() if memory is not None else None  # what backward needs is not what commit overwrites
+        p = memory.items.clone() if memory is not None else None  # a copy, as backward needs what commit overwrites
         separations = []
         for frame in frames:
             skips, E4b = self.encode(frame)
@@ -315,7 +315,7 @@ class TimeLapseNet(nn.Module):
 
         batch: `frames` (B, 2, 3, H, W), in [0, 1]. With siamese off instead `lq` (B, 3, H, W), a frame, and `gt`, the mean
         of its scene's frames. Sides: multiples of 8.
-        Logs each term l_* of weight above 0, l_s_literal (eq. 9, zero but for rounding), query_variance (that of E4b:
+        Logs each term l_* of weight above 0, l_s_literal (eq. 9, zero but for rounding), query_variance (E4b's variance:
         where it goes to 0, L_w has won by shrinking the queries) and, with a target, psnr (dB). Padding moves no item
         and has no loss; BatchNorm's statistics see it.
         Raises ValueError for a batch without what the objective needs, or of other sizes.
@@ -430,7 +430,7 @@ def selective_whitening(q_v: Tensor, q_w: Tensor, clusters: int = 4, lowest: int
 
 @torch.no_grad()
 def kmeans(values: Tensor, clusters: int) -> Tensor:
-    """k-means in one dimension, of each row: (B, n) -> the cluster of each value, from 0, that of the lowest centroid.
+    """k-means in one dimension for each row: (B, n) -> the cluster of each value; cluster 0 has the lowest centroid.
 
     Centroids start at the quantiles of a row's distinct values, and move LLOYD_STEPS times: no randomness, no round
     trip to the CPU. Fewer distinct values than clusters leave clusters empty, never the lowest: equal values are in 0.

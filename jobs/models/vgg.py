@@ -22,7 +22,7 @@ ADVICE = (
 
 
 class VGG19Features:
-    """Feature maps of VGG19, frozen: no module, so that no model has its weights among its parameters or in its state.
+    """The frozen feature maps of VGG19. It is no module, so no model has its weights among its parameters or in its state.
 
     layers: indices into torchvision's `vgg19().features`, 0..36; the network is built up to the last of them.
     weights: a .safetensors or torchvision .pth file, as a path, file:///path or s3:// URI; or "stand-in": He-normal weights
@@ -35,7 +35,7 @@ class VGG19Features:
     def __init__(
         self, layers: tuple[int, ...], weights: str, sha256: str | None = None, *, normalise: bool = False
     ) -> None:
-        # Of each index: a convolution (its outputs), "R" or "M".
+        # The layer at each index: a convolution (its outputs), "R" or "M".
         steps = [step for entry in LAYOUT for step in ((entry, "R") if isinstance(entry, int) else (entry,))]
         if not layers or not all(0 <= layer < len(steps) for layer in layers):
             raise ValueError(f"VGG19 layers {layers}: one or more indices from 0 to {len(steps) - 1}")
@@ -81,7 +81,7 @@ class VGG19Features:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """mean |a - b| of each sample: (B, C, H, W) twice -> (B,), in float32 (of float64: float64) whatever autocast does.
+    """mean |a - b| of each sample: (B, C, H, W) twice -> (B,), in float32 (float64 for float64) whatever autocast does.
 
     The contrastive losses divide by such a mean, which can be tiny.
     """
@@ -141,7 +141,7 @@ def _load(uri: str, sha256: str | None, shapes: dict[int, tuple[int, ...]]) -> d
 
 
 def _read(path: Path, suffix: str, uri: str, keys: list[str]) -> dict[str, Tensor]:
-    """Those tensors of a file that have one of these keys."""
+    """The tensors of a file that have one of these keys."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -26,7 +26,7 @@ def card(
     scores: dict[str, Any],
     provenance: dict[str, Any],
 ) -> str:
-    """The text of card.md. uri: of the version. scores: of metrics.json."""
+    """The text of card.md. uri: the version's. scores: from metrics.json."""
     options = dict(recipe["model"])
     architecture = options.pop("name")
     degradation = recorded(task["degradation"])
@@ -61,7 +61,7 @@ def card(
 
 
 def _own(architecture: str, provenance: dict[str, Any]) -> dict[str, Any] | None:
-    """Where the code of a network is that is not memoir's."""
+    """Where to find the code of a network that is not memoir's."""
     if not is_own(architecture):
         return None
     module, _, cls = architecture.partition(":")
@@ -69,7 +69,7 @@ def _own(architecture: str, provenance: dict[str, Any]) -> dict[str, Any] | None
 
 
 def _tiles(scores: dict[str, Any]) -> dict[str, Any]:
-    """How large images are restored by a model whose statistics are global, and how near that is to the whole image."""
+    """How a model with global statistics restores large images, and how near the result is to the whole image."""
     measured = []
     for key, row in scores.items():
         if blended := row.get("blended"):

@@ -78,7 +78,7 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
 
 
 def models(uri: str) -> list[dict[str, Any]]:
-    """The published models of a store, sorted by recipe and version; half-published ones are none.
+    """The published models of a store, sorted by recipe and version; half-published ones are left out.
 
     Each is {"recipe", "version", "latest" (whether latest.json names it), "uri", "sha256" (of the weights), "scores":
     {"<data set>/<benchmark>": its metrics}}. Raises UserError for a store without models, and for a damaged version.
@@ -118,7 +118,7 @@ def _results(path: Path, kind: Any, command: str) -> dict[str, Any]:
 def _upload(
     checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any], trust: Collection[str]
 ) -> None:
-    """Write a version, or what is missing of it; what another publisher of the same version wrote is kept."""
+    """Write a version, or what is missing of it; files that another publisher of the same version wrote are kept."""
     sums = {WEIGHTS: checkpoint.pointer["sha256"]}
 
     def put(name: str, data: bytes) -> bytes:
@@ -166,7 +166,7 @@ def _compare(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metri
 
 
 def _check(place: Storage, name: str, held: bytes, expected: Any) -> None:
-    """Raise UserError unless a stored file says what is expected; of metrics.json only the scores count."""
+    """Raise UserError unless a stored file says what is expected; in metrics.json only the scores count."""
     with suppress(UserError, KeyError, TypeError):
         if (parse_json(held, name)["scores"] if name == "metrics.json" else parse_yaml(held, name)) == expected:
             return
@@ -188,9 +188,9 @@ def _yaml(value: Any) -> bytes:
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Where a model comes from. commit, dirty: of the git repository in which `publish` runs; null outside one.
+    """Where a model comes from. commit, dirty: the state of the git repository in which `publish` runs; null outside one.
 
-    libraries: of this machine, which need not be the one that trained.
+    libraries: those of this machine, which need not be the one that trained.
     """
     commit = _git("rev-parse", "HEAD")
     # dvc.lock is rewritten while the stages run, and holds nothing that a model is made from
@@ -219,13 +219,13 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _network(model: dict[str, Any], pointer: dict[str, Any]) -> dict[str, Any]:
-    """What is said of a network of one's own: source is the digest of its files when it was trained."""
+    """What provenance.json says of a network of one's own: source is the digest of its files when it was trained."""
     options = {key: value for key, value in model.items() if key != "name"}
     return {"network": {"name": model["name"], "options": options, "source": pointer.get("source")}}
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says; None where it does not apply."""
+    """The output of git; None where it does not apply."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     except OSError:

@@ -22,7 +22,7 @@ from pipeline.files import write_bytes
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")
 
-IMAGES = 10**6  # that a table of scores has at most
+IMAGES = 10**6  # the most that a table of scores has
 WIDTH, HEIGHT = 440, 260  # of a chart, in units of its SVG
 LEFT, RIGHT, TOP, BOTTOM = 58, 414, 12, 218  # edges of the plot in it
 
@@ -108,7 +108,7 @@ def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
     recipes: in the order of the page; runs/<recipe> holds what their stages wrote. The bytes depend on those files alone.
     The folder appears as a whole, in the place of an older report.
     Raises UserError for a file that is missing, damaged or of another checkpoint, with the stage that makes it, and for a
-    folder `out` that is something else than a report.
+    folder `out` that is not a report.
     """
     target = out.resolve()
     page = target / "index.html"
@@ -154,7 +154,7 @@ def _figure(value: float | None, metric: Metric) -> str:
 
 
 def _signed(pair: tuple[float | None, float | None], digits: int) -> str:
-    """The second less the first, with its sign; None stands for infinity."""
+    """The second value minus the first, with its sign; None stands for infinity."""
     before, after = (math.inf if value is None else value for value in pair)
     if math.isinf(before) or math.isinf(after):
         return "0" if before == after else "+∞" if after > before else "−∞"
@@ -204,7 +204,7 @@ def _section(recipe: str, run: Path, out: Path) -> Section:
 
 
 def _comparisons(run: Path, scores: dict[str, Scores], out: Path, place: PurePosixPath) -> dict[str, list[Comparison]]:
-    """By row of scores.json, the images that have pictures, which are copied to out/place."""
+    """The images that have pictures, by row of scores.json; the pictures are copied to out/place."""
     table = run / "scores.parquet"
     try:
         with pq.ParquetFile(table) as file:
@@ -243,7 +243,7 @@ def _comparisons(run: Path, scores: dict[str, Scores], out: Path, place: PurePos
 
 
 def _figures(image: dict[str, Any], prefix: str) -> Figures:
-    """The metrics of an image, a row of scores.parquet, in its columns of this prefix."""
+    """The metrics of an image, from the columns with this prefix in its row of scores.parquet."""
     values = {name: image.get(f"{prefix}{name}") for name in METRICS}
     return {name: value if math.isfinite(value) else None for name, value in values.items() if value is not None}
 
@@ -336,7 +336,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, with their 2- and 5-fold where there are few, and any round numbers where there are none."""
+    """Powers of ten from low to high, with their 2- and 5-fold if there are few, and any round numbers if there are none."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
         ticks = [factor * 10.0**power for power in powers for factor in factors]
@@ -347,7 +347,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _number(value: float, digits: int = 4) -> str:
-    """With up to so many digits, and a power of ten beside them if it is very small or large."""
+    """The number with up to `digits` digits, and with a power of ten if it is very small or large."""
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     if -3 <= int(power) < digits:
         return f"{float(f'{mantissa}e{power}'):,.{digits}g}".replace("-", "−")

@@ -23,7 +23,7 @@ from pipeline.storage import Storage, storage
 from pipeline.task import Task
 
 if TYPE_CHECKING:
-    from torch import nn  # takes seconds, and whoever only looks a model up does without
+    from torch import nn  # takes seconds to import, and looking a model up does without
 
     from jobs.models import Network
 
@@ -31,7 +31,7 @@ WEIGHTS = "model.safetensors"
 SUMS = "SHA256SUMS"
 LATEST = "latest.json"
 AGAIN = "publish again"
-SPARE = 10_000  # tensors that a model may have beyond those of its file before it is not even looked at
+SPARE = 10_000  # tensors that a model may have beyond those of its file; with more, it is refused
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Trained:
 
     @property
     def bits(self) -> Bits:
-        """A channel, of the images that the model was trained on; tasks of older versions of memoir say nothing of it."""
+        """The bits a channel of the images that the model was trained on; tasks of older versions of memoir do not say."""
         bits: Bits = self.task.get("bits", 8)
         return bits
 
 
 @dataclass(frozen=True)
 class Version:
-    """A published version. sums: file name -> sha256, of SHA256SUMS."""
+    """A published version. sums: file name -> sha256, from SHA256SUMS."""
 
     store: Storage
     sums: dict[str, str]
@@ -72,7 +72,7 @@ class Version:
             return path.read_bytes()
 
     def download(self, name: str, path: Path, limit: int | None = None) -> None:
-        """Copy a file of the version to `path`. limit: of its bytes. Raises as `read`."""
+        """Copy a file of the version to `path`. limit: its most bytes. Raises as `read`."""
         if name not in self.sums:
             raise UserError(f"{self.store.uri}/{SUMS}: does not list {name}; remove the version and publish again")
         fetch(self.store, name, self.sums[name], path, limit)
@@ -92,7 +92,7 @@ def load_model(reference: str, runs: Path, trust: Collection[str] = ()) -> Train
 
 
 def trained_portably(reference: str, runs: Path) -> bool:
-    """Whether a model was trained with `training.portable`. reference, and errors: as of `load_model`."""
+    """Whether a model was trained with `training.portable`. reference and errors are those of `load_model`."""
     found = _find(reference, runs)
     recipe = found.recipe if isinstance(found, Checkpoint) else _recipe(found)
     return bool(recipe["training"].get("portable"))
@@ -214,7 +214,7 @@ def assemble(recipe: dict[str, Any], weights: Path, where: str, trust: Collectio
                     raise
                 own = resolved_model(
                     recipe, trust
-                ).state_dict()  # its constructor may look at numbers, which meta has not
+                ).state_dict()  # its constructor may read numbers, which meta does not have
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
@@ -256,7 +256,7 @@ def _at_most(tensors: int) -> Iterator[None]:
 
 
 def fetch(store: Storage, name: str, sha256: str, path: Path, limit: int | None = None) -> None:
-    """Copy a file of a store to `path`. limit: of its bytes. Raises UserError if it is missing or its sha256 is another."""
+    """Copy a file of a store to `path`. limit: its most bytes. Raises UserError if it is missing or its sha256 is another."""
     try:
         store.download(name, path, limit)
     except FileNotFoundError:

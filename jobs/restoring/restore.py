@@ -23,7 +23,7 @@ from pipeline.task import recorded
 # MATLAB's rgb2ycbcr on [0, 1]: Y = 16/255 + LUMA . RGB. Its inverse adds a change of Y, times 255/219, to R, G and B alike.
 LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255
 Y_TO_RGB = np.float32(255 / 219)
-CHANNELS = {"y": 1, "gray": 1, "rgb": 3}  # of a task's planes
+CHANNELS = {"y": 1, "gray": 1, "rgb": 3}  # by a task's planes
 
 T = TypeVar("T")
 
@@ -55,14 +55,14 @@ def restore(
 ) -> Iterator[Restored]:
     """Restore an image into `target`, or every image below the folder `source` into the same place below `target`.
 
-    model, trust: see `load_model`. target: of one image, a PNG or JPEG file or a folder; of a folder, a folder, for PNG files.
+    model, trust: see `load_model`. target: for an image, a PNG or JPEG file or a folder; for a folder, a folder of PNG files.
     scale: enlarge by this factor first; for models of super-resolution, which want their input at the size of the output.
-    whole: never in blended tiles, see `restore_plane`. quality (1..100; 95), subsampling ("4:4:4"; or "4:2:2", "4:2:0"): of a
+    whole: never use blended tiles, see `restore_plane`. quality (1..100; 95), subsampling ("4:4:4"; or "4:2:2", "4:2:0"): of a
     JPEG that is written.
 
     Yields each input when it is done with; one that cannot be restored does not stop the others. Transparency, embedded
     colour profile, EXIF and dpi are passed through, and colours are restored in the file's own space. Hidden files, and text
-    files beside the images, are passed by. Raises UserError for what concerns all of them: no such model, folder, format,
+    files beside the images, are skipped. Raises UserError for what concerns all inputs: no such model, folder, format,
     option or scale.
     """
     if not source.exists():
@@ -113,16 +113,16 @@ def restore_image(
 ) -> np.ndarray:
     """Restore one image: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB, and the same out, at `scale` times the size.
 
-    colour: of the planes that the model was trained on, as in pipeline.task. "y": the Y of an RGB image is restored, as
-    float, and Cb and Cr stay. "gray": the channels of an RGB image one by one. "rgb": a grey image as three equal
-    channels, and the result is the mean of the three. whole, watch: see `restore_plane`. Raises UserError for a result that
-    is not finite.
+    colour: the planes that the model was trained on, as in pipeline.task. "y": the Y of an RGB image is restored, as
+    float, and Cb and Cr stay. "gray": so are the channels of an RGB image, one by one. "rgb": a grey image is restored as
+    three equal channels, and the result is the mean of the three. whole, watch: see `restore_plane`. Raises UserError for a
+    result that is not finite.
     """
 
     def run(plane: np.ndarray) -> np.ndarray:
         return restore_plane(model, plane, whole=whole, watch=watch)
 
-    x = unit(image)  # of a large image each copy counts: what can be is done in place
+    x = unit(image)  # each copy of a large image counts: work is done in place if it can be
     if scale > 1:
         x = imresize(x, scale=scale).astype(np.float32)  # neither rounded nor clipped, as in training
     grey = x.shape[2] == 1
@@ -163,7 +163,7 @@ def check_channels(trained: Trained) -> None:
 
 
 def _check_picture(shown: Picture, trained: Trained, scale: int) -> None:
-    """Raise UnusableImageError for a picture that the model is not for."""
+    """Raise UnusableImageError for a picture that does not suit the model."""
     H, W = (side * scale for side in shown.pixels.shape[:2])
     if shown.pixels.dtype.itemsize * 8 > trained.bits:
         raise UnusableImageError(f"16 bits a channel, and {trained.name} was trained on 8; convert it to 8")
@@ -183,7 +183,7 @@ def _check_scale(scale: int, trained: Trained) -> None:
 
 
 def _file(source: Path, target: Path) -> Path:
-    """Where the restored image goes. Raises UserError for a place where it cannot."""
+    """Where the restored image goes. Raises UserError for a place where it cannot go."""
     out = target / f"{source.stem}.png" if target.is_dir() else target
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{out}: the output is PNG or JPEG; end its name in .png or .jpg, or give a folder that exists")

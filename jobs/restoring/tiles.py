@@ -1,8 +1,8 @@
 """An image through a network in pieces, so that the memory of a large one is bounded.
 
-A network that says how far it sees gets tiles that overlap so far: the result is that of the whole image. One whose
-statistics are those of its whole input gives another result in tiles, whatever they are like; there are three ways:
-as one piece (the papers' protocol for most sets), the tiles of a release (`restore_grid`), and tiles that are blended where
+If a network says how far it sees, its tiles overlap by that much, and the result is that of the whole image. If its
+statistics are those of its whole input, the result in tiles is another, whatever the tiles; there are three ways:
+one piece (the papers' protocol for most sets), the tiles of a release (`restore_grid`), and tiles that are blended where
 they overlap (`restore_blended`), for images too large for the memory.
 """
 
@@ -36,8 +36,8 @@ def in_blended_tiles(model: Network, height: int, width: int) -> bool:
 def blended_distance(model: Network, plane: np.ndarray) -> float | None:
     """How near blended tiles come to the whole image: the PSNR (dB) of one result against the other; infinite for equal ones.
 
-    plane: as in `restore_plane`; its upper left corner is taken, of as many pixels as are restored whole. None where both are
-    the same by what they are: a model that says how far it sees, and an image that is no larger than a tile.
+    plane: as in `restore_plane`; its upper left corner is taken, with as many pixels as are restored whole. Returns None where
+    both are always the same: for a model that says how far it sees, and for an image no larger than a tile.
     """
     side = math.isqrt(WHOLE)
     plane = plane[:side, :side]
@@ -51,10 +51,10 @@ def blended_distance(model: Network, plane: np.ndarray) -> float | None:
 
 
 def restore_plane(model: Network, plane: np.ndarray, *, whole: bool = False, watch: Watch = iter) -> np.ndarray:
-    """float32 (H, W, C) in [0, 1] through the model; the same shape, not clipped.
+    """Restore a plane, float32 (H, W, C) in [0, 1]; the result has the same shape and is not clipped.
 
-    whole: take it as one piece if the model's statistics are global, whatever the memory that needs. Otherwise one of more
-    than WHOLE pixels goes in blended tiles.
+    whole: take it as one piece if the model's statistics are global, whatever memory that needs. Otherwise a plane of more
+    than WHOLE pixels is restored in blended tiles.
     """
     if not is_global(model):
         return restore_tiled(model, plane, watch=watch)
@@ -64,7 +64,7 @@ def restore_plane(model: Network, plane: np.ndarray, *, whole: bool = False, wat
 
 
 def restore_tiled(model: Network, plane: np.ndarray, tile: int = TILE, *, watch: Watch = iter) -> np.ndarray:
-    """A plane, as in `restore_plane`, tile by tile: the same values as in one piece, up to rounding in float32.
+    """Restore a plane, as in `restore_plane`, tile by tile: the same values as in one piece, up to rounding in float32.
 
     Tiles overlap by half the model's receptive field, and begin at multiples of its `size_multiple`. A tile has `tile`
     pixels a side with its overlap; more only for a model that sees so far that the overlap would be most of it.
@@ -87,7 +87,7 @@ def restore_tiled(model: Network, plane: np.ndarray, tile: int = TILE, *, watch:
 def restore_blended(
     model: Network, plane: np.ndarray, tile: int = TILE, overlap: int = OVERLAP, *, watch: Watch = iter
 ) -> np.ndarray:
-    """A plane, as in `restore_plane`, in tiles that are images of their own, and pass linearly into each other.
+    """Restore a plane, as in `restore_plane`, in tiles that are images of their own and pass linearly into each other.
 
     Tiles of `tile` pixels a side, spread evenly, overlap by `overlap` or more; a side shorter than a tile is taken whole.
     """
@@ -103,10 +103,10 @@ def restore_blended(
 
 
 def restore_grid(model: Network, plane: np.ndarray, tile: int) -> np.ndarray:
-    """A plane, as in `restore_plane`, in tiles that are images of their own; where they overlap their mean is taken.
+    """Restore a plane, as in `restore_plane`, in tiles that are images of their own; overlaps get their mean.
 
-    As few tiles of `tile` pixels a side as cover the image, spread evenly; a side shorter than a tile is taken whole. Source:
-    `grids` in the releases of HINet and DRCNet.
+    The fewest tiles of `tile` pixels a side cover the image, spread evenly; a side shorter than a tile is taken whole.
+    Source: `grids` in the releases of HINet and DRCNet.
     """
     H, W = plane.shape[:2]
     total, count = np.zeros_like(plane), np.zeros((H, W, 1), np.float32)
@@ -118,7 +118,7 @@ def restore_grid(model: Network, plane: np.ndarray, tile: int) -> np.ndarray:
 
 @torch.inference_mode()
 def _piece(model: Network, plane: np.ndarray) -> np.ndarray:
-    """A plane, as in `restore_plane`, at once."""
+    """Restore a plane, as in `restore_plane`, at once."""
     lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]  # (1, C, H, W)
     return model.restore(lq.to(next(model.parameters()).device)).cpu()[0].permute(1, 2, 0).numpy()
 
@@ -129,20 +129,20 @@ def _parts(rows: Iterable[int], columns: Sequence[int], side: int, H: int, W: in
 
 
 def _starts(side: int, tile: int) -> list[int]:
-    """Where tiles begin that cover so many pixels; the last one ends with them."""
+    """Where the tiles that cover `side` pixels begin; the last one ends with them."""
     gaps = (side - 1) // tile
     step = math.ceil((side - tile) / gaps) if gaps else 0
     return [min(i * step, side - tile) for i in range(gaps)] + [max(side - tile, 0)]
 
 
 def _spread(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin that cover so many pixels and overlap by so many at least."""
+    """Where the tiles begin that cover `side` pixels and overlap by at least `overlap` pixels."""
     gaps = max(math.ceil((side - tile) / (tile - overlap)), 0)
     return [(side - tile) * i // gaps for i in range(gaps)] + [max(side - tile, 0)]
 
 
 def _shares(starts: list[int], tile: int, side: int, overlap: int) -> dict[int, np.ndarray]:
-    """For each tile along a side, by where it begins, the share of its pixels in the result: they add up to 1 everywhere."""
+    """The share of a tile's pixels in the result, by where the tile begins along a side: shares add up to 1 everywhere."""
     size = min(tile, side)
     edge = (np.arange(size, dtype=np.float32) + 0.5).clip(None, overlap)  # rises over the overlap, and is level then
     total = np.zeros(side, np.float32)

@@ -2,7 +2,7 @@
 
 "A run with `training.portable` has the same weights, bit for bit, on every x86-64 CPU that has AVX2, if its shards, recipe,
 code, number of workers and versions of torch and NumPy are equal. The make of the CPU, its other instructions, its caches
-and the number of its cores do not matter." What the libraries must be told for that is in `PORTABLE`, and nowhere else.
+and the number of its cores do not matter." All that the libraries must be told for that is in `PORTABLE`.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    import torch  # which reads the variables when it is imported
+    import torch  # it reads the variables when it is imported
 
 Precision = Literal["fp32", "bf16"]
 
@@ -21,9 +21,9 @@ PORTABLE = {
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels
     "ONEDNN_MAX_CPU_ISA": "AVX2",  # convolutions
     "MKL_CBWR": "COMPATIBLE",  # torch's matrix products: the only branch that MKL has for every maker of CPUs
-    "OPENBLAS_CORETYPE": "Haswell",  # NumPy's matrix products, which the scores are made with
+    "OPENBLAS_CORETYPE": "Haswell",  # NumPy's matrix products, which the scores need
     "OPENBLAS_NUM_THREADS": "1",
-    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # of NumPy's functions what is beyond AVX2
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",  # NumPy's functions beyond AVX2
 }
 # Outside training: torch splits its sums among its threads, so their number is fixed whatever the CPU has. The workers of
 # a training set theirs by `cpus_per_worker`, which is in the recipe.
@@ -71,7 +71,7 @@ def native_bf16(device: "torch.device") -> bool:
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16"], device: "torch.device") -> Precision:
-    """What a run computes its convolutions in: bf16 for `auto` where the devices of all ranks have it, else fp32."""
+    """The precision of a run's convolutions: bf16 for `auto` where the devices of all ranks have it, else fp32."""
     import torch
 
     from jobs.models import collective

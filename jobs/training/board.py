@@ -11,7 +11,7 @@ class Board:
     """TensorBoard's event file of this process: in the run's folder at once, in a bucket with each checkpoint."""
 
     def __init__(self, place: Storage, step: int) -> None:
-        """step: what an earlier process logged beyond it is struck out, for it comes again."""
+        """step: records of an earlier process beyond it are struck out, as they come again."""
         from tensorboardX import SummaryWriter
 
         self._copy = None if isinstance(place, Folder) else tempfile.TemporaryDirectory(prefix="memoir-board-")

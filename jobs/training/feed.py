@@ -24,11 +24,11 @@ class Feed:
         self.last |= record
 
     def note(self, line: str) -> None:
-        """Something to be told once."""
+        """Have a line told once."""
         self.notes.append(line)
 
     def get(self, told: int) -> tuple[dict[str, Any], list[str]]:
-        """The latest values, and the notes after the first so many."""
+        """The latest values, and the notes after the first `told`."""
         return self.last, self.notes[told:]
 
     def fail(self, error: str) -> None:

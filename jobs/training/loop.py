@@ -33,7 +33,7 @@ from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import CACHE, ShardSet, Version, validation_pair
 from pipeline.storage import Bucket, storage
 
-TIMED = 10  # of so many steps one is timed by DistributedDataParallel
+TIMED = 10  # DistributedDataParallel times one step in so many
 
 
 @dataclass
@@ -82,10 +82,10 @@ class Run:
             cache=cache,
             quarantine=recipe.training.quarantine,
         )
-        self.notes = self.loader.left_out  # what whoever trains must know of the data
+        self.notes = self.loader.left_out  # what the user must know of the data
         if self.notes and recipe.training.strict:
             raise UserError(f"{data}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict")
-        # Without targets, or images to validate on, the benchmarks of the recipe tell.
+        # Without targets, or images to validate on, only the recipe's benchmarks tell.
         self.validation: list[Version] = []
         if "val" not in self.loader.shard_set.listing["splits"]:
             self.notes.append(f"no validation, for task {recipe.data.task} has no val split")
@@ -119,7 +119,7 @@ class Run:
         self.optimiser = build_optimiser(self.model, recipe.optimisation)
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
         self.state = State(0, Position())
-        self.records: list[dict[str, Any]] = []  # of metrics.jsonl so far; a checkpoint carries its run's history
+        self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
         objective = Objective(self.model)
         self.objective: nn.Module = objective
         if self.world_size > 1:
@@ -135,10 +135,10 @@ class Run:
     ) -> None:
         """Train to the end of the recipe from where the state stands.
 
-        save is called every `checkpoint_every` steps, `checkpoint_minutes` by this rank's clock, and at the end, on every
-        rank, and before the validation of that step, which a run that continues from there makes up for; log with each new
-        record of metrics.jsonl, on every rank: every `log_every` steps (means over steps and ranks), and after each
-        validation; beat at each sign of life: a step, a validated image.
+        save is called on every rank every `checkpoint_every` steps, every `checkpoint_minutes` by this rank's clock, and at
+        the end; it comes before the validation of that step, which a run that continues from there makes up for. log is called
+        on every rank with each new record of metrics.jsonl: every `log_every` steps (means over steps and ranks), and after
+        each validation. beat is called at each sign of life: a step, a validated image.
         """
         every = self.recipe.training
         meter = Meter()
@@ -179,7 +179,7 @@ class Run:
             batches.close()
 
     def _validate_if_due(self, log: Callable[[dict[str, Any]], None], beat: Callable[[], None]) -> None:
-        """Validate and log the score, if the recipe wants one of this step and there is none yet."""
+        """Validate and log the score, if the recipe wants one at this step and there is none yet."""
         step, every = self.state.step, self.recipe.training.validate_every
         due = step > 0 and (step % every == 0 or step == self.total)
         if self.validation and due and step not in self.scores:
@@ -192,7 +192,7 @@ class Run:
     def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """One optimiser step on this rank's part of a global batch; returns (loss, logs, gradient norm before clipping).
 
-        Raises UserError if that is not finite, and names the samples that are the cause.
+        Raises UserError if the norm is not finite, and names the samples that are the cause.
         """
         o = self.recipe.optimisation
         self.model.train()
@@ -214,7 +214,7 @@ class Run:
         return loss.detach(), logs, norm
 
     def _not_finite(self, batch: dict[str, Tensor], loss: Tensor, norm: Tensor) -> str:
-        """What to say of a step without finite gradients: the samples whose loss alone is not finite, of all ranks."""
+        """The message for a step without finite gradients; it names the samples of all ranks whose own loss is not finite."""
         guilty: list[str] = []
         count = torch.tensor(1.0, device=self.device)
         for i in range(len(batch["sample"])):
@@ -235,7 +235,7 @@ class Run:
         return learning_rate(self.recipe.optimisation, self.state.step, self.total, len(self.loader))
 
     def _ddp_seconds(self, steps: int) -> float:
-        """Of so many steps, waiting for other ranks' gradients when one's own were computed (sampled)."""
+        """The seconds of `steps` steps spent waiting for other ranks' gradients after computing one's own (sampled)."""
         if not isinstance(self.objective, DistributedDataParallel):
             return 0.0
         times = self.objective._get_ddp_logging_data()
@@ -308,7 +308,7 @@ class Run:
             self._load_optimiser(folder / "optimiser.pt")
         except UserError:
             raise
-        except Exception as error:  # whatever torch meets in a file that it has not written
+        except Exception as error:  # torch may raise anything for a file that it has not written
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder}: weights or optimiser are damaged ({first}); {mend}") from None
         position = state["position"]
@@ -317,7 +317,7 @@ class Run:
         self.records = read_records((folder / "metrics.jsonl").read_bytes(), f"{folder}/metrics.jsonl", mend)
 
     def _load_optimiser(self, path: Path) -> None:
-        """Raises UserError for a state that is not of this optimiser and this model's parameters."""
+        """Load its state. Raises UserError if it is not of this optimiser and this model's parameters."""
         refusal = UserError(f"{path}: not a state of this recipe's optimiser; train under another name")
         with zipfile.ZipFile(path) as file:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):

@@ -1,4 +1,4 @@
-"""What a step took, and what it gave, in the mean over steps and ranks."""
+"""The time that steps take and the values that they give, as means over steps and ranks."""
 
 import resource
 import sys
@@ -39,7 +39,7 @@ class Meter:
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """Means over the interval's steps and all ranks, with images/s (global), peak memory, and the seconds of waiting
-        for data and for the network, which is the other ranks.
+        for data and for the network, that is, for the other ranks.
         """
         names = sorted(self.sums)
         sums = torch.stack([self.sums[name].double().cpu() for name in names]).to(device)
@@ -48,7 +48,7 @@ class Meter:
         record = dict(zip(names, means.tolist(), strict=True))
         record |= {"images_per_s": self.images / seconds, "seconds": seconds}
         record |= {"wait_s": self.wait, "network_s": self.network}
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
         record["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
         if device.type == "cuda":
             record["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20

@@ -37,7 +37,7 @@ CODE = (
     "pipeline/sampling/patches.py",
     "pipeline/shards/shard_set.py",
 )
-# beside it, of a network of one's own: what it is given, and where terms of its objective come from
+# and for a network of one's own: what it is given, and where terms of its objective come from
 OWN = ("jobs/models/memorynet.py", "jobs/models/objective.py", "jobs/models/own.py")
 
 
@@ -56,19 +56,19 @@ def origin(recipe: Recipe, shards: str) -> dict[str, Any]:
 
 
 def own_source(made_of: dict[str, Any]) -> str | None:
-    """The digest of the source of a network of one's own, of the files that an `origin` has; None of memoir's models."""
+    """The digest of the source files in an `origin`, for a network of one's own; None for memoir's models."""
     if not is_own(made_of["model"]["name"]):
         return None
     return source_digest({path: sha256 for path, sha256 in made_of["code"].items() if path not in (*CODE, *OWN)})
 
 
 def digest(made_of: dict[str, Any]) -> str:
-    """12 hex digits of an `origin`."""
+    """The digest of an `origin`, 12 hex digits."""
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def begin(store: Storage, name: str, made_of: dict[str, Any]) -> str | None:
-    """Write a run's origin into its folder, before anything is computed: a store that takes no files is told so at once.
+    """Write a run's origin into its folder, before anything is computed: it shows at once if a store takes no files.
 
     Returns a line if the run is new and the store has others of its recipe `name`: why its name differs from the one that is
     most like it. Raises UserError and OSError for a store that cannot be written.
@@ -93,7 +93,7 @@ def begin(store: Storage, name: str, made_of: dict[str, Any]) -> str | None:
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """What one origin has otherwise than the other: keys of the recipe with both values, files of code, the shards."""
+    """How one origin differs from the other: keys of the recipe with both values, files of code, the shards."""
     a, b = _flat(theirs), _flat(ours)
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     said = []

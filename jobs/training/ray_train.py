@@ -37,7 +37,7 @@ from pipeline.cluster import taken, trouble, wait_for
 from pipeline.errors import MENDABLE, UserError
 from pipeline.storage import Folder, Storage
 
-WITHOUT_ROOM_S = 600  # in which workers found no room again and again, until the run ends
+WITHOUT_ROOM_S = 600  # after which the run ends if workers find no room again and again
 PAUSE_S = 10  # between two starts of the workers, after one that failed
 
 Worker = Callable[[dict[str, Any]], dict[str, str]]
@@ -46,9 +46,9 @@ Worker = Callable[[dict[str, Any]], dict[str, str]]
 def fit(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, *, cpus: int, gpus: int) -> str:
     """Run Ray Train to the end; returns the name of the final checkpoint's folder in `place`.
 
-    worker: what each rank runs, on a dictionary of sent (the recipe, packed), data, place, feed and here; it returns {"checkpoint": name}, or
-    what `Feed.fatal` says. cpus, gpus: without which no start has room. Raises UserError for what the user can mend, and
-    RuntimeError for a defect.
+    worker: what each rank runs, on a dictionary of sent (the recipe, packed), data, place, feed and here; it returns
+    {"checkpoint": name}, or what `Feed.fatal` says. cpus, gpus: what every start needs. Raises UserError for what the user
+    can mend, and RuntimeError for a defect.
     """
     training = recipe.training
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -77,7 +77,7 @@ def fit(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, *, 
 
 
 def _ended(run: str, fatal: dict[str, str]) -> Exception:
-    """What to raise for what `Feed.fatal` says."""
+    """The exception for what `Feed.fatal` says."""
     if "error" in fatal:
         return UserError(fatal["error"])
     return RuntimeError(f"training {run} failed: {fatal['defect']}")
@@ -88,7 +88,7 @@ def _fit_again(trainer: "Trainer", feed: Any, max_failures: int, *, cpus: int, g
 
     A controller of Ray's that tries again by itself waits for room that the workers of a start which failed halfway still
     hold (Ray 2.60). Raises Ray's TrainingFailedError or RayActorError when that happened max_failures times in a row after
-    the first, or when they found no room, which nobody had taken, for WITHOUT_ROOM_S.
+    the first, or when they found no room for WITHOUT_ROOM_S, although nobody had taken it.
     """
     on_sigint = signal.getsignal(signal.SIGINT)
     reached, since, failed = None, time.monotonic(), 0
@@ -120,7 +120,7 @@ def _fit_again(trainer: "Trainer", feed: Any, max_failures: int, *, cpus: int, g
 
 
 def _remove_placement_groups() -> None:
-    """Free what the workers of this job held: Ray does so when the job ends, and not when their controller has."""
+    """Free what the workers of this job held: Ray does so when the job ends, but not when their controller ends."""
     # Private: a placement group's id ends with its job's. Public instead: the job in each row of the table.
     job = ray.get_runtime_context().get_job_id()
     for name, group in placement_group_table().items():
@@ -132,7 +132,7 @@ def _remove_placement_groups() -> None:
 
 
 class Kind(Enum):
-    """Whose a failure is, and with it what to do."""
+    """Whose fault a failure is, and so what to do."""
 
     MISTAKE = "the user's: a mistake that our code has told, a full disk, a store that is away"
     NO_ROOM = "workers were not started, for want of CPUs or GPUs"
@@ -142,7 +142,7 @@ class Kind(Enum):
 
 
 class Failure(NamedTuple):
-    """Why training ended. detail: what is known of it, for a MISTAKE and a MENDABLE in one line."""
+    """Why training ended. detail: what is known of it; one line for a MISTAKE and a MENDABLE."""
 
     kind: Kind
     detail: str = ""
@@ -156,7 +156,7 @@ LOST = (e.NodeDiedError, e.RayActorError, e.WorkerCrashedError, WorkerGroupStart
 
 
 def classify(error: BaseException) -> Failure:
-    """Decide what ended Ray Train, of everything that `fit` can raise: its own errors with their causes, and Ray's."""
+    """Decide what ended Ray Train, from anything that `fit` can raise: its own errors with their causes, and Ray's."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, UserError):
@@ -177,7 +177,7 @@ def classify(error: BaseException) -> Failure:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """What is behind a failure of Ray Train: of each worker, and of the controller, down to the first cause."""
+    """The errors behind a failure of Ray Train, of each worker and of the controller, down to the first cause."""
     for cause in (*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error):
         while cause is not None:
             yield cause
@@ -187,7 +187,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def told(failure: Failure, run: str, place: Storage, training: Training) -> str:
-    """What to tell of a failure that is no defect."""
+    """The message for a failure that is no defect."""
     again = "the same command continues"
     match failure.kind:
         case Kind.MISTAKE:
@@ -203,7 +203,7 @@ def told(failure: Failure, run: str, place: Storage, training: Training) -> str:
 
 
 def _room(training: Training) -> str:
-    """What the cluster has, of what the workers need."""
+    """What the cluster has of the resources that the workers need."""
     there = ray.cluster_resources()
     needed = {"CPU": training.cpus_per_worker, **({"GPU": 1} if training.gpu else {})}
     return ", ".join(
@@ -251,7 +251,7 @@ class Trainer(ray.train.torch.TorchTrainer):
     """Ray's TorchTrainer with two changes of what is inside it."""
 
     def __init__(self, worker: Worker, *, batch: int, **options: Any) -> None:
-        """batch: the global one, which the number of workers divides."""
+        """batch: the size of the global batch, which the number of workers divides."""
         super().__init__(worker, **options)
         self.batch = batch
 
@@ -270,7 +270,7 @@ class Trainer(ray.train.torch.TorchTrainer):
 
 
 class Policy(ElasticScalingPolicy):
-    """Of [min, max] workers a number that divides the global batch, not whatever the cluster has free."""
+    """Takes a number of workers in [min, max] that divides the global batch, not whatever the cluster has free."""
 
     def __init__(self, scaling_config: ray.train.ScalingConfig, batch: int) -> None:
         super().__init__(scaling_config)

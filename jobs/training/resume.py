@@ -19,16 +19,16 @@ from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, UnavailableError
 
 SUMS = "checkpoint.sha256"  # not SHA256SUMS, which makes a folder a published version
-PATIENCE = 300  # seconds in which a store that does not answer is tried again, while training goes on
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries, doubled from that to that
+PATIENCE = 300  # seconds for which a store that does not answer is tried again, while training goes on
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries, doubled from the first to the longest
 NAME = re.compile(r"step-(\d{8})/")
 
 
 class Checkpoints:
-    """The checkpoints of one run; the calls of one process, which is the only one that writes."""
+    """The checkpoints of one run, as the one process that writes them uses them."""
 
     def __init__(self, place: Storage, *, keep_last: int, keep_best: int) -> None:
-        """place: the run's folder. So many of the newest, and of the best-scored, are kept."""
+        """place: the run's folder. keep_last, keep_best: how many of the newest, and of the best-scored, are kept."""
         self.place, self.keep_last, self.keep_best = place, keep_last, keep_best
         self._writing: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -41,7 +41,7 @@ class Checkpoints:
     def save(self, step: int, files: dict[str, bytes], scores: dict[int, float], beside: dict[str, bytes]) -> None:
         """Write a checkpoint and then remove those that are no longer kept, both in the background.
 
-        scores: of the steps that have one, which this one need not have yet; the higher, the better. beside: files of the
+        scores: by step; this step need not have one yet; the higher, the better. beside: files of the
         run that are replaced with it. Waits for the checkpoint before this one, and raises what `wait` does.
         """
         self.wait()
@@ -99,7 +99,7 @@ class Checkpoints:
 
     @staticmethod
     def _steps(names: list[str]) -> list[int]:
-        """Of the checkpoints that are there, ascending."""
+        """The steps of the checkpoints that are there, ascending."""
         return sorted(int(found[1]) for name in names if (found := NAME.match(name)) and name.endswith(f"/{SUMS}"))
 
     def fetch(self, name: str, folder: Path) -> None:

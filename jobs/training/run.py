@@ -12,8 +12,8 @@ from pipeline.storage import Storage, storage
 class Planned(NamedTuple):
     """A training run before it begins.
 
-    name: of the recipe. run: its name in the store, with a digest of data, recipe and code, its origin. built: the dataset, and what its
-    shards.json lists. place: the run's folder in the store.
+    name: the recipe's. run: the run's name in the store, with a digest of its origin: data, recipe and code. built,
+    listing: the dataset, and what its shards.json lists. place: the run's folder in the store.
     """
 
     name: str

@@ -45,10 +45,10 @@ VARIABLES = (
     "AWS_DEFAULT_REGION",
 )  # no secrets: Ray shows them
 ANSWER_SECONDS = 30  # that the cluster may take for one answer
-QUIET_SECONDS = 30  # of a log that says nothing, until it is asked whether the job still runs
+QUIET_SECONDS = 30  # without a word in the log, until we ask whether the job still runs
 PATIENCE_SECONDS = 600  # without any answer, until the job is left to itself
 STOP_SECONDS = 60  # that a job may take to end when it is told to; Ray kills it after 3
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two tries, doubled from that to that
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two tries, doubled from the first to the longest
 UPLOADS = 8  # at a time
 
 
@@ -78,7 +78,7 @@ class Client(JobSubmissionClient):
 
 
 def client() -> Client:
-    """Of the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names. Raises UserError unless it takes our jobs."""
+    """A client of the cluster that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names. Raises UserError unless it takes our jobs."""
     address = jobs_address()
     if address is None:
         raise UserError("no cluster is named that takes jobs; set RAY_ADDRESS=http://<head>:8265")
@@ -102,7 +102,7 @@ def train_there(planned: Planned) -> None:
     UserError if it cannot be submitted or is out of reach for PATIENCE_SECONDS.
     """
     cluster = client()
-    # Set, for who starts a process in the background of a script has it ignore SIGINT.
+    # Set anew: a process that a script starts in the background ignores SIGINT.
     handlers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: lambda *_: signal.raise_signal(signal.SIGINT),
@@ -175,7 +175,7 @@ def _environment(planned: Planned) -> dict[str, str]:
 def attempt(run: str, store: str, jobs: list[JobDetails]) -> tuple[str, bool]:
     """The submission id <run>-a<N> of the job to follow, and whether it is there already and has not ended.
 
-    The newest one that trains into this store; else the first number that none had.
+    It is the newest job that trains into this store; if there is none, it gets the first number that no job had.
     """
     mine = {}
     for job in jobs:
@@ -220,7 +220,7 @@ def working_dir(planned: Planned) -> Iterator[Path]:
 
 
 def failed(job: str, ended: JobDetails) -> JobError | None:
-    """What to tell of a job that has ended, in the job's own words where it has some; None of one that succeeded."""
+    """The error of a job that has ended, in the job's own words where it has some; None if it succeeded."""
     if ended.status == JobStatus.SUCCEEDED:
         return None
     if ended.status == JobStatus.STOPPED:
@@ -238,7 +238,7 @@ def failed(job: str, ended: JobDetails) -> JobError | None:
 
 
 class Log:
-    """Writes a log to stdout that comes from its beginning with each connection, every part of it once."""
+    """Writes a log to stdout, every part of it once, though each connection sends it from its beginning."""
 
     def __init__(self) -> None:
         self.written = self.at = 0  # characters
@@ -248,7 +248,7 @@ class Log:
         self.at = 0
 
     def write(self, text: str) -> None:
-        """The next part."""
+        """Write the next part."""
         sys.stdout.write(text[max(0, self.written - self.at) :])
         sys.stdout.flush()
         self.at += len(text)
@@ -286,7 +286,7 @@ async def _followed(cluster: Client, job: str) -> JobDetails:
 
 
 async def _tailed(cluster: Client, job: str, log: Log) -> bool:
-    """Print the job's log as it comes; whether it came to an end. It may break, or be silent for QUIET_SECONDS."""
+    """Print the job's log as it comes; returns whether it came to an end. It may break, or be silent for QUIET_SECONDS."""
     log.connected()
     with suppress(OSError, RuntimeError, aiohttp.ClientError):  # TimeoutError is an OSError
         async with aclosing(cluster.tail_job_logs(job)) as stream:
@@ -385,7 +385,7 @@ def send(built: Folder, listing: dict[str, Any], store: Bucket) -> str:
 
 
 def _held(store: Storage, prefix: str) -> dict[str, int]:
-    """The bytes of each file in a store whose name begins with this."""
+    """The size in bytes of each file in a store, for names that begin with `prefix`."""
     if isinstance(store, Bucket):
         return {entry.name: entry.size for entry in store.entries(prefix)}
     assert isinstance(store, Folder)
@@ -393,7 +393,7 @@ def _held(store: Storage, prefix: str) -> dict[str, int]:
 
 
 def _uri(place: Storage) -> str:
-    """Of a folder its absolute path."""
+    """The URI of a store; for a folder, its absolute path."""
     return str(place.root.resolve()) if isinstance(place, Folder) else place.uri
 
 

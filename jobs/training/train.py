@@ -30,7 +30,7 @@ def train(
 
     data, store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
     continues a killed run, finds a finished one and never mixes two. With an http(s) address of a Ray cluster it trains
-    there. run: that it must be, of a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer),
+    there. run: the name that it must have, for a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer),
     metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
     """
     planned = plan_run(recipe_name, data=data, store=store, overrides=overrides)
@@ -38,7 +38,7 @@ def train(
     if run not in (None, planned.run):
         raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
     if "done.json" not in place.names("done.json"):
-        # What imports Ray or torch is imported from here on, for that takes seconds, and a finished run needs neither.
+        # Modules that use Ray or torch are imported from here on: that takes seconds, and a finished run needs neither.
         if run is None and jobs_address():
             from jobs.training.submit import train_there
 

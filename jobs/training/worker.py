@@ -28,8 +28,8 @@ from pipeline.storage import Folder, UnavailableError, storage
 def train_rank(config: dict[str, Any]) -> dict[str, str]:
     """Train one DDP rank; returns the name of the final checkpoint, or the user's mistake that ended the run.
 
-    Whatever a rank meets, it raises: only so does Ray Train end the other ranks, which wait for it. All start again then
-    from the last checkpoint, unless it was a mistake of the user's, which each of them then returns.
+    A rank raises any error that it meets: only then does Ray Train end the other ranks, which wait for it. Then all start
+    again from the last checkpoint; if it was a mistake of the user's, each of them returns it.
     """
     feed = config["feed"]
     if fatal := ray.get(feed.fatal.remote(), timeout=60):
@@ -56,18 +56,21 @@ def train_rank(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _of_another_rank(error: Exception) -> bool:
-    """Whether a collective failed, which it does when another rank is gone."""
+    """Whether a collective failed, as it does when another rank is gone."""
     return isinstance(error, DistError) or "gloo" in str(error) or "nccl" in str(error).lower()
 
 
 class Rank:
-    """One DDP rank. `train` calls what stands below it, in the order in which it stands there.
+    """One DDP rank. `train` calls the methods below it, in their order.
 
     Checkpoints are written by rank 0, which also tells the feed, TensorBoard and metrics.jsonl what the loop has logged.
     """
 
     def __init__(self, sent: dict[str, Any], data: str, place: str, feed: Any, here: str) -> None:
-        """sent: the recipe, packed. place: the run's folder in the store. feed: the actor that shows what is told. here: the driver's folder."""
+        """sent: the packed recipe. place: the run's folder in the store. feed: the actor that shows what is told.
+
+        here: the driver's folder.
+        """
         with suppress(FileNotFoundError):  # on another machine
             os.chdir(here)  # a recipe's relative paths are the project's
         recipe = unpacked(sent)
@@ -79,7 +82,7 @@ class Rank:
         self.checkpoints = Checkpoints(self.store, keep_last=training.keep_last, keep_best=training.keep_best)
         self.run = Run(recipe, data, ray.train.torch.get_device())
         self.first = self.run.rank == 0
-        self.board: Board | None = None  # of rank 0
+        self.board: Board | None = None  # rank 0's
         self.live: Path | None = None  # the file of rank 0 that shows each record at once; a bucket has none
         self.warned = False  # that a node will be taken
 
@@ -106,7 +109,7 @@ class Rank:
         return name
 
     def begin(self, came_from: str | None) -> None:
-        """Tell what begins and how it computes, and open what the records go to, without those that come again."""
+        """Tell what begins and how it computes, and open the files for the records, without those that come again."""
         run = self.run
         instructions = " by the instructions that all CPUs with AVX2 have" if self.training.portable else ""
         started = f"{run.world_size} workers, from {came_from or 'the beginning'}"
@@ -160,7 +163,7 @@ class Rank:
         return {**records, **(self.board.files() if self.board else {})}
 
     def note(self, line: str) -> None:
-        """Have something told once."""
+        """Have a line told once."""
         self.feed.note.remote(line)
 
     def hung(self, stacks: str) -> None:
