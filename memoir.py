@@ -32,7 +32,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of
 
 
 def say(text: str, *, problem: bool = False) -> None:
-    """Print a line on stdout, or a problem on stderr; what in a name would tell the terminal to do something is written out."""
+    """Print a line on stdout, or a problem on stderr. Control characters, which could steer the terminal, are written out."""
     print(printable(text), file=sys.stderr if problem else sys.stdout)
 
 
@@ -204,7 +204,7 @@ def inspect(
 
 
 def _in_its_arithmetic(model: str, runs: Path) -> None:
-    """Of a model that was trained portably, compute portably too: its scores and pictures are then every CPU's."""
+    """Compute portably with a model that was trained so: its scores and pictures are then the same on every CPU."""
     from jobs.restoring.checkpoint import trained_portably
     from jobs.training.arithmetic import go_on_portably
 
@@ -418,7 +418,7 @@ def main() -> None:
         app()
     except UserError as error:
         say(f"memoir: {error}", problem=True)
-        sys.exit(getattr(error, "exit_code", 1))  # that of a job on a cluster
+        sys.exit(getattr(error, "exit_code", 1))  # a failed job on a cluster has an exit code of its own
     except OSError as error:
         if error.errno not in MENDABLE:
             raise

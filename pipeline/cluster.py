@@ -21,8 +21,8 @@ TOKEN = (
 )
 
 
-START_S = 600  # that an embedded Ray may take to start, on a machine with other work
-# Of the processes of an embedded Ray, which give up when each other's start takes longer than 5 to 100 s.
+START_S = 600  # seconds that an embedded Ray may take to start, on a machine with other work
+# Settings of an embedded Ray, whose processes otherwise give up when the start of another takes longer than 5 to 100 s.
 PATIENT = {
     "RAY_gcs_server_port_wait_time_s": START_S,
     "RAY_gcs_rpc_server_connect_timeout_s": START_S,
@@ -30,13 +30,13 @@ PATIENT = {
     "RAY_agent_register_timeout_ms": 1000 * START_S,
     "RAY_health_check_timeout_ms": 60_000,
 }
-# Bytes of a socket's path that the system takes, and of what Ray puts after its folder, as in
+# The bytes that the system allows for a socket's path, and the bytes that Ray appends to its folder, as in
 # /session_2026-11-29_05-04-45_123456_4194304/sockets/plasma_store.
 PATH_BYTES, SOCKET_BYTES = 103, 65
 
 
 def address_to_join() -> str:
-    """RAY_ADDRESS, host:port or auto, of the cluster that Ray's tasks run on; "": embedded in this process.
+    """The RAY_ADDRESS, host:port or auto, of the cluster that runs Ray's tasks; "" if Ray is embedded in this process.
 
     An http(s) address takes training jobs, see `jobs_address`; everything else then runs embedded.
     Raises UserError for Ray Client's ray://.
@@ -64,14 +64,14 @@ def jobs_address() -> str | None:
 
 
 def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
-    """Have Ray with at least this much free. Without a cluster to join, or a Ray that is offered (`memoir with-ray`), an
-    embedded one of so many CPUs is started.
+    """Connect to a Ray with at least this much free. Where there is no cluster to join and no Ray on offer
+    (`memoir with-ray`), start an embedded Ray with this many CPUs.
 
-    What the cluster has and others use is waited for as long as it takes, and an embedded Ray that starts late for START_S.
+    It waits without limit for what others use on the cluster, and START_S for an embedded Ray that starts late.
     Raises UserError when Ray cannot be started or reached, or does not get as much within wait_seconds.
     """
     address = address_to_join()
-    join = address or offered(cpus)  # before Ray is imported, which then looks whether it takes a token
+    join = address or offered(cpus)  # before Ray is imported, since the import checks whether a token is needed
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -114,11 +114,11 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
 
 @contextmanager
 def _patiently() -> Iterator[None]:
-    """Have `ray.init` wait for its own node as long as that is on its way, instead of 30 s (Ray 2.60, without a setting)."""
+    """Make `ray.init` wait for its own node as long as the node is starting, not 30 s (Ray 2.60 has no setting for it)."""
     import psutil
 
-    # Private: within the 30 s Ray asks `services.get_node` again and again, so that a call which waits has it wait. Public
-    # instead: a setting for the 30 s. tests/jobs/test_ray_contract.py says when a new Ray moves it.
+    # This uses a private function: Ray calls `services.get_node` repeatedly during the 30 s, so it waits if a call waits.
+    # A setting for the 30 s would be public. tests/jobs/test_ray_contract.py fails when a new Ray moves the function.
     from ray._private import services
 
     get_node: Callable[..., Any] = services.get_node
@@ -148,7 +148,7 @@ def _patiently() -> Iterator[None]:
 def rays_folder() -> str | None:
     """Where an embedded Ray puts its files: RAY_TMPDIR, or below TMPDIR (None), or below /tmp where TMPDIR's path is long.
 
-    Its sockets lie there, whose paths the system limits. Raises UserError for a long RAY_TMPDIR, and where /tmp is no help.
+    Its sockets lie there, and the system limits their paths. Raises UserError for a long RAY_TMPDIR, or if /tmp does not help.
     """
     chosen = os.environ.get("RAY_TMPDIR")
     room = PATH_BYTES - SOCKET_BYTES
@@ -176,7 +176,7 @@ def rays_folder() -> str | None:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what Ray itself runs into while it works, see `trouble`, into UserError."""
+    """Turn the errors of Ray itself, see `trouble`, into UserError."""
     from ray.exceptions import RayError
 
     try:
@@ -188,7 +188,7 @@ def explained() -> Iterator[None]:
 
 
 def trouble(error: BaseException) -> str | None:
-    """In one line what is amiss with Ray, its nodes or their room; None of what its tasks raise, and of defects."""
+    """One line that says what is wrong with Ray, its nodes or their space; None for errors of its tasks and for defects."""
     from ray import exceptions as e
 
     again = "the same command continues"
@@ -222,7 +222,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
-    """Return when Ray has this much free, which others may use for as long as it takes.
+    """Return when Ray has this much free. It waits without limit while others use it.
 
     Raises UserError when it does not get as much within wait_seconds.
     """
@@ -237,7 +237,7 @@ def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
             total = ray.cluster_resources().get(resource, 0)
             busy = bool(address) and total >= needed
             if address and not busy and not asked:
-                request_resources(num_cpus=cpus, bundles=[{"GPU": 1}] * gpus)  # of an autoscaler, if there is one
+                request_resources(num_cpus=cpus, bundles=[{"GPU": 1}] * gpus)  # asks the autoscaler, if there is one
                 asked = True
             has = f"{needed} {resource}s are needed and Ray ({address or 'embedded'}) has {free:g} of {total:g} free"
             if not busy and time.monotonic() > deadline:
@@ -254,7 +254,7 @@ def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
 
 
 def taken(cpus: int, *, gpus: int = 0) -> bool:
-    """Whether the cluster that was joined has this much, and others use it."""
+    """Whether the cluster that was joined has this much in total, but others use it."""
     import ray
 
     free, total = ray.available_resources(), ray.cluster_resources()

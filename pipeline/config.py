@@ -1,6 +1,6 @@
 """YAML files checked against typed, closed schemas; a mistake is one line with file, line and the nearest known key.
 
-All YAML and JSON that memoir reads from files of others comes through here.
+All YAML and JSON files that memoir did not write itself are read here.
 """
 
 import json
@@ -19,9 +19,9 @@ from pipeline.errors import UserError, nearest
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-YAML_BYTES = 2**17  # of one file; the longest recipe has 3,000, and these take a second to read
-DEPTH = 32  # of nesting
-DIGITS = 100  # of a number
+YAML_BYTES = 2**17  # the most bytes of a file; the longest recipe has 3,000, and this many take a second to read
+DEPTH = 32  # the deepest nesting
+DIGITS = 100  # the most digits of a number
 
 
 class Frozen(BaseModel):
@@ -53,7 +53,7 @@ def bare_name(name: str) -> str:
 
 
 def read_limited(path: Path) -> bytes:
-    """The contents of a configuration file. Raises UserError if it cannot be read, or is longer than any has to be."""
+    """The contents of a configuration file. Raises UserError if it cannot be read or is longer than YAML_BYTES."""
     try:
         with path.open("rb") as file:
             data = file.read(YAML_BYTES + 1)
@@ -65,18 +65,18 @@ def read_limited(path: Path) -> bytes:
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
-    """What YAML text from anywhere says: dictionaries with keys of text, lists, text, numbers, booleans and None.
+    """The contents of untrusted YAML text: dictionaries with keys of text, lists, text, numbers, booleans and None.
 
-    data: UTF-8. where: for messages. It takes time and memory in proportion to the text, which ends at YAML_BYTES.
+    data: UTF-8. where: for messages. Time and memory are in proportion to the text, which has at most YAML_BYTES.
     Raises UserError, with the line, for what is not YAML or no configuration needs: tags such as !!python/object,
     aliases (a few lines of them can stand for billions of values), nesting deeper than DEPTH, a key that is given twice
-    or that is not text, dates, and numbers that YAML takes for other ones than they look like (010, 12:30).
+    or that is not text, dates, and numbers that YAML reads as other numbers than they look like (010, 12:30).
     """
     return _parsed(data, where)[1]
 
 
 def parse_json(data: bytes, where: str, *, finite: bool = True) -> Any:
-    """What JSON text from anywhere says. data: UTF-8. where: for messages. finite: refuse NaN and infinities.
+    """The contents of untrusted JSON text. data: UTF-8. where: for messages. finite: refuse NaN and infinities.
 
     Raises UserError for what is not JSON, for a key that is given twice, for endless numbers, for text that is not Unicode,
     and for nesting deeper than Python's JSON reader goes.
@@ -85,7 +85,7 @@ def parse_json(data: bytes, where: str, *, finite: bool = True) -> Any:
         text = data.decode("utf-8")
         numbers: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
         value = json.loads(text, object_pairs_hook=_once, **numbers)
-        if "\\ud" in text.lower():  # the half of a pair alone can be neither printed nor written
+        if "\\ud" in text.lower():  # one half of a surrogate pair can be neither printed nor written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{where}: not a text file in UTF-8") from None
@@ -118,7 +118,7 @@ def _finite(text: str) -> float:
 
 
 TEXT = "tag:yaml.org,2002:str"
-KINDS = {  # what YAML takes a key for that is not text
+KINDS = {  # the kinds of key that are not text in YAML
     "tag:yaml.org,2002:null": "nothing",
     "tag:yaml.org,2002:bool": "true or false",
     "tag:yaml.org,2002:int": "a number",
@@ -128,7 +128,7 @@ KINDS = {  # what YAML takes a key for that is not text
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what can make a short text large, deep, or another thing than it looks like."""
+    """A YAML loader that refuses what makes a short text large or deep, or gives it another meaning than it seems to have."""
 
     depth = 0
 
@@ -188,7 +188,7 @@ def _short(text: str) -> str:
 
 
 def _parsed(data: bytes, where: str, lines: bool = True) -> tuple[Any, Any]:
-    """The tree of a YAML text with its lines, and what it says. Raises UserError as `parse_yaml`, with the line if asked."""
+    """The tree of a YAML text with its lines, and its contents. Raises UserError as `parse_yaml`, with the line if asked."""
     if len(data) > YAML_BYTES:
         raise UserError(f"{where}: longer than {YAML_BYTES:,} bytes, which no configuration needs")
     try:
@@ -200,7 +200,7 @@ def _parsed(data: bytes, where: str, lines: bool = True) -> tuple[Any, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{where}{f':{mark.line + 1}' if mark and lines else ''}: {_problem(error)}") from None
-    except ValueError as error:  # of a number such as 0x_
+    except ValueError as error:  # a number such as 0x_
         raise UserError(f"{where}: not valid YAML: {error}") from None
 
 
@@ -218,7 +218,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 def _problem(error: yaml.YAMLError) -> str:
     if type(error) is yaml.MarkedYAMLError:
-        return str(error.problem)  # of `_mistake`
+        return str(error.problem)  # raised by `_mistake`
     return "not valid YAML: " + " ".join(str(getattr(error, "problem", None) or error).split())
 
 
@@ -239,7 +239,7 @@ def _explain(path: Path, root: Any, schema: type[BaseModel], error: ValidationEr
 
 
 def _turned(root: Any, loc: tuple[int | str, ...], error: ErrorDetails) -> str:
-    """What to write, where YAML has taken a value for another kind than it looks like."""
+    """A hint what to write, where YAML read a value as another type than it looks like."""
     given, kind = error.get("input"), error["type"]
     if isinstance(given, str) and kind in ("int_parsing", "int_type", "float_type", "float_parsing"):
         try:
@@ -257,7 +257,7 @@ def _turned(root: Any, loc: tuple[int | str, ...], error: ErrorDetails) -> str:
 
 
 def _misspelt(errors: list[ErrorDetails]) -> ErrorDetails | None:
-    """Of an unknown key and a missing one that is spelt alike, the former: it is the mistake, the other follows."""
+    """The error of an unknown key that is spelt like a missing one: it is the mistake, and the missing key follows from it."""
     missing = [error["loc"] for error in errors if error["type"] == "missing"]
     for error in errors:
         *place, key = error["loc"] or ("",)
@@ -272,7 +272,7 @@ def _line(root: Any, loc: tuple[int | str, ...]) -> int:
 
 
 def _at(node: Any, loc: tuple[int | str, ...]) -> tuple[int, Any]:
-    """The line, from 1 on, of the deepest part of a place that the file has; and its node, None where it lacks the rest."""
+    """The line (from 1 on) of the deepest part of `loc` that the file has, and its node: None if the file lacks the rest."""
     line, rest = node.start_mark.line, node
     for part in loc:
         if isinstance(node, yaml.MappingNode):

@@ -12,8 +12,8 @@ OWN = Path("/proc/self/cgroup")
 def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
     """Whole CPUs that this process may keep busy: those of its affinity, and no more than its control groups allow.
 
-    cgroups: where control groups are mounted, of version 1, 2 or both. own: the file that names the process's groups. A
-    quota of a part of a CPU is rounded down, and the result is at least 1.
+    cgroups: where control groups of version 1, 2 or both are mounted. own: the file that names the process's groups.
+    A quota is rounded down to whole CPUs, and the result is at least 1.
     """
     allowed = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     allowed += [int(quota) for quota in _quotas(cgroups, own)]

@@ -11,12 +11,12 @@ Bits = Literal[8, 16]
 
 
 def peak(dtype: np.typing.DTypeLike) -> int:
-    """The level of white: 255 of uint8, 65535 of uint16."""
+    """The level of white: 255 for uint8, 65535 for uint16."""
     return int(np.iinfo(dtype).max)
 
 
 def widened(pixels: np.ndarray, bits: Bits) -> np.ndarray:
-    """Levels of 8 bits as the same picture in so many bits; those of 16 as they are. pixels: uint8 or uint16."""
+    """The same picture in `bits` bits: levels of 8 bits are widened, levels of 16 bits are kept. pixels: uint8 or uint16."""
     return pixels.astype(np.uint16) * np.uint16(257) if bits == 16 and pixels.dtype == np.uint8 else pixels
 
 
@@ -26,6 +26,6 @@ def unit(pixels: np.ndarray) -> np.ndarray:
 
 
 def levels(values: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
-    """Numbers in [0, 1] as levels of uint8 or uint16, rounded half to even; those beyond become black and white."""
+    """Numbers in [0, 1] as levels of uint8 or uint16, rounded half to even; numbers outside become black or white."""
     scaled = values * peak(dtype)
     return np.rint(scaled, out=scaled).clip(0, peak(dtype), out=scaled).astype(dtype)

@@ -3,15 +3,15 @@
 import difflib
 import errno
 
-# A full disk, a missing permission, a file where a folder was named: the user's to mend. Any other OSError is a defect and
-# keeps its traceback.
+# The user can mend a full disk, a missing permission, or a file where a folder was named. Any other OSError is a defect
+# and keeps its traceback.
 MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOTDIR)
 
 
 class UserError(ValueError):
     """A mistake that the user can mend. Its text is one line: what, where, how to mend it.
 
-    Names and keys of others in it cannot add lines, or tell the terminal to do something.
+    Names and keys in it that come from elsewhere cannot add lines or steer the terminal.
     """
 
     def __init__(self, text: str) -> None:

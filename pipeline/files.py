@@ -17,5 +17,5 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)  # a full disk names no file by itself
+            error.filename = str(path)  # the error of a full disk names no file by itself
         raise

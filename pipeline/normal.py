@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def counter_normal(keys: Tensor, n: int) -> Tensor:
-    """n standard normal numbers for each key: float32 (k, n), of keys int64 (k,) of 64 random bits each.
+    """n standard normal numbers for each key: float32 (k, n). keys: int64 (k,), 64 random bits each.
 
-    Counter-based: number i of a key depends on the two alone, so that on the CPU they are the same to the last bit
+    Counter-based: number i of a key depends on i and the key only, so on the CPU it is the same to the last bit
     whichever keys stand beside it. Source: splitmix64 on a Weyl sequence, then Box-Muller; none is beyond 6.7.
     """
     # Pieces that torch computes in one thread, whole vector registers at a time: their last bits do not depend on a place.
@@ -31,10 +31,10 @@ def counter_normal(keys: Tensor, n: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
-    """To the right, with zeros from the left: torch's own keeps the sign."""
+    """Bits shifted to the right, with zeros from the left: torch's own shift keeps the sign."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
 def _signed(value: int) -> int:
-    """64 bits as torch takes them."""
+    """64 bits as the signed integer that torch takes."""
     return value - 2**64 if value >= 2**63 else value

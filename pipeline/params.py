@@ -1,4 +1,4 @@
-"""params.yaml: which datasets, tasks and recipes `dvc repro` works on."""
+"""The file params.yaml, which lists the datasets, tasks and recipes that `dvc repro` works on."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pipeline.raw.manifest import Source
 
 
 class RecipeParams(Frozen):
-    """What dvc.yaml must know of a recipe."""
+    """What dvc.yaml must know about a recipe."""
 
     task: str
 

@@ -15,5 +15,5 @@ class Pauses(Iterator[float]):
         return pause
 
     def begin_again(self) -> None:
-        """A try has brought something: the next pause is the first one."""
+        """Start again with the first pause, after a try that made progress."""
         self._pause = min(self.first, self.longest)

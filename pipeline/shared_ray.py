@@ -1,7 +1,7 @@
-"""One embedded Ray for several commands, for it takes longer to start than many of them take.
+"""One embedded Ray for several commands, because it takes longer to start than many of them run.
 
-`memoir with-ray COMMAND` runs a command. The first memoir below it that needs an embedded Ray asks this process for one, which
-starts it then; the others join it.
+`memoir with-ray COMMAND` runs a command. The first memoir below it that needs an embedded Ray asks this process, which then
+starts one; the others join it.
 """
 
 import os
@@ -26,7 +26,7 @@ def run_with_ray(command: list[str], start: Callable[[int], str]) -> int:
     with Listener(("127.0.0.1", 0), authkey=key) as listener:
         port = listener.address[1]
         process = subprocess.Popen(command, env=os.environ | {OFFER: f"{port}:{key.hex()}"})
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's to heed
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is left to the command
 
         def tell() -> None:
             process.wait()
@@ -38,7 +38,7 @@ def run_with_ray(command: list[str], start: Callable[[int], str]) -> int:
 
 
 def _serve(listener: Listener, start: Callable[[int], str]) -> None:
-    """Answer until somebody says that it is the end: with Ray's address, or nothing where it has fewer CPUs than asked."""
+    """Answer requests until one ends it: with Ray's address, or with nothing if Ray has fewer CPUs than asked for."""
     address, has = "", 0
     while True:
         with suppress(OSError, EOFError, ValueError, ProcessError), listener.accept() as connection:
@@ -47,16 +47,16 @@ def _serve(listener: Listener, start: Callable[[int], str]) -> None:
                 return
             wanted = int(question)
             if not address:
-                with suppress(UserError):  # who asked then meets it too
+                with suppress(UserError):  # the process that asked then meets the same error
                     address, has = start(wanted), wanted
-            mode = os.environ.get("RAY_AUTH_MODE", "")  # which Ray has set by what it found
+            mode = os.environ.get("RAY_AUTH_MODE", "")  # set by Ray when it started
             connection.send_bytes(f"{address} {mode}".encode() if wanted <= has else b"")
 
 
 def offered(cpus: int) -> str:
-    """The address of a Ray with at least so many CPUs that a process above offers; "" where none does.
+    """The address of a Ray with at least this many CPUs that a parent process offers; "" where none does.
 
-    Sets RAY_AUTH_MODE as that Ray has it.
+    It sets RAY_AUTH_MODE as that Ray has it.
     """
     port, _, key = os.environ.get(OFFER, "").partition(":")
     with suppress(OSError, EOFError, ValueError, ProcessError):

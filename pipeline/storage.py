@@ -23,17 +23,17 @@ BUSY = ("SlowDown", "RequestTimeout", "Throttling", "429")  # answers below 500 
 
 
 class UnavailableError(UserError):
-    """The store did not answer, or not to the end: another try may succeed."""
+    """The store did not answer, or broke off its answer: another try may succeed."""
 
 
 class Storage(ABC):
     """Files by name below `uri`; a name is a relative path with forward slashes.
 
-    A name holds a whole file or none, whoever is killed while writing. Whatever a user can mend raises UserError in one
+    A name holds a whole file or none, even if a writer is killed. An error that the user can mend raises UserError in one
     line: an absent bucket, refused or missing credentials, an endpoint that does not answer.
     """
 
-    uri: str  # without a slash at its end
+    uri: str  # without a trailing slash
 
     @abstractmethod
     def chunks(self, name: str, start: int = 0, *, once: bool = False) -> Iterator[bytes]:
@@ -45,7 +45,7 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self, prefix: str = "") -> list[str]:
-        """All names that begin with `prefix`, sorted; hidden files of a folder left out."""
+        """All names that begin with `prefix`, sorted; hidden files of a folder are left out."""
 
     @abstractmethod
     def write(self, name: str, data: bytes | Path) -> None:
@@ -55,8 +55,8 @@ class Storage(ABC):
     def write_new(self, name: str, data: bytes | Path) -> None:
         """Write bytes, or the contents of a local file, under a name that nobody has written.
 
-        Of any number of simultaneous writers one succeeds. Raises FileExistsError for the others: also for one whose
-        answer was lost on the way, so compare before calling it a conflict.
+        One of several simultaneous writers succeeds. Raises FileExistsError for the others, and for a writer that lost the
+        answer on the way, so compare before calling it a conflict.
         """
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Storage(ABC):
         return b"".join(self._limited(name, limit))
 
     def sha256(self, name: str) -> str:
-        """Of the contents, in hex, without holding them in memory. Raises FileNotFoundError."""
+        """The sha256 of the contents, in hex, without holding them in memory. Raises FileNotFoundError."""
         digest = hashlib.sha256()
         for chunk in self.chunks(name):
             digest.update(chunk)
@@ -93,7 +93,7 @@ class Storage(ABC):
 
 
 class Folder(Storage):
-    """A folder of this machine, or one that it has mounted."""
+    """A folder on this machine, local or mounted."""
 
     def __init__(self, uri: str, root: Path) -> None:
         self.uri, self.root = uri, root
@@ -133,12 +133,12 @@ class Folder(Storage):
     def remove(self, name: str) -> None:
         path = self.root / name
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty, or not there
+        with suppress(OSError):  # the folder is not empty, or missing
             path.parent.rmdir()
 
 
 class Bucket(Storage):
-    """A bucket, or a part of one. Endpoint, credentials and region are those of boto3: of AWS's variables and files."""
+    """A bucket, or a part of one. boto3 finds endpoint, credentials and region in AWS's variables and files."""
 
     class Entry(NamedTuple):
         """One object: its name, bytes, and when it was written, in seconds since 1970."""
@@ -175,7 +175,7 @@ class Bucket(Storage):
         return [entry.name for entry in self.entries(prefix)]
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Everything whose name begins with `prefix`, sorted by name."""
+        """All objects with names that begin with `prefix`, sorted by name."""
         with self._explained(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix
@@ -200,7 +200,7 @@ class Bucket(Storage):
                         self._put_new(name, body)
                     return
                 except ClientError as error:
-                    # Somebody is writing or deleting the same name; how it ended, only another try tells.
+                    # Somebody is writing or deleting the same name; only another try tells how it ended.
                     if error.response["Error"].get("Code") != "ConditionalRequestConflict" or seconds is None:
                         raise
                     time.sleep(seconds)
@@ -248,7 +248,7 @@ class Bucket(Storage):
             raise UserError(f"{where}: {_line(error)}") from None
 
     def _refusal(self, code: str) -> str | None:
-        """What a refused request means, and what to do."""
+        """What a refused request means, and what the user can do."""
         return {
             "NoSuchBucket": f"no bucket {self.bucket!r} at {self.endpoint}; create it, or check its name",
             "InvalidAccessKeyId": f"AWS_ACCESS_KEY_ID is not known at {self.endpoint}",
@@ -303,7 +303,7 @@ def _client(variables: frozenset[tuple[str, str]], once: bool = False) -> "S3Cli
 
 
 def _of_aws(client: "S3Client") -> bool:
-    """Whether requests go to Amazon's own servers, wherever botocore found the endpoint: in a variable or in a file."""
+    """Whether requests go to Amazon's own servers, whether botocore found the endpoint in a variable or in a file."""
     host = urlsplit(client.meta.endpoint_url).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
@@ -342,7 +342,7 @@ def _written(target: Path, blocks: Iterable[bytes]) -> Iterator[Path]:
             os.fsync(file.fileno())
         yield temporary
     except OSError as error:
-        error.filename = error.filename or str(target)  # a full disk names no file by itself
+        error.filename = error.filename or str(target)  # the error of a full disk names no file by itself
         raise
     finally:
         temporary.unlink(missing_ok=True)

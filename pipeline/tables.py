@@ -1,4 +1,4 @@
-"""The Parquet tables of a built dataset: their columns, and what must hold of them before they are taken at their word.
+"""The Parquet tables of a built dataset: their columns, and the checks that they must pass before they are trusted.
 
 A table may come from a bucket: it is checked here once, when it is read, and nowhere else. Everything works on whole columns,
 since there may be 10 million rows and more.
@@ -25,9 +25,9 @@ INDEX_SCHEMA = pa.schema(
         (
             "level",
             pa.int32(),
-        ),  # quality, factor; of published pairs the number of the input, of a scene that of the frame
-        ("offset", pa.int64()),  # of the member's contents in the shard
-        ("length", pa.int64()),  # of the contents
+        ),  # quality, factor; for published pairs the number of the input, for a scene the number of the frame
+        ("offset", pa.int64()),  # where the member's contents begin in the shard
+        ("length", pa.int64()),  # bytes of the contents
         ("header", pa.int32()),  # bytes of the .npy header before the pixels
         ("shape", pa.list_(pa.int32())),  # H, W, C
         ("dtype", pa.string()),
@@ -36,10 +36,10 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-# Of a task of time-lapse scenes: the pairs of frames that are samples, by their frames' numbers.
+# For a task of time-lapse scenes: the pairs of frames that are samples, by the numbers of their frames.
 PAIRS_SCHEMA = pa.schema([("split", pa.string()), ("key", pa.string()), ("v", pa.int32()), ("w", pa.int32())])
 
-# Of a task with negatives: see pipeline.sampling.negatives.
+# For a task with negatives: see pipeline.sampling.negatives.
 NEGATIVES_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -52,9 +52,9 @@ NEGATIVES_SCHEMA = pa.schema(
     ]
 )
 
-SOME_NULL = {"level", "header", "shape", "dtype", "parameters"}  # columns; the others have a value in every row
-GROUP_ROWS = 2**20  # that a row group may have: it is in memory at once, and the build writes 100,000
-LONGEST = 2000  # bytes of a text; the longest are the parameters
+SOME_NULL = {"level", "header", "shape", "dtype", "parameters"}  # the columns that may have nulls
+GROUP_ROWS = 2**20  # the most rows of a row group: it is in memory at once, and the build writes 100,000
+LONGEST = 2000  # the most bytes of a text; the longest texts are the parameters
 KEY = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,239}$"
 MEMBER = r"^(gt|(lq|mask|frame|negative)-[a-z]?[0-9]{1,10}(-[0-9]{1,10})?)\.(npy|png)$"
 SHA256 = r"^[0-9a-f]{64}$"
@@ -67,10 +67,10 @@ def read_table(
 ) -> pa.Table:
     """A Parquet table with the columns of `schema`, in order; nulls only where they may be.
 
-    source: contents, or a file. where: for messages. split: only its rows are returned. rows: that the whole table has; None:
-    not known. Memory is in proportion to the rows: a short text that a table repeats a billion times, or a text of a
+    source: contents, or a file. where: for messages. split: only its rows are returned. rows: the number in the whole table;
+    None: unknown. Memory is in proportion to the rows: a short text that a table repeats a billion times, or a text of a
     gigabyte, is refused before it is written out.
-    Raises UserError for another file than such a table.
+    Raises UserError for a file that is not such a table.
     """
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     found = []
@@ -113,7 +113,7 @@ def _check_shape(file: pq.ParquetFile, schema: pa.Schema, where: str, rows: int 
 
 
 def _written_out(part: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
-    """A part of a table whose texts are dictionaries, as `schema` has it. Raises UserError for what no table has."""
+    """A part of a table whose texts are dictionaries, as `schema` has it. Raises UserError for texts that no build writes."""
     columns = []
     for field in schema:
         column = part[field.name]
@@ -183,9 +183,9 @@ def _check_arrays(table: pa.Table, rows: np.ndarray, codec: str, bits: int, wher
         where, pc.is_in(table["role"], pa.array(["mask"])).to_numpy() <= (channels == 1), "a mask has colours", rows
     )
     header, length = table["header"].to_numpy(), table["length"].to_numpy()
-    # in float64, which is exact where it matters and does not wrap
+    # computed in float64, which is exact where it matters and does not wrap
     nbytes = height.astype(np.float64) * width * channels * (bits // 8)
-    if codec == "png":  # it shrinks an image by 1,030 at most
+    if codec == "png":  # PNG shrinks an image by a factor of at most 1,030
         fits = (header == 0) & (nbytes <= 1030.0 * length + MEBI)
     else:
         fits = (header > 0) & (nbytes == length - header.astype(np.int64))
@@ -193,7 +193,7 @@ def _check_arrays(table: pa.Table, rows: np.ndarray, codec: str, bits: int, wher
 
 
 def _names(member: pa.ChunkedArray, role: pa.ChunkedArray, suffix: str) -> np.ndarray:
-    """Which names of members are those of their roles, with this suffix; of them there are few different ones."""
+    """Which names of members are valid for their roles, with this suffix; only the few different names are checked."""
     known = pc.match_substring_regex(member, MEMBER).to_numpy() & pc.ends_with(member, f".{suffix}").to_numpy()
     named = pc.binary_join_element_wise(role, member, "/")
     pairs = pc.unique(named).to_pylist()

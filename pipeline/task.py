@@ -58,9 +58,9 @@ def recorded(degradation: dict[str, Any]) -> Degradation:
 
 
 class Negatives(Frozen):
-    """Of each degraded image, worse ones than the restored should be, for contrastive regularisation (DRCNet, section 3.3).
+    """Images worse than the restored one should be, for each degraded one: contrastive regularisation (DRCNet, section 3.3).
 
-    intra: N_k = lambda_k I + (1 - lambda_k) J of its own input I and target J; extra: other inputs of its shard.
+    intra: N_k = lambda_k I + (1 - lambda_k) J, where I is its own input and J its target; extra: other inputs of its shard.
     """
 
     kind: Literal["intra", "extra"] = "intra"
@@ -139,7 +139,7 @@ class Task(Frozen):
 def read_task(name: str) -> Task:
     """The task of pipeline/tasks/<name>.yaml, or of a YAML file given by its path, ready to build.
 
-    A degradation of the user's own is imported, from the current directory.
+    A degradation that the user wrote is imported from the current directory.
     """
     path = Path(name) if name.endswith(".yaml") else TASKS / f"{name}.yaml"
     if not name.endswith(".yaml") and not path.exists():

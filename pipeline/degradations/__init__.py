@@ -1,1 +1,1 @@
-"""Degradations: one file per kind, with its pure functions, from arrays to arrays and seeded by keys where they draw."""
+"""Degradations, one file per kind. Their functions are pure, map arrays to arrays, and draw from generators seeded by keys."""

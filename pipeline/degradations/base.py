@@ -1,4 +1,4 @@
-"""What a kind of degradation tells those who plan, build, load, look at, score and publish: they ask it, and know no kind."""
+"""The interface of a kind of degradation: planning, building, loading, scoring and publishing use it and know no kind."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
-    from torch import Tensor  # takes seconds, and whoever only reads a task does without
+    from torch import Tensor  # its import takes seconds, and reading a task does without
 
-# What the recipes of shards of clean images say of their degradation, whichever kind the loader draws: the shards of one
-# are those of another.
+# The degradation that recipes record for shards of clean images, whichever kind the loader draws: the shards are the same
+# for all kinds.
 CLEAN = {"kind": "noise"}
 
 
@@ -42,11 +42,11 @@ class Plane(NamedTuple):
 class Degradation(Frozen):
     """The options of one kind, and what follows from them.
 
-    What stands here is true of a kind that makes its inputs of clean images, one by one.
+    The defaults are those of a kind that makes its inputs from clean images, one by one.
 
-    roles: of the images in the manifest that it reads, in the order of a group's members. grouped: whether several images
-    are a sample, by their `group`. images: what a message calls them. level_text: how a level is written. restores: what
-    the card of a model says that it is for.
+    roles: the roles of the images that it reads from the manifest, in the order of a group's members. grouped: whether
+    several images with the same `group` are a sample. images: what a message calls them. level_text: how a level is
+    written. restores: what the card of a model says that it is for.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Degradation(Frozen):
     restores: ClassVar[str] = "Images degraded as the inputs of its training data are"
 
     def found(self, here: "Path") -> "Degradation":
-        """The same, ready to build. here: the folder in which code of the user's own is looked for."""
+        """The same degradation, ready to build. here: the folder that is searched for the user's own code."""
         return self
 
     # what it is
@@ -69,8 +69,8 @@ class Degradation(Frozen):
 
     @property
     def drawn_by(self) -> Literal["build", "threads", "device"]:
-        """Who makes the inputs: the build, which stores them; or the loader, of each patch anew in each epoch, in its
-        threads or on the device.
+        """Who makes the inputs: the build, which stores them; or the loader, which draws them anew for each patch in each
+        epoch, in its threads or on the device.
         """
         return "build"
 
@@ -81,12 +81,12 @@ class Degradation(Frozen):
 
     @property
     def stored_levels(self) -> tuple[int, ...]:
-        """The levels that a build makes of each clean image."""
+        """The levels that a build makes from each clean image."""
         return () if self.online else self.levels
 
     @property
     def deepest(self) -> Bits:
-        """The most bits a channel that it can be applied to."""
+        """The most bits per channel of an image that it can be applied to."""
         return 16
 
     @property
@@ -96,16 +96,16 @@ class Degradation(Frozen):
 
     @property
     def side(self) -> int | None:
-        """Of the squares, in pixels, that images are resized to; None: as they are."""
+        """The side, in pixels, of the squares that images are resized to; None if they keep their size."""
         return None
 
     @property
     def factors(self) -> tuple[int, ...]:
-        """By which an image has to be enlarged before a model restores it."""
+        """The factors by which an image has to be enlarged before a model restores it."""
         return ()
 
     def said(self) -> dict[str, list[str]]:
-        """The options as a card lists them; those that nobody gave may be missing."""
+        """The options as a card lists them; options that were not given may be missing."""
         options = self.model_dump(mode="json", exclude_unset=True, exclude={"kind", "seed"})
         return {
             key: [str(each) for each in (value if isinstance(value, list) else [value])]
@@ -116,39 +116,39 @@ class Degradation(Frozen):
     # the plan
 
     def lost(self, manifest: "pa.Table", rows: np.ndarray, deep: np.ndarray) -> np.ndarray:
-        """Which images of one source are not used: bool, (n,). deep: those of more bits than the task has."""
+        """Which images of one source are not used: bool, (n,). deep: the images with more bits than the task has."""
         return deep
 
     def names(self, manifest: "pa.Table", rows: np.ndarray, first: np.ndarray) -> list[str] | None:
-        """The members that images become, as in pipeline.shards.plan.File; None: all are gt.
+        """The names of the members that images become, as in pipeline.shards.plan.File; None if all are gt.
 
-        rows: in the order of the shards. first: where groups begin in them. Raises UserError for a group that lacks one.
+        rows: in the order of the shards. first: where groups begin in them. Raises UserError for a group that lacks a member.
         """
         return None
 
     def pixels(self, width: np.ndarray, height: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """How many each image puts into its shard, int64 (n,); without negatives, which are the same planned and stored.
+        """How many pixels each image puts into its shard, int64 (n,); negatives, the same planned and stored, are not counted.
 
-        first: as `names` takes it.
+        first: as in `names`.
         """
         area = width * height if self.side is None else np.full_like(width, self.side**2)
         return area * (1 + len(self.stored_levels))
 
     def stored(self) -> dict[str, Any] | None:
-        """What of the options the bytes of a shard depend on."""
+        """The options that the bytes of a shard depend on."""
         return CLEAN if self.online else self.model_dump(mode="json")
 
     # the build
 
     def opened(self, image: np.ndarray) -> np.ndarray:
-        """A decoded image as it goes on, before its planes are taken. image: uint8 or uint16, (H, W, C)."""
+        """The image that planes are taken from, made from a decoded one. image: uint8 or uint16, (H, W, C)."""
         return image
 
     def planes(self, name: str, image: np.ndarray, key: str, before: Sequence[Plane]) -> Iterator[Plane]:
         """The planes that one image of a sample becomes.
 
-        name: of its member. image: the task's planes of it. key: of the sample. before: the planes that the sample has by
-        then. Raises UnusableImageError for an image that it does not take.
+        name: the member's name. image: the task's planes of the image. key: the sample's key. before: the planes that the
+        sample already has. Raises UnusableImageError for an image that it does not take.
         """
         role, _, number = name.partition("-")
         yield Plane(name, role, image, {"level": int(number)} if number else {})
@@ -161,15 +161,15 @@ class Degradation(Frozen):
         raise NotImplementedError(f"{self.kind} makes no inputs")
 
     def sample(self, planes: list[Plane]) -> list[Plane]:
-        """All planes of a sample. planes: of its images."""
+        """All planes of a sample. planes: the planes of its images."""
         return planes
 
     def inputs(self, names: Sequence[str]) -> list[int]:
-        """The levels of the degraded images that one sample has. names: of its members."""
+        """The levels of the degraded images that one sample has. names: the names of its members."""
         return list(self.levels)
 
     def pairs(self, key: str, names: Sequence[str], contents: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """The pairs of frames of a scene, by their numbers. names, contents: of the members, and their sha256."""
+        """The pairs of frames of a scene, by their numbers. names, contents: the members' names and sha256."""
         yield from ()
 
     # evaluation
@@ -186,13 +186,13 @@ class Degradation(Frozen):
     # the loader, where it draws the inputs
 
     def whole(self, image: np.ndarray, level: int, key: str, seed: int) -> np.ndarray:
-        """The input of a whole image for validation, the same each time: float32 in [0, 1]. image: uint8 or uint16, (H, W, C)."""
+        """A whole image's input for validation, the same each time: float32 in [0, 1]. image: uint8 or uint16, (H, W, C)."""
         raise NotImplementedError(f"{self.kind} is not drawn by the loader")
 
     def patches(
         self, gt: np.ndarray, level: np.ndarray, sample: np.ndarray, seed: int, epoch: int, out: np.ndarray
     ) -> None:
-        """The inputs of patches into `out`, for `drawn_by` threads. gt, out: uint8 or uint16 (n, p, p, C).
+        """Write the inputs of patches into `out`, where `drawn_by` is threads. gt, out: uint8 or uint16 (n, p, p, C).
 
         level, sample: int64 (n,). An input depends on its own patch, level and sample, on seed and epoch.
         """
@@ -201,5 +201,5 @@ class Degradation(Frozen):
     def on_device(
         self, gt: "Tensor", level: "Tensor", sample: np.ndarray, seed: int, epoch: int, white: int
     ) -> "Tensor":
-        """The inputs of patches, for `drawn_by` device: float32 (n, C, p, p) in [0, 1]. white: of the task's bits."""
+        """The inputs of patches, where `drawn_by` is device: float32 (n, C, p, p) in [0, 1]. white: the task's white level."""
         raise NotImplementedError(f"{self.kind} is not drawn on the device")

@@ -1,4 +1,4 @@
-"""Several degradations one after another, with parameters drawn at random: what happens to photographs outside of papers."""
+"""Several degradations one after another, with parameters drawn at random, as they happen to photographs in practice."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DRAWS = 3  # numbers that a step draws beside its noise: whether it happens, and
 
 
 def _amount(least: float, most: float, *, whole: bool = False) -> PlainValidator:
-    """A number from least to most, or what it is drawn from."""
+    """A number from least to most, or the range or list that it is drawn from."""
     expected = f"a {'whole ' * whole}number from {least:g} to {most:g}, [low, high] to draw it from, or {{any: [...]}}"
 
     def number(value: Any) -> float:
@@ -46,7 +46,7 @@ def _amount(least: float, most: float, *, whole: bool = False) -> PlainValidator
 
 
 def _drawn(amount: Amount, at: float) -> float:
-    """An amount at a random number in [0, 1): of a range of whole numbers each is as likely."""
+    """The amount drawn by a random number in [0, 1): in a range of whole numbers all are equally likely."""
     if isinstance(amount, dict):
         return amount["any"][int(at * len(amount["any"]))]
     if isinstance(amount, tuple):
@@ -60,7 +60,7 @@ def _choice(choices: Any, at: float) -> Any:
 
 
 def _shown(amount: Any) -> str:
-    """An amount in the words of a card."""
+    """An amount as a model's card writes it."""
     if isinstance(amount, dict):
         return " or ".join(f"{each:g}" for each in amount["any"])
     if isinstance(amount, tuple) and not isinstance(amount[0], str):
@@ -69,7 +69,7 @@ def _shown(amount: Any) -> str:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
-    """To (height, width), (H, W, C) still."""
+    """The image resized to (height, width); it stays (H, W, C)."""
     if image.shape[:2] == size:
         return image
     return cv2.resize(image, size[::-1], interpolation=FILTERS[how]).reshape(*size, -1)
@@ -83,16 +83,16 @@ class Step(Frozen):
 
     @abstractmethod
     def parameters(self, at: Sequence[float]) -> dict[str, Any]:
-        """Drawn ones. at: two random numbers in [0, 1)."""
+        """The drawn parameters. at: two random numbers in [0, 1)."""
 
     @abstractmethod
     def applied(
         self, image: np.ndarray, size: tuple[int, int], drawn: dict[str, Any], rng: np.random.Generator
     ) -> np.ndarray:
-        """The image after it, in its own dtype. size: (height, width) of the target. drawn: of `parameters`."""
+        """The image after this step, in its own dtype. size: (height, width) of the target. drawn: from `parameters`."""
 
     def said(self) -> str:
-        """As a card says it."""
+        """The step as a model's card writes it."""
         options = self.model_dump(exclude_defaults=True, exclude={"kind", "keep"})
         shown = ", ".join(f"{name} {_shown(value)}" for name, value in options.items())
         return f"{self.kind} ({shown})" if shown else self.kind
@@ -116,7 +116,7 @@ class BlurStep(Step):
 
 
 class ScaleStep(Step):
-    """Down, or up, to a part of the target's sides, and back to the target's size."""
+    """Resize down, or up, to a fraction of the target's sides, and back to the target's size."""
 
     kind: Literal["scale"]
     factor: Annotated[Any, _amount(0.01, 4)] = Field(description="of the target's sides")
@@ -164,7 +164,7 @@ class NoiseStep(Step):
 
 
 class JpegStep(Step):
-    """JPEG and back, by the encoder of the kind `jpeg`."""
+    """Compress to JPEG and decode, by the encoder of the kind `jpeg`."""
 
     kind: Literal["jpeg"]
     quality: Annotated[Any, _amount(1, 100, whole=True)] = Field(description="IJG scale")
@@ -187,11 +187,11 @@ AnyStep = Annotated[BlurStep | ScaleStep | NoiseStep | JpegStep, Field(discrimin
 
 
 class Chain(Degradation):
-    """Degradations in order, each with fixed parameters or drawn ones; stored, or drawn anew of each patch in each epoch.
+    """Degradations in order, each with fixed or drawn parameters; stored, or drawn anew for each patch in each epoch.
 
     Between two steps, and after the last, the image is rounded and clipped to its levels, as files are. Draws depend on
     the seed and the image's key and level where they are stored, and on the loader's seed, the epoch and the sample where
-    they are drawn online: on nothing else. The pixels are the same for any number of workers, ranks and threads; on
+    they are drawn online, and on nothing else. The pixels are the same for any number of workers, ranks and threads; on
     machines of another make OpenCV may round a bicubic or area resize otherwise, by one level.
     """
 
@@ -231,7 +231,7 @@ class Chain(Degradation):
         return {"in this order:": [step.said() for step in self.steps]}
 
     def degraded(self, image: np.ndarray, key: tuple[int | str, ...]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """An image, uint8 or uint16 (H, W, C), after all steps, of its size; and what was drawn, of the steps that happened.
+        """The image, uint8 or uint16 (H, W, C), after all steps, in its size; and what was drawn for the steps that happened.
 
         Raises UnusableImageError for a side that JPEG cannot hold.
         """

@@ -5,11 +5,11 @@ import numpy as np
 
 from pipeline.depth import peak
 
-_PIXELS = 2**15  # converted at a time, so that their floats stay in the cache
+_PIXELS = 2**15  # pixels converted at a time, so that their floats stay in the cache
 
 
 def rgb2ycbcr_y(image: np.ndarray) -> np.ndarray:
-    """The Y plane of MATLAB's rgb2ycbcr: 16..235, of uint16 257 times that.
+    """The Y plane of MATLAB's rgb2ycbcr: 16..235 for uint8, 257 times that for uint16.
 
     image: uint8 or uint16, (H, W, 3) RGB; grey (H, W, 1) has no Y to compute and passes through unchanged (0..255).
     Returns the same dtype, (H, W, 1), rounded half up. Raises ValueError for another shape or dtype.
@@ -19,7 +19,7 @@ def rgb2ycbcr_y(image: np.ndarray) -> np.ndarray:
 
 
 def rgb2gray(image: np.ndarray) -> np.ndarray:
-    """MATLAB's rgb2gray: 0..255, of uint16 0..65535.
+    """The grey image of MATLAB's rgb2gray: 0..255 for uint8, 0..65535 for uint16.
 
     image: uint8 or uint16, (H, W, 3) RGB; grey (H, W, 1) passes through unchanged.
     Returns the same dtype, (H, W, 1), rounded half up. Raises ValueError for another shape or dtype.
@@ -47,9 +47,9 @@ def _plane(image: np.ndarray, weights: tuple[int, int, int], divisor: int, offse
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """An image of 1 or `channels` channels, (H, W, C), as one of `channels`: grey is repeated. Raises ValueError for others.
+    """An image of 1 or `channels` channels, (H, W, C), with `channels`: grey is repeated. Raises ValueError for others.
 
-    This is what grey is to whoever works on colour: training, validation, evaluation and restoration alike.
+    Training, validation, evaluation and restoration in colour all treat grey images in this way.
     """
     if image.shape[2] == channels:
         return image

@@ -52,7 +52,7 @@ Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
 
 
 class Jpeg(Degradation):
-    """JPEG and back, on the whole image, once for each quality."""
+    """Compress the whole image to JPEG and decode it, once for each quality."""
 
     kind: Literal["jpeg"]
     quality: Annotated[tuple[Quality, ...], Distinct] = Field((10, 20), min_length=1, description="IJG scale")

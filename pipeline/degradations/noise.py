@@ -12,7 +12,7 @@ from pipeline.depth import levels, peak, unit
 from pipeline.keyed import digest64, hashed, philox
 
 if TYPE_CHECKING:
-    from torch import Tensor  # takes seconds, and whoever only reads a task does without
+    from torch import Tensor  # its import takes seconds, and reading a task does without
 
 
 def awgn(image: np.ndarray, sigma: float, key: tuple[int | str, ...]) -> np.ndarray:
@@ -48,7 +48,7 @@ def noisy_levels(image: np.ndarray, sigma: float, key: tuple[int | str, ...]) ->
 
 
 class Noise(Degradation):
-    """Additive white Gaussian noise: drawn anew in each epoch by the loader, from shards of clean images, or once and stored."""
+    """Additive white Gaussian noise, drawn on clean images by the loader, anew in each epoch, or by the build and stored."""
 
     kind: Literal["noise"]
     sigma: Annotated[tuple[Annotated[int, Field(gt=0, le=255)], ...], Distinct] = Field(
@@ -104,7 +104,7 @@ class Noise(Degradation):
 
     @staticmethod
     def benchmark(plane: np.ndarray, level: float) -> tuple[list[np.ndarray], np.ndarray]:
-        """As Degradation.benchmark: three draws of sigma `level`, keyed by the pixels: a renamed or moved file gets the same."""
+        """As Degradation.benchmark: three draws of sigma `level`, keyed by the pixels: renamed or moved files get the same."""
         pixels = hashlib.blake2b(plane.tobytes(), digest_size=16).hexdigest()
         gt = unit(plane)
         return [awgn(gt, level, ("benchmark", seed, pixels)) for seed in range(3)], gt

@@ -1,7 +1,7 @@
-"""A degradation of the user's own: a class of his, found from the current directory. CONTRIBUTING.md has an example.
+"""A degradation that the user wrote: a class found from the current directory. CONTRIBUTING.md has an example.
 
-Only who builds imports it (`Own.found`). Whoever reads a built dataset or a published model takes what was recorded as it
-is: it may come from a store, and names of modules in it are text.
+Only a build imports the class (`Own.found`). Readers of a built dataset or a published model use the record of it and
+import nothing: the record may come from a store, so the names of modules in it are only text.
 """
 
 import hashlib
@@ -25,22 +25,22 @@ from pipeline.images import UnusableImageError
 from pipeline.keyed import philox
 
 KIND = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"  # mypackage.fog:Fog
-_LOADED: dict[tuple[Path, str], ModuleType] = {}  # by the file and the sha256 of its source
+_LOADED: dict[tuple[Path, str], ModuleType] = {}  # keyed by the file and the sha256 of its source
 _LOADING = threading.RLock()
 
 
 class Own(Degradation):
-    """A class of the user's own with its options, and what a build recorded of it.
+    """A class that the user wrote, its options, and what a build recorded about it.
 
     In a task: {kind: mypackage.fog:Fog, density: 0.3}. The class takes the options, as a pydantic model or by the signature
     of its constructor, and has
 
-    - levels: the numbers, 0 or more, of the versions that are stored of each image;
-    - degrade(image, level, rng): the version of an image, uint8 or uint16 (H, W, C), that is not written to; returns the
-      same shape and dtype. Whatever is random comes of `rng`, a numpy Generator that is keyed by the image, the level and
-      the option `seed`, where there is one.
+    - levels: the numbers, 0 or more, of the versions that are stored for each image;
+    - degrade(image, level, rng): one version of an image, uint8 or uint16 (H, W, C), which it must not write to; returns
+      the same shape and dtype. All randomness comes from `rng`, a numpy Generator that is keyed by the image, the level
+      and the option `seed`, where there is one.
 
-    The source file of the class is among what decides whether shards are built again; other files that it imports are not.
+    A change of the class's source file has its shards built again; a change of other files that it imports does not.
     """
 
     kind: str = Field(pattern=KIND, max_length=200)
@@ -78,10 +78,10 @@ class Own(Degradation):
         return {"class": [self.kind], "levels": [str(level) for level in self.levels], **options}
 
     def found(self, here: Path) -> "Own":
-        """The same with its class, and with what is recorded of it. here: the folder that it is looked for in first.
+        """The same with its class and the record of it. here: the folder that is searched first.
 
-        Runs the user's code. Raises UserError, which names the file, for whatever is wrong with it, and for another source
-        than the recorded one.
+        It runs the user's code. Raises UserError, which names the file, for any error in that code, and for another
+        source than the recorded one.
         """
         module_name, _, name = self.kind.partition(":")
         path = _path(module_name, here)
@@ -115,7 +115,7 @@ class Own(Degradation):
         given.flags.writeable = False
         name = self.kind.partition(":")[2]
         try:
-            with np.errstate(invalid="raise"):  # of NaN that becomes a level
+            with np.errstate(invalid="raise"):  # raise where NaN is cast to a level
                 lq = self._instance.degrade(given, level, rng)
         except UnusableImageError:
             raise
@@ -150,7 +150,7 @@ def _path(module: str, here: Path) -> Path:
 
 
 def _module(name: str, path: Path, source: bytes, sha256: str, here: Path, shown: str) -> ModuleType:
-    """The module that this source makes: what runs is what was hashed."""
+    """The module made from this source, so that the code that runs is the code that was hashed."""
     with _LOADING:
         if (path, sha256) in _LOADED:
             return _LOADED[path, sha256]
@@ -158,7 +158,7 @@ def _module(name: str, path: Path, source: bytes, sha256: str, here: Path, shown
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
         before = sys.modules.get(name)
-        sys.modules[name] = module  # where annotations are looked up while its classes are made
+        sys.modules[name] = module  # annotations are looked up there while its classes are made
         sys.path.insert(0, str(here))
         try:
             exec(compile(source, path, "exec"), module.__dict__)
@@ -236,7 +236,7 @@ def _check_signature(instance: Any, where: str) -> None:
 
 
 def _where(error: BaseException, shown: str) -> str:
-    """The user's file, with the line of it where an error comes from."""
+    """The user's file, and the line in it that caused the error."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{shown}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(shown)]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def numbers(names: Sequence[str]) -> list[int]:
-    """The levels of published inputs, which are their numbers. names: of a sample's members, such as lq-0."""
+    """The levels of published inputs, which are their numbers. names: the names of a sample's members, such as lq-0."""
     parts = [name.partition("-") for name in names]
     return [int(number) for role, _, number in parts if role == "lq"]
 
@@ -53,7 +53,7 @@ class Paired(Degradation):
             if len(without):
                 path = manifest["path"][int(rows[first[without[0]]])].as_py()
                 raise UserError(f"{path}: has no {lacking}, and the task is of pairs; leave its split out")
-        number: dict[str, int] = {}  # of the inputs of one group, which stand before its masks
+        number: dict[str, int] = {}  # of one group's inputs, by key; they stand before its masks
         names = []
         for role, key in zip(roles, taken["key"].to_pylist(), strict=True):
             if role == "gt":

@@ -12,8 +12,8 @@ DISTANCES = (
     (35, (14, 34), (230, 330), (60, 150)),
     (15, (30, 64), (270, 420), (70, 170)),
 )
-JITTER = 5  # of the slope of one drop, in 1/256
-MOST_OPAQUE = 200  # of 256: where streaks cross, the picture still shines through
+JITTER = 5  # how far one drop's slope may deviate, in 1/256
+MOST_OPAQUE = 200  # in 1/256: where streaks cross, the picture still shines through
 LIGHT = 232  # a drop mirrors the sky
 
 
@@ -43,7 +43,7 @@ def streaks(height: int, width: int, key: tuple[int | str, ...], drops: int, slo
     layer = np.zeros((height, width), np.int32)
     for share, lengths, widths, opacities in DISTANCES:
         longest = lengths[1]
-        margin = longest + 2  # drops that start outside and fall into the picture
+        margin = longest + 2  # for drops that start outside and fall into the picture
         area = (height + margin) * (width + 2 * margin)
         n = area * drops * share // 1_000_000
         top = rng.integers(-margin, height, n)[:, None, None]  # (n, 1, 1)

@@ -88,13 +88,13 @@ def bicubic_lowres(image: np.ndarray, factor: int) -> np.ndarray:
 class _Strip(NamedTuple):
     """Some rows of a pass."""
 
-    made: slice  # of the output rows
-    needed: slice  # of the input rows
+    made: slice  # output rows
+    needed: slice  # input rows
     weights: csr_array  # (rows made, rows needed)
 
 
 def _sums(strip: _Strip, rows: np.ndarray, most: int | None = None) -> np.ndarray:
-    """The rows that a strip makes of all the rows (m, ...): float64, (n, ...); rounded and clipped to 0..most, if given."""
+    """The rows that a strip makes from all rows (m, ...): float64, (n, ...); rounded and clipped to 0..most, if given."""
     needed = rows[strip.needed].astype(np.float64, copy=False)
     sums = strip.weights @ needed.reshape(len(needed), -1)
     if most is not None:
@@ -105,7 +105,7 @@ def _sums(strip: _Strip, rows: np.ndarray, most: int | None = None) -> np.ndarra
 
 
 def _transposed(pixels: np.ndarray) -> np.ndarray:
-    """float64 (n, m[, C]) as (m, n[, C]), contiguous."""
+    """The pixels, float64 (n, m[, C]), transposed to (m, n[, C]) and contiguous."""
     turned = pixels.swapaxes(0, 1)
     if pixels.ndim == 3 and pixels.shape[2] > 4:  # more than cv2 transposes
         return np.ascontiguousarray(turned)
@@ -119,7 +119,7 @@ def _whole(source: int, length: int, scale: float) -> _Strip:
 
 @functools.lru_cache(maxsize=64)
 def _strips(source: int, length: int, scale: float, rows: int = _STRIP) -> tuple[_Strip, ...]:
-    """The pass from `source` rows to `length` rows, so many at a time."""
+    """The pass from `source` rows to `length` rows, in strips of some rows."""
     indices, weights = _taps(source, length, scale)
     strips = []
     for start in range(0, length, rows):
@@ -157,7 +157,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 
 class Scale(Degradation):
-    """MATLAB's bicubic down by each factor and up again to the target's size."""
+    """MATLAB's bicubic resize, down by each factor and up again to the target's size."""
 
     kind: Literal["scale"]
     factor: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Distinct] = Field((2, 3, 4), min_length=1)
@@ -183,6 +183,6 @@ class Scale(Degradation):
 
     @staticmethod
     def benchmark(plane: np.ndarray, level: float) -> tuple[list[np.ndarray], np.ndarray]:
-        """As Degradation.benchmark: `level` is the factor, to multiples of which both images are cut."""
+        """As Degradation.benchmark: `level` is the factor, and both images are cut to multiples of it."""
         plane = modcrop(plane, int(level))
         return [bicubic_lowres(plane / peak(plane.dtype), int(level)).astype(np.float32)], unit(plane)

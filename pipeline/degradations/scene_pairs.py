@@ -1,4 +1,4 @@
-"""Which two frames of a time-lapse scene make a sample."""
+"""The choice of the two frames of a time-lapse scene that make a sample."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from pipeline.keyed import digest64
 def scene_pairs(
     frames: Sequence[str], number: int | Literal["all"] = "all", *, seed: int = 0, scene: str = ""
 ) -> list[tuple[int, int]]:
-    """Pairs (v, w), v < w, of positions in `frames`, ascending: all T (T - 1) / 2 of a scene of T frames, or so many of them.
+    """Pairs (v, w), v < w, of positions in `frames`, ascending: all T (T - 1) / 2 of a scene of T frames, or a given number.
 
     Which of the two is read first is not stored: the loader draws it in each epoch.
 
-    frames: what each frame is known by, e.g. its sha256. A pair is drawn by the hash of its own two frames (rendezvous
-    hashing), so that a frame that comes or goes changes no pair but its own and those that it displaces.
+    frames: a name for each frame, e.g. its sha256. A pair is drawn by the hash of its own two frames (rendezvous hashing),
+    so a frame that is added or removed changes only its own pairs and those that it displaces.
     """
     pairs = list(itertools.combinations(range(len(frames)), 2))
     if number == "all" or number >= len(pairs):

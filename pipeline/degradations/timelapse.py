@@ -1,4 +1,4 @@
-"""The frames of time-lapse scenes, which are each other's inputs."""
+"""The frames of time-lapse scenes, where one frame is the input for another."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TimeLapse(Degradation):
-    """The frames of scenes, of which two make a sample, without a clean image; or one and the scene's pseudo ground truth."""
+    """The frames of scenes: two make a sample without a clean image, or one and the scene's pseudo ground truth."""
 
     kind: Literal["timelapse"]
     pairs_per_scene: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
@@ -59,7 +59,7 @@ class TimeLapse(Degradation):
         return self.size
 
     def lost(self, manifest: "pa.Table", rows: np.ndarray, deep: np.ndarray) -> np.ndarray:
-        """As Degradation.lost: frames of a scene stand for themselves, but for the last one."""
+        """As Degradation.lost: a lost frame takes no other frame with it, unless only one is left."""
         import pyarrow as pa
 
         group = manifest["group"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices.to_numpy()
@@ -87,7 +87,7 @@ class TimeLapse(Degradation):
         """As Degradation.opened, resized."""
         if not self.size:
             return image
-        # of uint8 the plain one is exact as well: the same on every machine
+        # for uint8 the plain one is exact too: the same on every machine
         how = cv2.INTER_LINEAR if image.dtype == np.uint8 else cv2.INTER_LINEAR_EXACT
         return cv2.resize(image, (self.size, self.size), interpolation=how).reshape(self.size, self.size, -1)
 

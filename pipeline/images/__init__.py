@@ -1,7 +1,7 @@
 """Reading and writing image files: the one place where files become arrays.
 
-In: files that anybody made. Out: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB. Begin with `source.read_image`; `picture` decodes,
-`formats` knows the files from the inside, `colour` converts to sRGB, `writing` writes.
+In: files from any source. Out: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB. Begin with `source.read_image`; `picture`
+decodes, `formats` reads the structure of files, `colour` converts to sRGB, `writing` writes.
 """
 
 from pipeline.images.colour import profile_fault, srgb_image

@@ -15,7 +15,7 @@ def srgb_image(shown: Picture) -> tuple[np.ndarray, str | None]:
     """The pixels of a picture, converted from its embedded profile to sRGB, and that profile's name if that changed them.
 
     Raises UnusableImageError for real transparency, and for 16 bits in another colour space than sRGB. A profile that cannot
-    be used is passed by: `profile_fault` says so.
+    be used is ignored, and `profile_fault` says so.
     """
     if shown.alpha is not None:
         raise UnusableImageError("alpha channel (transparent in places); flatten it")
@@ -31,7 +31,7 @@ def srgb_image(shown: Picture) -> tuple[np.ndarray, str | None]:
 
 
 def profile_fault(shown: Picture) -> str | None:
-    """Why the embedded profile of a picture is not heeded, as a phrase; None if it is, or there is none."""
+    """Why the embedded profile of a picture is ignored, as a phrase; None if it is used, or there is none."""
     return _profile(shown.icc, shown.pixels.shape[2]).fault if shown.icc else None
 
 
@@ -50,11 +50,11 @@ def _profile(icc: bytes, channels: int) -> _Profile:
     try:
         profile = ImageCms.getOpenProfile(io.BytesIO(icc))
         name = " ".join(ImageCms.getProfileName(profile).split()) or "an unnamed profile"
-        flags = ImageCms.Flags.NOCACHE  # the cache of one transform is not for many threads
+        flags = ImageCms.Flags.NOCACHE  # the cache of a transform is not safe for several threads
         transform = ImageCms.buildTransform(profile, _srgb(), mode, "RGB", flags=flags)
         probe = _probe(channels)
         converted = np.asarray(transform.apply(Image.fromarray(probe))).astype(int)
-    except Exception:  # what damage does is not documented
+    except Exception:  # it is not documented what damaged files raise
         return _Profile("", None, "its colour profile cannot be used, and is not heeded")
     alike = np.abs(converted - probe.reshape(*probe.shape[:2], -1)).max() <= 1
     return _Profile(name, None if alike else transform, None)

@@ -1,11 +1,11 @@
-"""What the first bytes of a file say: its format, why it is none of ours, and damage that decoders pass over."""
+"""What the bytes of a file say: its format, why it is not read, and damage that decoders do not report."""
 
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 
-# Of the formats that are read, by Pillow's names.
+# The first bytes of the formats that are read, with Pillow's names for them.
 FORMATS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -15,7 +15,7 @@ FORMATS = {
     b"II+\0": "TIFF",  # BigTIFF
     b"MM\0+": "TIFF",
 }
-# Of others that image files are found to be, whatever their suffix.
+# The first bytes of other formats that occur among image files, whatever their suffix.
 FOREIGN = {
     b"GIF8": "a GIF, which may have several frames",
     b"%!PS": "PostScript",
@@ -49,7 +49,7 @@ FOREIGN = {
     b"<html": "a web page",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
 }
-# Of ISO base media files, by brand.
+# The formats of ISO base media files, by brand.
 BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -64,21 +64,21 @@ NETPBM = re.compile(rb"P[1-7fF][\s#]")
 # The start-of-frame markers of JPEG that libjpeg does not decode to 8 bits, or not everywhere.
 LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
-HUFFMAN = (0xC0, 0xC1, 0xC2)  # of the others, those that are decoded are arithmetic-coded
-SCAN_END = re.compile(rb"\xff+[^\0\xd0-\xd7\xff]", re.DOTALL)  # a marker that is none of those inside a scan
+HUFFMAN = (0xC0, 0xC1, 0xC2)  # Huffman-coded; the other kinds that are decoded are arithmetic-coded
+SCAN_END = re.compile(rb"\xff+[^\0\xd0-\xd7\xff]", re.DOTALL)  # a marker that cannot stand inside a scan
 # The passes of an interlaced PNG: the first column and row, and the steps from one to the next.
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def image_format(data: bytes) -> str | None:
-    """Pillow's name of the format, of those that are read (PNG, JPEG, BMP, TIFF, WEBP); None for anything else."""
+    """Pillow's name of the format if it is read (PNG, JPEG, BMP, TIFF, WEBP); None for anything else."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return next((name for magic, name in FORMATS.items() if data.startswith(magic)), None)
 
 
 def foreign(data: bytes) -> str | None:
-    """What a file is that is not read, as a noun phrase; None where that is not known either."""
+    """The format of a file that is not read, as a noun phrase; None if it is unknown."""
     if data[4:8] == b"ftyp":
         return BRANDS.get(data[8:12], "a video or another ISO media file")
     if NETPBM.match(data):
@@ -87,7 +87,7 @@ def foreign(data: bytes) -> str | None:
 
 
 def png_damage(data: bytes) -> str | None:
-    """Damage of a PNG that its checksums show, as a phrase; None if there is none. Decoders do not look at all of them."""
+    """Damage of a PNG that its checksums show, as a phrase; None if there is none. Decoders do not check all of them."""
     at = 8
     while at < len(data):
         if at + 12 > len(data):
@@ -127,7 +127,7 @@ def png_falls_short(data: bytes) -> bool:
 
 
 def _png_bytes(header: bytes) -> int:
-    """How many bytes the pixels of a PNG are, with the byte that each row starts with. header: the contents of IHDR."""
+    """How many bytes the pixels of a PNG take, with the byte that starts each row. header: the contents of IHDR."""
     width, height, depth, colours, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     bits = depth * {2: 3, 4: 2, 6: 4}.get(colours, 1)
     steps = ADAM7 if interlaced else [(0, 0, 1, 1)]
@@ -170,7 +170,7 @@ def _starts_frame(marker: int) -> bool:
 
 
 def jpeg_fault(data: bytes) -> str | None:
-    """Why the kind of a JPEG is not read, as a phrase; None for the ordinary kinds, and where it cannot be told."""
+    """Why the kind of a JPEG is not read, as a phrase; None for the ordinary kinds, and if the kind is unknown."""
     for _, marker, contents in jpeg_segments(data):
         if _starts_frame(marker) and len(contents) >= 6:
             bits, channels = contents[0], contents[5]
@@ -186,7 +186,7 @@ def jpeg_fault(data: bytes) -> str | None:
 
 
 def jpeg_pixels_only(data: bytes) -> bytes:
-    """A JPEG without what lies beside its picture: junk between segments, comments, thumbnails, the version of JFIF."""
+    """A JPEG without the data beside its picture: junk between segments, comments, thumbnails, the version of JFIF."""
     kept = [data[:2]]
     for at, marker, contents in jpeg_segments(data):
         if marker == 0xDA:
@@ -204,7 +204,7 @@ def jpeg_pixels_only(data: bytes) -> bytes:
 
 
 def jpeg_shortened(data: bytes) -> bytes | None:
-    """A JPEG whose last scan lacks its last byte; None if its end is not found, or decoders pass over its lack."""
+    """A JPEG without the last byte of its last scan; None if the end is not found, or decoders do not report the lack."""
     segments = list(jpeg_segments(data))
     if any(_starts_frame(marker) and marker not in HUFFMAN for _, marker, _ in segments):
         return None
@@ -220,11 +220,11 @@ def jpeg_shortened(data: bytes) -> bytes | None:
 
 
 def jpeg_of_means(data: bytes) -> tuple[bytes, list[float]] | None:
-    """A JPEG that shows the mean of each block at about half its contrast, and how far from 128 those can be in a picture.
+    """A JPEG that shows each block's mean at about half its contrast, and how far from 128 such means can be in a picture.
 
     A block's mean is coded as its difference from the block before. Where damage changes the differences, their sum soon
-    leaves the range of 8 bits, which a decoder clips without a word; at half the contrast it can be seen. The distances are
-    of Y, Cb and Cr, or of grey; infinite where a table is too fine. None if the file has not the tables for it.
+    leaves the range of 8 bits. A decoder clips it without a warning, but at half the contrast it is visible. The distances
+    are those of Y, Cb and Cr, or of grey; infinite where a table is too fine. None if the file lacks the tables for it.
     """
     changed, steps, tables = bytearray(data), {}, b""
     for at, marker, contents in jpeg_segments(data):

@@ -37,20 +37,20 @@ from pipeline.images.formats import (
 )
 
 cv2.setNumThreads(1)  # parallelism is over images; nested threads only contend
-# What the decoders refuse is reported here, in one line; their own words of it would stand beside it.
+# This module reports in one line what the decoders refuse; their own messages would be printed beside it.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 for _decoder in ("PIL", "tifffile"):
     logging.getLogger(_decoder).setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", module=r"PIL\.")  # but `_collected` has them
+warnings.filterwarnings("ignore", module=r"PIL\.")  # `_collected` still gets them
 Image.MAX_IMAGE_PIXELS = None  # `pixel_limit` is checked instead, from the header too
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
-LIMIT = "MEMOIR_MEGAPIXELS"  # the environment's name of the setting of `pixel_limit`
+LIMIT = "MEMOIR_MEGAPIXELS"  # the environment variable that sets `pixel_limit`
 
 
-# Complaints of libjpeg after which the picture is whole: of the file around it. All others are of its pixels.
+# Complaints of libjpeg about the file around the picture, which is whole. All others are about its pixels.
 HARMLESS = re.compile(
     r"\d+ extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform|thumbnail|Invalid SOS parameters"
 )
@@ -64,8 +64,8 @@ class UnusableImageError(ValueError):
 class Picture:
     """What a file shows, upright, in its own colour space.
 
-    pixels: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB. alpha: (H, W) of the same dtype; None where there is none, or it
-    is opaque everywhere. icc: the embedded profile. exif: the embedded EXIF, whose orientation is reset, as the pixels are
+    pixels: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB. alpha: (H, W) of the same dtype; None if absent, or opaque
+    everywhere. icc: the embedded profile. exif: the embedded EXIF, whose orientation is reset, as the pixels are
     upright. dpi: horizontal and vertical. warnings: what the decoder complained of, as phrases.
     """
 
@@ -93,7 +93,7 @@ def pixel_limit() -> int:
 
 
 def read_picture(path: Path) -> tuple[Picture, bytes]:
-    """What an image file shows, examined, and its bytes. Raises UnusableImageError and nothing else; opens regular files only."""
+    """What an image file shows, examined, and its bytes. Raises only UnusableImageError; opens regular files only."""
     data = file_bytes(path)
     return picture(data, examined=True), data
 
@@ -101,7 +101,7 @@ def read_picture(path: Path) -> tuple[Picture, bytes]:
 def picture(data: bytes, *, examined: bool = False) -> Picture:
     """What the bytes of an image file show. Raises UnusableImageError and nothing else for any bytes.
 
-    examined: look for damage that decoders pass over, too, for the warnings; a JPEG then takes up to three times as long.
+    examined: also look for damage that decoders do not report, for the warnings; a JPEG then takes up to three times as long.
     """
     with _opened(data) as (image, kind, warned):
         with _decoding("damaged or truncated"):
@@ -126,7 +126,7 @@ def picture(data: bytes, *, examined: bool = False) -> Picture:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file as its header has them, before it is turned upright. Raises UnusableImageError."""
+    """(width, height) of an image file as its header gives them, before it is turned upright. Raises UnusableImageError."""
     with _opened(file_bytes(path)) as (image, _, _):
         return image.size
 
@@ -137,8 +137,8 @@ def file_bytes(path: Path) -> bytes:
         if stat.S_ISDIR(state.st_mode):
             raise UnusableImageError("a folder, not an image file")
         if not stat.S_ISREG(state.st_mode):
-            raise UnusableImageError("not a regular file")  # opening a FIFO waits, a device does what it does
-        if state.st_size > 8 * pixel_limit() + 2**26:  # RGBA of 16 bits, and what may lie around it
+            raise UnusableImageError("not a regular file")  # opening a FIFO blocks, and a device may have effects
+        if state.st_size > 8 * pixel_limit() + 2**26:  # RGBA of 16 bits, and other data beside the pixels
             raise UnusableImageError(f"too large a file for an image ({state.st_size:,} bytes; {LIMIT} is the setting)")
         return path.read_bytes()
     except OSError as error:
@@ -151,14 +151,14 @@ def file_bytes(path: Path) -> bytes:
 
 @contextmanager
 def _decoding(failure: str) -> Iterator[None]:
-    """Whatever a decoder raises becomes an UnusableImageError that starts with `failure`."""
+    """Turn every exception of a decoder into an UnusableImageError that starts with `failure`."""
     try:
         yield
     except (UnusableImageError, UserError):
         raise
     except MemoryError:
         raise UnusableImageError("more pixels than this machine's memory holds") from None
-    except Exception as error:  # what damage does to the decoders is not documented
+    except Exception as error:  # it is not documented what decoders raise for damaged files
         phrase = " ".join(str(error).split())[:120]
         raise UnusableImageError(f"{failure} ({phrase})" if phrase else failure) from None
 
@@ -168,7 +168,7 @@ _warnings_are_one_threads = threading.Lock()
 
 @contextmanager
 def _collected(found: list[str]) -> Iterator[None]:
-    """Warnings that this thread causes inside go to the list; Python's own collection is of all threads at once."""
+    """Collect in the list the warnings that this thread causes; Python's own collection covers all threads at once."""
     me = threading.get_ident()
     with _warnings_are_one_threads, warnings.catch_warnings():
         others = warnings.showwarning
@@ -186,7 +186,7 @@ def _collected(found: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[Image.Image, str, list[str]]]:
-    """An image whose header has been read and is acceptable, its format, and a list for complaints."""
+    """An image with a header that was read and accepted, its format, and a list for complaints."""
     if not data:
         raise UnusableImageError("empty file")
     kind = image_format(data)
@@ -212,7 +212,7 @@ def _opened(data: bytes) -> Iterator[tuple[Image.Image, str, list[str]]]:
 
 
 def _check_header(image: Image.Image, kind: str, data: bytes) -> None:
-    """Raises UnusableImageError for what the header says and no command takes."""
+    """Raises UnusableImageError for a kind of image, as its header gives it, that no command takes."""
     width, height = image.size
     if width <= 0 or height <= 0:
         raise UnusableImageError("no pixels")
@@ -232,7 +232,7 @@ def _check_header(image: Image.Image, kind: str, data: bytes) -> None:
         raise UnusableImageError(f"{frames} frames ({names.get(kind, kind)}); save the wanted one as PNG")
     if kind == "TIFF" and image.mode in ("RGB", "RGBA"):
         bits, planes = (image.tag_v2.get(tag, default) for tag, default in ((258, ()), (284, 1)))  # type: ignore[attr-defined]
-        if 16 in bits and planes != 1:  # of which Pillow and OpenCV give other pixels, and no error
+        if 16 in bits and planes != 1:  # Pillow and OpenCV give other pixels for these, without an error
             raise UnusableImageError("a TIFF of 16 bits a channel in separate planes; convert it to PNG")
     if image.mode in ("CMYK", "LAB", "HSV"):
         raise UnusableImageError(f"{image.mode} colours; convert it to RGB")
@@ -244,7 +244,7 @@ def _check_header(image: Image.Image, kind: str, data: bytes) -> None:
 
 
 def _tiff_kind(data: bytes) -> str | None:
-    """What a TIFF holds that is not read; None if that cannot be told."""
+    """The content of a TIFF that is not read, as a phrase; None if it is unknown."""
     import tifffile
 
     try:
@@ -254,7 +254,7 @@ def _tiff_kind(data: bytes) -> str | None:
             photometric, compression = (
                 str(getattr(each, "name", each)) for each in (page.photometric, page.compression)
             )
-    except Exception:  # what damage does is not documented
+    except Exception:  # it is not documented what damaged files raise
         return None
     if kind == "f":
         return f"a TIFF of {bits}-bit floats; convert it to integers of 8 or 16 bits"
@@ -266,7 +266,7 @@ def _tiff_kind(data: bytes) -> str | None:
 
 
 def _pixels(image: Image.Image, data: bytes, kind: str, warned: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
-    """(H, W, C) as they lie in the file, and alpha."""
+    """The pixels (H, W, C) as they lie in the file, and alpha."""
     if kind == "PNG" and (damage := png_damage(data)):
         raise UnusableImageError(f"damaged or truncated ({damage})")
     if kind == "JPEG":
@@ -298,7 +298,7 @@ def _pixels(image: Image.Image, data: bytes, kind: str, warned: list[str]) -> tu
 
 
 def _may_lack_rows(image: Image.Image) -> bool:
-    """Whether a loaded PNG looks like one with too little data, in whose place Pillow leaves zeros and says nothing."""
+    """Whether a loaded PNG looks like one with too little data: Pillow leaves zeros for missing rows, without an error."""
     last = image.crop((0, image.height - 1, image.width, image.height))
     return bool(image.info.get("interlace")) or not any(last.tobytes())
 
@@ -310,7 +310,7 @@ def _rawmode(image: Image.Image) -> str:
 
 
 def _jpeg_pixels(data: bytes, colours: str, warned: list[str]) -> np.ndarray:
-    """simplejpeg tells the first complaint only: what harmless ones are about is cut off, so that others are heard."""
+    """simplejpeg reports only the first complaint, so what causes harmless ones is cut off and others are reported."""
     for _ in range(2):
         try:
             return simplejpeg.decode_jpeg(data, colours)
@@ -319,14 +319,14 @@ def _jpeg_pixels(data: bytes, colours: str, warned: list[str]) -> np.ndarray:
                 raise
             warned.append(str(error))
             data = jpeg_pixels_only(data)
-    return simplejpeg.decode_jpeg(data, colours, strict=False)  # which does not let junk in the header pass
+    return simplejpeg.decode_jpeg(data, colours, strict=False)  # which still refuses junk in the header
 
 
 def _jpeg_damage(data: bytes) -> Iterator[str]:
-    """What shows that the scan of a JPEG is damaged where libjpeg has no complaint, as phrases.
+    """Signs that the scan of a JPEG is damaged although libjpeg does not complain, as phrases.
 
-    Wrong codes are still codes, and soon fall into step with the right ones. What is left is a wrong number of blocks, or
-    wrong differences between blocks. Either can stay unseen: files of the finest tables, and scans that change by little.
+    Wrong codes are still codes, and soon fall into step with the right ones. What remains is a wrong number of blocks, or
+    wrong differences between blocks. Both can go unnoticed in files with the finest tables and where scans change little.
     """
     means = jpeg_of_means(data)
     if means is not None:
@@ -345,10 +345,10 @@ def _jpeg_damage(data: bytes) -> Iterator[str]:
 
 
 def _wide_colour(image: Image.Image, data: bytes, raw: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colour of 16 bits, which Pillow cuts to 8, and 16-bit grey with alpha."""
+    """The pixels of 16-bit colour, which Pillow cuts to 8 bits, and of 16-bit grey with alpha."""
     if raw.startswith("RGBa"):
         raise UnusableImageError("16 bits a channel with colours multiplied by alpha; save it with straight alpha")
-    bare = png_pixels_only(data) if image.format == "PNG" else data  # of other chunks libpng complains on stderr
+    bare = png_pixels_only(data) if image.format == "PNG" else data  # libpng complains about other chunks on stderr
     array = cv2.imdecode(np.frombuffer(bare, np.uint8), cv2.IMREAD_UNCHANGED)
     shapes = [(image.height, image.width, channels) for channels in (3, 4)]
     if array is None or array.dtype != np.uint16 or array.shape not in shapes:
@@ -374,14 +374,14 @@ def _exif(image: Image.Image, kind: str, warned: list[str]) -> tuple[int, bytes 
             if orientation != 1:
                 exif[ExifTags.Base.Orientation] = 1
             data = exif.tobytes() if len(exif) else None
-    except Exception:  # what damage does is not documented
+    except Exception:  # it is not documented what damaged files raise
         warned.append("its EXIF cannot be read, and an orientation in it is not heeded")
         return 1, None
     return (orientation if orientation in range(1, 9) else 1), data
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turned and mirrored as EXIF's orientation 1..8 asks. array: (H, W) or (H, W, C)."""
+    """The array turned and mirrored as EXIF's orientation 1..8 asks. array: (H, W) or (H, W, C)."""
     if orientation >= 5:
         array = array.swapaxes(0, 1)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)

@@ -1,4 +1,4 @@
-"""One image by its path, as stages take it: in sRGB, at the depth that they ask for; and images that lie in a part of a file."""
+"""One image by its path, as stages take it: in sRGB, at the depth that they ask for. It may be a part of a file."""
 
 import hashlib
 import threading
@@ -24,9 +24,9 @@ def read_image(path: Path, *, bits: Bits = 8) -> tuple[np.ndarray, bytes]:
 def decode_image(data: bytes, *, bits: Bits = 8) -> np.ndarray:
     """The bytes of an image file as (H, W, 1) grey or (H, W, 3) RGB of the file's own depth, upright, in sRGB.
 
-    bits: a channel that it may have at most. 8: uint8; 16: uint8 or uint16, which `pipeline.depth` makes one. Raises
-    UnusableImageError for what training does not take: see `srgb_image`, and more bits, since rounding them is a decision of
-    whoever has them.
+    bits: the most bits per channel that it may have. 8: uint8; 16: uint8 or uint16, which `pipeline.depth` unifies. Raises
+    UnusableImageError for images that training does not take: see `srgb_image`, and images with more bits, since only their
+    owner can decide to round them.
     """
     return _at_most(srgb_image(picture(data))[0], bits)
 
@@ -38,7 +38,7 @@ def _at_most(pixels: np.ndarray, bits: Bits) -> np.ndarray:
 
 
 def source_image(path: Path, part: str | None, *, bits: Bits = 8) -> tuple[np.ndarray, str]:
-    """An image as (pixels of `decode_image`, sha256): of the file's bytes, or, for a part of a file, of its pixels.
+    """An image as (pixels of `decode_image`, sha256 of the file's bytes or, for a part of a file, of its pixels).
 
     Raises UnusableImageError.
     """
@@ -50,7 +50,7 @@ def source_image(path: Path, part: str | None, *, bits: Bits = 8) -> tuple[np.nd
 class Facts:
     """What `ingest` records of an image. profile: the name of the embedded profile whose colours were converted to sRGB.
 
-    warnings: of the decoder, and of what the file has and is not heeded, as phrases.
+    warnings: what the decoder complained of, and what is ignored in the file, as phrases.
     """
 
     pixels: np.ndarray
@@ -89,7 +89,7 @@ def read_part(path: Path, part: str, *, bits: Bits = 8) -> np.ndarray:
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise UnusableImageError(f"{part} is {_by(array.shape)}, which is no image of 1 or 3 channels")
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.max(initial=0) > 2:  # a resampled image overshoots 1, but not so far
+        if not np.isfinite(array).all() or array.max(initial=0) > 2:  # a resampled image overshoots 1, but not beyond 2
             raise UnusableImageError(f"{part} holds floats that are not in [0, 1]")
         array = np.rint(array * 255).clip(0, 255).astype(np.uint8)
     if array.dtype != np.uint8:
@@ -111,17 +111,17 @@ def _cut(path: Path, name: str, ranges: list[list[int]]) -> np.ndarray:
                 return _indexed(_matlab(path, stat.st_mtime_ns, stat.st_size).get(name), name, ranges)
         import h5py
 
-        with h5py.File(path) as file:  # reads what is asked for only
+        with h5py.File(path) as file:  # h5py reads only what is asked for
             variable = file.get(name)
             return _indexed(variable if isinstance(variable, h5py.Dataset) else None, name, ranges, turned=True)
     except UnusableImageError:
         raise
-    except Exception:  # what damage does to the two readers is not documented
+    except Exception:  # it is not documented what the two readers raise for damaged files
         raise UnusableImageError("not a MATLAB file, or damaged") from None
 
 
 def _indexed(variable: Any, name: str, ranges: list[list[int]], *, turned: bool = False) -> np.ndarray:
-    """turned: the axes of `variable` are MATLAB's from last to first, as HDF5 has them."""
+    """The part of `variable` at an index. turned: its axes are MATLAB's from last to first, as HDF5 has them."""
     if variable is None:
         raise UnusableImageError(f"no variable {name} in it")
     shape = variable.shape[::-1] if turned else variable.shape

@@ -1,4 +1,4 @@
-"""Image files that are written: pixels with what lies beside them."""
+"""Writing of image files: pixels with the metadata beside them."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.images.picture import SUFFIXES
 
-JPEG_EXIF = 65533  # bytes, of a segment's 65535 with its length
+JPEG_EXIF = 65533  # bytes; a segment has 65535 with its length
 
 
 def write_image(
@@ -32,7 +32,7 @@ def write_image(
 
     pixels: uint8 (H, W), (H, W, 1) grey or (H, W, 3) RGB; uint16 for PNG and TIFF. alpha: (H, W) of the same dtype, not for
     JPEG and BMP. icc, exif, dpi: what `Picture` has; not for BMP and 16-bit TIFF. quality, subsampling ("4:4:4", "4:2:2" or
-    "4:2:0"): of JPEG; WEBP is lossless. Raises UserError for a suffix that is not in SUFFIXES, and for what the format
+    "4:2:0"): for JPEG; WEBP is lossless. Raises UserError for a suffix that is not in SUFFIXES, and for what the format
     cannot hold.
     """
     check_format(path, pixels.dtype, alpha=alpha is not None, exif=exif)
@@ -42,13 +42,13 @@ def write_image(
     else:
         try:
             data = _encode(path.suffix.lower(), flat, alpha, icc, exif, dpi, quality, subsampling)
-        except (ValueError, OSError) as error:  # of the format's limits on sides and on what lies beside the pixels
+        except (ValueError, OSError) as error:  # the format limits the sides and the metadata
             raise UserError(f"{path}: cannot be written in this format ({error}); write a PNG") from None
     write_bytes(path, data)
 
 
 def check_format(path: Path, dtype: np.typing.DTypeLike, *, alpha: bool, exif: bytes | None) -> None:
-    """Raise UserError unless the format of the suffix holds pixels of this dtype, transparency where there is any, and EXIF."""
+    """Raise UserError unless the suffix's format holds pixels of this dtype, transparency where there is any, and EXIF."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: not a name for an image; end it in {', '.join(sorted(SUFFIXES))}")

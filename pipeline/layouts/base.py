@@ -29,7 +29,7 @@ class Row:
     path: below the root as it was given to the layout.
     scene: the scene, sequence or published subset the file stands in. frame: its place in a time-lapse scene, from 0.
     group: what is never split over shards: a target with all its inputs, the frames of one time-lapse scene. Unique in
-    (dataset, split). reject_reason: why the file cannot be used; None for a good one.
+    (dataset, split). reject_reason: why the file cannot be used; None if it can.
     part: which image of a file that holds several, as `pipeline.images.read_image` takes it; None for the whole file.
     """
 
@@ -48,9 +48,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Count:
-    """How many usable rows a split has as published. subset: those of one scene or published subset only.
+    """The published number of usable rows of a split. subset: count only one scene or published subset.
 
-    causes: other numbers that are met in the wild, and what they mean.
+    causes: other numbers that occur in practice, and what they mean.
     """
 
     split: Split
@@ -61,7 +61,7 @@ class Count:
 
 
 def _beside(path: Path, other: Path, root: Path) -> str:
-    """A path below the root; if its name looks like the other's, with its letters written out."""
+    """A path below the root. Its letters are written out if its name looks like the other's."""
     name = path.relative_to(root).as_posix()
     alike = path.name != other.name and unicodedata.normalize("NFC", path.name) == unicodedata.normalize(
         "NFC", other.name
@@ -166,12 +166,12 @@ class Layout:
         """Which folders of a split are in the root. Raises UserError for one that is written otherwise, such as `Test`."""
         inside = {entry.name for entry in listed(self.root) if (self.root / entry.name).is_dir()}
         for name in sorted(inside - set(SPLITS)):
-            if name.lower() in SPLITS:  # passed by, or taken for training data, it would go unseen
+            if name.lower() in SPLITS:  # ignored, or taken for training data, it would go unnoticed
                 raise UserError(f"{self.root / name}: a split folder is written {name.lower()!r}; rename it")
         return [split for split in SPLITS if split in inside]
 
     def beside(self, split: Split, role: Role, folder: Path, names: Sequence[str]) -> Iterator[Row]:
-        """What lies in a folder beside the folders `names`, its text files (README.md, ...) apart: rejects."""
+        """The rejects of a folder: everything beside the folders `names`, except text files (README.md, ...)."""
         for entry in listed(folder) if folder.is_dir() else ():
             path = folder / entry.name
             if entry.name in names if path.is_dir() else path.suffix.lower() in SIDE_FILES:
@@ -181,7 +181,7 @@ class Layout:
                 yield self.reject(split, role, each, f"not in {wanted}; move it into one of them")
 
     def loose(self, split: Split, role: Role, folder: Path, reason: str) -> Iterator[Row]:
-        """The images directly in a folder that holds folders only as published, all of them rejects."""
+        """The images directly in a folder that holds only folders as published. All of them are rejects."""
         for entry in listed(folder) if folder.is_dir() else ():
             path = folder / entry.name
             if path.suffix.lower() in SUFFIXES and not path.is_dir():
@@ -225,7 +225,7 @@ class Layout:
         for folder, roles in places.items():
             for path in files_under(folder):
                 if next((each for each in path.parents if each in places), folder) != folder:
-                    continue  # that of another role, below this one
+                    continue  # the folder of another role, below this one
                 flat = deep or path.parent == folder
                 reason = unusable(path) if flat else "in a subfolder, where the layout has none"
                 stem = unicodedata.normalize("NFC", (path.parent.relative_to(folder) / path.stem).as_posix())
@@ -252,7 +252,7 @@ class Layout:
         values_of: Mapping[Path, Mapping[str, str]],
         named: Callable[[str], str],
     ) -> Iterator[Row]:
-        """The rows in order of their keys; those that lack a partner as rejects, each naming the file that it lacks."""
+        """The rows in order of their keys; rows without a partner become rejects, each naming the file that it lacks."""
         rows = reject_same_key(rows, self.root)
         files = Counter((row.group, row.role) for row in rows)
         usable = Counter((row.group, row.role) for row in rows if row.reject_reason is None)
@@ -275,7 +275,7 @@ class Layout:
     def halves(
         self, split: Split, folder: Path, *, left: Role, right: Role, subset: str | None = None
     ) -> Iterator[Row]:
-        """The images of a flat folder, each of which holds a pair side by side."""
+        """The images of a flat folder where each image holds a pair side by side."""
         for row in self.images(split, left, folder, subset):
             if row.reject_reason is None:
                 yield replace(row, part="left")
@@ -294,9 +294,9 @@ class Layout:
     ) -> Iterator[Row]:
         """The pairs that text files name, a gt and an lq a line in the order of roles. A gt may have many inputs.
 
-        folders: where the images are; one there that no list names is a reject. key: of an image, before `safe_key`; that
-        of a gt makes the group. below: the folder that the names in the lists start from, the root by default. Of a line
-        whose two images are missing nothing is said. Raises UserError for a line that does not name two images.
+        folders: where the images are; an image that no list names is a reject. key: the key of an image, before `safe_key`;
+        the key of a gt makes the group. below: the folder that the names in the lists start from, the root by default. A
+        line is ignored if both its images are missing. Raises UserError for a line that does not name two images.
         """
         there = {path: unusable(path) for folder in folders for path in files_under(folder)}
         named: set[Path] = set()

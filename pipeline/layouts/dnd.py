@@ -15,7 +15,8 @@ class DND(Layout):
     info.mat has 20 boxes for each image, 512x512 and counted from 1; each makes a part of InoisySRGB with the key
     <image>-<box>, e.g. 0001-01 to 0050-20, as submissions to the publication's server count them. The image is the
     scene. InoisySRGB holds floats in [0, 1]. They are rounded to 8 bits, so each value of a noisy patch is off by up to
-    half a grey level, while the server scores floats. images_raw is passed by. Source: Plötz and Roth, Benchmarking Denoising Algorithms with Real Photographs, CVPR 2017.
+    half a grey level, while the server scores floats. images_raw is passed by. Source:
+    Plötz and Roth, Benchmarking Denoising Algorithms with Real Photographs, CVPR 2017.
     """
 
     name = "dnd"

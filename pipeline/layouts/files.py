@@ -1,4 +1,4 @@
-"""The files of a data set: which there are, in which order, what their names say, and which of them cannot be images."""
+"""The files of a data set: how they are listed and ordered, what their names say, and which cannot be images."""
 
 import hashlib
 import os
@@ -17,14 +17,14 @@ from pipeline.images import SUFFIXES
 LONGEST_KEY = 80
 
 
-DIGITS = 20  # of a number in a name; the last so many order it
+DIGITS = 20  # the digits of a number in a name that order it, from its end
 
 
-# What lies beside the images of a data set of one's own and is no reject.
+# Suffixes of files that may lie beside the images of a user's own data set and are no rejects.
 SIDE_FILES = frozenset({"", ".csv", ".dvc", ".html", ".json", ".md", ".pdf", ".rst", ".txt", ".yaml", ".yml"})
 
 
-# Of images in formats that are not read.
+# Suffixes of images in formats that are not read.
 OTHER_SUFFIXES = frozenset(
     f".{name}"
     for name in [
@@ -97,7 +97,7 @@ class Rule:
         return re.compile("".join(parts), re.DOTALL)
 
     def parse(self, stem: str) -> dict[str, str] | None:
-        """The placeholders' values in a name; None if it does not follow the rule."""
+        """The values of the placeholders in a name; None if it does not follow the rule."""
         match = self._regex.fullmatch(stem)
         return match.groupdict() if match else None
 

@@ -9,7 +9,7 @@ class HIDE(Layout):
 
     Pairs have the same name, in which there may be dots (`1fromGOPR1096.MP4`); lq is the blurred image, gt the one in GT,
     which all splits share. The subset of a test image is its scene and starts its key. Where one of the three folders
-    was not unpacked, what GT holds for it is passed by. The text files are not read. Counts are those of the paper, not
+    was not unpacked, its images in GT are passed by. The text files are not read. Counts are those of the paper, not
     of files. Source: Shen et al., Human-Aware Motion Deblurring, ICCV 2019.
     """
 

@@ -5,7 +5,7 @@ from pipeline.errors import UserError
 from pipeline.layouts.base import SPLITS, Layout, Role, Row
 from pipeline.layouts.files import listed
 
-# Named in an error, never guessed: with the two folders swapped, a model learns to degrade.
+# An error names these folders, and nothing is guessed: with the two swapped, a model would learn to degrade.
 OTHER_NAMES: dict[Role, frozenset[str]] = {
     "lq": frozenset(
         {"lq", "input", "inputs", "lr", "low", "blur", "noisy", "rain", "rainy", "hazy", "source", "degraded"}

@@ -6,7 +6,7 @@ DENSITIES = ("Rain_Heavy", "Rain_Medium", "Rain_Light")
 
 
 class Rain12000(Layout):
-    """DID-MDN's set (Rain12000, Rain1200): [DID-MDN-training/]Rain_{Heavy,Medium,Light}/train2018new/<n>.jpg, DID-MDN-test/<n>.jpg.
+    """DID-MDN's set (Rain12000, Rain1200): <n>.jpg in [DID-MDN-training/]Rain_{Heavy,Medium,Light}/train2018new, DID-MDN-test.
 
     Each file holds a pair side by side: the left half is the rainy image (lq), the right half the clean one (gt), as its
     authors' loader and training take them. A training pair's density is its scene and starts its key. Loaders of others

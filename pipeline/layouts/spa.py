@@ -40,7 +40,7 @@ class SPA(Layout):
                 {"train": pairs},
                 ("lq", "gt"),
                 [rainy, clean],
-                key=lambda path: path.stem.replace("_", "-"),  # as the names alone would give it
+                key=lambda path: path.stem.replace("_", "-"),  # the key that the names alone would give
                 scene=lambda path: path.relative_to(training).parts[1],
                 below=training,
             )

@@ -13,14 +13,14 @@ SHARP = ("HR", "GTmod12", "image_SRF_2", "image_SRF_3", "image_SRF_4")
 class SharpSet(Layout):
     """Sharp images to test on: [<set>/][{HR,GTmod12,image_SRF_<scale>}/]<name>.{png,bmp,jpg}, role gt, split test.
 
-    Of HR, GTmod12 and image_SRF_<scale> the first that is there is taken; without any, the images beside each other.
+    The first of HR, GTmod12 and image_SRF_<scale> that exists is taken; without any, the images in <set> itself.
     Other folders (LR_bicubic, LRbicx4, results) are passed by, and so are low-resolution images and results named
     `<name>_SRF_<scale>_<what>`. `_SRF_<scale>_HR` and `_GT` at the end of a name do not belong to the key. Images in
     GTmod12 are cropped to a multiple of 12, those in image_SRF_<scale> to one of the scale: scores differ a little.
     """
 
     tree = "{HR,GTmod12,image_SRF_<scale>}/*.png, or images only"
-    folders: ClassVar[tuple[str, ...]]  # as archives name it; {variant} stands for the variant
+    folders: ClassVar[tuple[str, ...]]  # the names of the set in archives; {variant} stands for the variant
 
     def scan(self) -> Iterator[Row]:
         root = self.folder(*(name.format(variant=self.variant) for name in self.folders), "")
@@ -80,9 +80,9 @@ class Classic5(SharpSet):
 
 
 class LIVE1(SharpSet):
-    """The 29 reference images of LIVE, variant color, or gray: made grey by MATLAB, whose pixels OpenCV's differ from.
+    """The 29 reference images of LIVE, variant color, or gray: made grey by MATLAB, and OpenCV's pixels differ.
 
-    An archive that is named LIVE1 is taken for the variant that the user names. Source: Sheikh et al., A Statistical
+    An archive named LIVE1 is taken as the variant that the user names. Source: Sheikh et al., A Statistical
     Evaluation of Recent Full Reference Image Quality Assessment Algorithms, TIP 2006.
     """
 

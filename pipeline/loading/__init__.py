@@ -1,5 +1,5 @@
 """Loading: from shards, here or in a bucket, to the batches of a rank.
 
-In: a built dataset, and which patches of an image are samples (pipeline.sampling). Out: tensors, the same ones for any
-number of ranks and threads. Begin with `loader.Loader`.
+In: a built dataset, and the rule which patches of an image are samples (pipeline.sampling). Out: tensors, the same for
+any number of ranks and threads. Begin with `loader.Loader`.
 """

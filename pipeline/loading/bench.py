@@ -16,7 +16,7 @@ from pipeline.loading.loader import Loader, Position
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.format import read_shards_json
 
-SOURCE = 2**28  # bytes that the limit is copied from: more than caches hold
+SOURCE = 2**28  # bytes that `memcpy` copies from, more than caches hold
 
 Batches = Generator[tuple[Position, dict[str, Tensor]], None, None]
 
@@ -32,12 +32,12 @@ def bench_load(
     step_ms: float = 5,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Measure the loader on what `memoir build` wrote, for so many seconds as fast as it can and as many beside a device.
+    """Measure the loader on a built dataset: for some seconds as fast as it can, and for as many beside a device.
 
-    folder, split, sampling, batch, threads: as `Loader` takes them. step_ms: what the device takes for a batch.
+    folder, split, sampling, batch, threads: as `Loader` takes them. step_ms: the time that the device takes for a batch.
     strict: whether images of the split that are in no batch are an error.
-    Returns "left_out", see `Loader.left_out`; "batches", "samples" (without padding), "bytes" (of their planes) and "seconds" of the run without a
-    device, "cpu_seconds" of all threads in it; of these "samples_per_second" and "bytes_per_second"; beside it
+    Returns "left_out", see `Loader.left_out`; for the run without a device "batches", "samples" (without padding), "bytes"
+    (of their planes), "seconds", "cpu_seconds" of all threads, "samples_per_second" and "bytes_per_second"; for comparison
     "memcpy_bytes_per_second", see `memcpy`, and "share_of_memcpy"; "stall", see `stall`, with its "step_ms". Files that
     are not in the page cache are read within the run; its first batch is not counted.
     Raises UserError for a folder, a split or a patch that `Loader` refuses, and what `strict` does.
@@ -75,7 +75,7 @@ def batch_bytes(batch: dict[str, Tensor]) -> int:
 
 
 def deliver(batches: Batches, seconds: float) -> dict[str, Any]:
-    """Take batches for so long, one at least: "batches", "samples", "bytes", "seconds", "cpu_seconds" of `bench_load`."""
+    """Take batches for some seconds, at least one: "batches", "samples", "bytes", "seconds", "cpu_seconds" of `bench_load`."""
     taken = samples = size = 0
     cpu, began = time.process_time(), time.perf_counter()
     while True:
@@ -118,7 +118,7 @@ def shard_bytes(paths: list[Path]) -> np.ndarray:
 
 
 def memcpy(source: np.ndarray, size: int, seconds: float) -> list[float]:
-    """Bytes per second of each of `copies` into one buffer, for so long: what no loader can exceed in one thread."""
+    """Bytes per second of `copies` into one buffer, measured for some seconds: no loader can exceed it in one thread."""
     rates: list[float] = []
     with closing(copies(source, size)) as copied:
         next(copied)
@@ -131,13 +131,13 @@ def memcpy(source: np.ndarray, size: int, seconds: float) -> list[float]:
 
 
 def copies(source: np.ndarray, size: int, number: int = 1) -> Generator[np.ndarray, None, None]:
-    """`size` bytes at a time, copied in one piece by one thread into one of so many buffers in turn, without end.
+    """Yield copies of `size` bytes without end, made in one piece by one thread into `number` buffers in turn.
 
-    source: uint8 (n,), whose bytes are copied in turn, so that they come from memory where it is larger than the caches.
+    source: uint8 (n,). Its bytes are copied in turn, so they come from memory if it is larger than the caches.
     """
     if size > source.size:
         source = np.resize(source, size)
-    buffers = itertools.cycle([np.ones(size, np.uint8) for _ in range(number)])  # ones: to have the page faults now
+    buffers = itertools.cycle([np.ones(size, np.uint8) for _ in range(number)])  # ones, to have the page faults now
     while True:
         for at in range(0, source.size - size + 1, size):
             buffer = next(buffers)

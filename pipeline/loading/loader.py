@@ -34,13 +34,13 @@ from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import ShardSet
 
 WINDOW = 16  # shards whose samples are mixed
-SMALL = 64  # side of grey patches up to which rows are gathered: a call for each patch costs more than its pixels
+SMALL = 64  # the largest side of grey patches that are gathered row by row: a call for each patch costs more than its pixels
 TOGETHER = 2**20  # bytes of small batches that are cut in one go
-# Bytes, a page: images begin at multiples of 64 in their shards, and to a place that does not a copy takes a third longer.
+# Bytes, a page. Images begin at multiples of 64 in their shards; a copy to a place that does not takes a third longer.
 ALIGNED = 4096
-TORCH = {1: torch.uint8, 2: torch.uint16}  # by the bytes of a pixel's channel
+TORCH = {1: torch.uint8, 2: torch.uint16}  # keyed by bytes per channel
 UNUSED = 3  # references to an array that only the pool has: its list, the loop's variable, the question itself
-# Positions whose places are computed at a time: for a batch of 16 alone that would cost as much as cutting it.
+# How many positions have their places computed at a time: for a batch of 16 alone that would cost as much as cutting it.
 BLOCK = 4096
 
 
@@ -73,9 +73,9 @@ class Loader:
     """Batches of the patches of one split, in the epoch's order.
 
     place: what `memoir build` wrote, a folder or a URI. batch: the global batch B; rank r of W takes positions
-    [r*B/W, (r+1)*B/W) of each. sampling: which patches of an image. threads: cut ahead by so many threads. cache,
+    [r*B/W, (r+1)*B/W) of each. sampling: which patches of an image. threads: how many threads cut ahead. cache,
     quarantine: as ShardSet takes them; a sample of a damaged member has weight 0.
-    Raises UserError for a batch that W does not divide and for a split whose images are all smaller than a patch.
+    Raises UserError for a batch that W does not divide and for a split where all images are smaller than a patch.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Loader:
         s = self.shard_set
         self.sizes = s.sizes
         counts = sampling.counts(self.sizes)
-        self.first = np.concatenate(([0], np.cumsum(counts)))  # sample number at which each version begins
+        self.first = np.concatenate(([0], np.cumsum(counts)))  # the sample number where each version begins
         self.per_shard = np.zeros(len(s.shards), np.int64)
         np.add.at(self.per_shard, s.version_shard, counts)
         self.samples = int(self.first[-1])
@@ -114,7 +114,7 @@ class Loader:
             raise UserError(f"{place}: no image of split {split!r} holds a patch of {p}x{p}")
         # only what all samples have can be in a batch
         self.planes = {name: int(s.channels[rows].max()) for name, rows in s.planes.items() if (rows >= 0).all()}
-        self.pairs = "v" in self.planes  # of frames
+        self.pairs = "v" in self.planes  # samples are pairs of frames
         if self.pairs:  # each frame is v of some pairs and w of others
             self.planes = dict.fromkeys(self.planes, max(self.planes.values()))
         self.channels = self.planes["v" if self.pairs else "gt"]
@@ -146,7 +146,7 @@ class Loader:
 
     @property
     def left_out(self) -> list[str]:
-        """What of the split is in no batch, a phrase each: images smaller than a patch, and planes that only some have."""
+        """What the batches leave out of the split, a phrase each: images smaller than a patch, planes that only some have."""
         s, p = self.shard_set, self.sampling.patch
         phrases = []
         if small := s.smaller_than(p):
@@ -162,7 +162,7 @@ class Loader:
 
     @property
     def digest(self) -> str:
-        """What the batches depend on beside the position: shards, sampling, global batch and seed."""
+        """A digest of what the batches depend on beside the position: shards, sampling, global batch and seed."""
         made = [self.shard_set.digest, self.split, self.batch, self.seed, WINDOW, str(self.sampling)]
         return json.dumps(made)
 
@@ -183,12 +183,12 @@ class Loader:
                         coming.put(future)
                         where = next(work)
                     future.set_result(self._cut(*where))
-                except BaseException as error:  # for the one who waits for it
+                except BaseException as error:  # passed on to the thread that waits for the batch
                     future.set_exception(error)
                     return
 
-        # They give themselves their work: the loop that trains has nothing to do but to take a batch, and does not wait for
-        # the interpreter's lock while another one begins to be cut.
+        # The threads take their work themselves: the training loop only takes a batch, and does not wait for the
+        # interpreter's lock while the cutting of another one starts.
         threads = [threading.Thread(target=cut_ahead, name=f"loader-{i}", daemon=True) for i in range(self.threads)]
         for thread in threads:
             thread.start()
@@ -200,10 +200,10 @@ class Loader:
             ended.set()
             room.release(self.threads)
             for thread in threads:
-                thread.join(1)  # one that waits for a server ends by itself
+                thread.join(1)  # a thread that waits for a server ends by itself
 
     def _work(self, start: Position) -> Generator[tuple[Position, Places], None, None]:
-        """What is cut together, without end: where it begins, and where the samples of one batch or several lie."""
+        """Yield without end what is cut together: its first position, and where the samples of one or several batches lie."""
         epoch, batch = start.epoch, start.batch
         size = self.share * sum(self.planes.values()) * self.sampling.patch**2 * self.shard_set.dtype.itemsize
         together = max(1, TOGETHER // size)
@@ -233,12 +233,12 @@ class Loader:
     def cut(self, position: Position) -> dict[str, Tensor]:
         """This rank's part of one global batch.
 
-        Of the task's bits, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device); mask: (B/W, 1, H, W) where
-        all samples have one; instead of these, of pairs of frames, frames: (B/W, 2, C, H, W), in an order that is drawn anew in each epoch;
-        level: int64 (B/W,), of a pair the lower frame's number; weight: float32 (B/W,), 0 for the padding of the last
-        batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count: float32 (), true samples in the
-        global batch / W. Of tasks with n negatives, permille: int32 (B/W, n), thousandths of the lq in each; and negatives:
-        (B/W, n, C, H, W), unless they are to be mixed of lq and gt.
+        In the task's dtype, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device); mask:
+        (B/W, 1, H, W) where all samples have one; for pairs of frames, instead of these, frames: (B/W, 2, C, H, W), in an
+        order that is drawn anew in each epoch. level: int64 (B/W,), for a pair the lower frame's number; weight: float32
+        (B/W,), 0 for the padding of the last batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count:
+        float32 (), true samples in the global batch / W. For tasks with n negatives, permille: int32 (B/W, n), thousandths
+        of the lq in each; and negatives: (B/W, n, C, H, W), unless they are to be mixed from lq and gt.
         """
         return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[0][1]
 
@@ -246,7 +246,7 @@ class Loader:
         return Order(self.per_shard, window=WINDOW, seed=self.seed, epoch=epoch)
 
     def _places(self, order: Order, batch: int, many: int) -> Places:
-        """Of this rank's samples in so many batches from `batch` on."""
+        """The places of this rank's samples in `many` batches from `batch` on."""
         starts = np.arange(batch, batch + many)[:, None] * self.batch + self.rank * self.share
         positions = (starts + np.arange(self.share)).ravel()
         sample = order.samples(positions % self.samples)
@@ -256,7 +256,7 @@ class Loader:
         return Places(sample, version, *place, (positions < self.samples).astype(np.float32))
 
     def _cut(self, first: Position, places: Places) -> list[tuple[Position, dict[str, Tensor]]]:
-        """The batches from `first` on that these samples make."""
+        """Cut these samples into batches, from the position `first` on."""
         s, p, n = self.shard_set, self.sampling.patch, len(places.sample)
         rows = {name: s.planes[name][places.version] for name in self.planes}
         if self.pairs:
@@ -280,7 +280,7 @@ class Loader:
             row = s.negatives[places.version].T  # (k, n)
             rows |= {f"negative {k}": each for k, each in enumerate(row)}
             patches = self._empty(*row.shape, p, p, self.channels)
-            # of another size than the planes where they are another's
+            # their size differs from the planes' where they come from another image
             top, left = places.top % (s.height[row] - p + 1), places.left % (s.width[row] - p + 1)
             self._cut_planes(row, places, top, left, patches)
             columns["negatives"] = torch.from_numpy(patches).permute(1, 0, 4, 2, 3)
@@ -304,8 +304,8 @@ class Loader:
         return batches
 
     def _empty(self, *shape: int) -> np.ndarray:
-        """Pixels for a batch: in memory that a GPU copies from by itself, where there is one; else in that of a batch
-        which nobody holds any more. New memory costs twice what is written into it, for the system clears its pages.
+        """Memory for a batch's pixels: pinned where there is a GPU, else that of a batch that nobody holds any more. New
+        memory costs twice what is written into it, for the system clears its pages.
         """
         if torch.cuda.is_available():
             return torch.empty(shape, dtype=TORCH[self.shard_set.dtype.itemsize], pin_memory=True).numpy()
@@ -333,7 +333,7 @@ class Loader:
             return
         shards = s.shard[rows]
         mapped = {shard: s.mapped(shard) for shard in set(shards[0].tolist())}
-        c = s.channels[rows] * s.dtype.itemsize  # from here on in bytes
+        c = s.channels[rows] * s.dtype.itemsize  # bytes from here on
         line = c * s.width[rows]
         begin = s.begin[rows] + top * line + left * c
         view = np.broadcast_to(places.view, rows.shape)
@@ -341,7 +341,7 @@ class Loader:
         if channels == 1 and p <= SMALL:
             gather(mapped, shards.ravel(), begin.ravel(), line.ravel(), view.ravel(), patches[..., 0])
             return
-        # A row of a patch is one item, which is copied whole; and cv2 turns a patch twice as fast whose rows are not a power
+        # A row of a patch is one item, which is copied whole; and cv2 turns a patch twice as fast if its rows are not a power
         # of two apart.
         size = s.dtype.itemsize
         width = p * channels * size
@@ -357,7 +357,7 @@ class Loader:
                 grey = np.ndarray((p, p, depth // size), s.dtype, pixels, offset, (stride, depth, size))
                 patches[i] = dihedral(grey, turned)
                 continue
-            if turned == 0 and stride == width:  # an image as wide as the patch: its rows lie in one piece
+            if turned == 0 and stride == width:  # the image is as wide as the patch: its rows lie in one piece
                 flat[i] = pixels[offset : offset + p * stride]
                 continue
             rows = np.ndarray((p,), item, pixels, offset, (stride,))
@@ -370,7 +370,7 @@ class Loader:
     def to_device(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """The batch as a model takes it: images float32 in [0, 1], online noise added (not clipped unless the task says so).
 
-        Of tasks with negatives, lambdas: float32 (B/W, n), the share of the lq; negatives: float32 (B/W, n, C, H, W).
+        For tasks with negatives, lambdas: float32 (B/W, n), the share of the lq; negatives: float32 (B/W, n, C, H, W).
         """
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         white = peak(self.shard_set.dtype)

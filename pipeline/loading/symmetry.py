@@ -16,7 +16,7 @@ def dihedral(patch: np.ndarray, view: int) -> np.ndarray:
 
 
 def turn(patch: np.ndarray, view: int, out: np.ndarray) -> None:
-    """`dihedral` of a square patch, uint8 or uint16 (p, p, C), into `out` of its shape; many times faster for a patch with colours."""
+    """Write `dihedral` of a square patch, uint8 or uint16 (p, p, C), into `out` of its shape; much faster for colour."""
     if view == 0:
         out[...] = patch
     elif view < 4:
@@ -41,8 +41,8 @@ def gather(
 ) -> None:
     """`turn` of many small grey patches at once, without a call for each.
 
-    mapped: the bytes of the shards. Of each patch, (k,): its shard, where its first pixel lies there, bytes from one of its
-    rows to the next, and its view. out: uint8 or uint16 (k, p, p).
+    mapped: the bytes of the shards. For each patch, (k,): its shard, where its first pixel lies there, the bytes from one of
+    its rows to the next, and its view. out: uint8 or uint16 (k, p, p).
     """
     p = out.shape[1]
     row = np.arange(p)

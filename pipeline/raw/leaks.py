@@ -15,14 +15,14 @@ from pipeline.depth import peak
 # JPEG of quality 50, noise of sigma 10 and half the size alter at most 4 bits in 1,717 of 1,719 copies of photographs.
 # Two photographs differ in 14 bits or more (of 164,000 pairs), but two patches of clear sky in as few as 4.
 NEAR = 4  # bits of 64 in which the perceptual hashes of two versions of one image differ at the most
-BANDS, BAND_BITS = 5, 13  # two hashes that differ in at most NEAR bits agree in one band of so many bits at least
-FLAT = 32.0  # of the DCT's values: what a ramp over three grey levels has at most
-AT_ONCE = 1 << 22  # comparisons of hashes; what bounds their memory
+BANDS, BAND_BITS = 5, 13  # two hashes that differ in at most NEAR bits agree in at least one of these bands
+FLAT = 32.0  # the largest DCT value of a ramp over three grey levels
+AT_ONCE = 1 << 22  # comparisons of hashes, which bounds their memory
 
 LEAKS_SCHEMA = pa.schema(
     [
         ("kind", pa.string()),  # exact: the same bytes; near: the same picture, by its perceptual hash
-        ("bits", pa.int32()),  # in which the perceptual hashes differ
+        ("bits", pa.int32()),  # how many bits of the perceptual hashes differ
         *((f"{name}_{side}", pa.string()) for side in "ab" for name in ("dataset", "split", "path", "part")),
     ]
 )
@@ -31,12 +31,12 @@ LEAKS_SCHEMA = pa.schema(
 def perceptual_hash(image: np.ndarray) -> int | None:
     """64 bits that JPEG, noise and a change of size hardly alter. image: uint8 or uint16, (H, W, 1) grey or (H, W, 3) RGB.
 
-    The signs of the lowest 8x8 frequencies of the 32x32 thumbnail about their median (the constant left out). None for an
-    image without structure: all of those would look alike.
+    The bits are the signs of the lowest 8x8 frequencies of the 32x32 thumbnail about their median (the constant left out).
+    None for an image without structure: all of those would look alike.
     """
     grey = rgb2gray(image)[..., 0].astype(np.float32) / np.float32(
         peak(image.dtype) // 255
-    )  # of 16 bits to the scale of 8
+    )  # 257 brings 16 bits to the scale of 8
     low = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA))[:8, :8].ravel()[1:]
     if np.abs(low).max() < FLAT:
         return None
@@ -44,9 +44,9 @@ def perceptual_hash(image: np.ndarray) -> int | None:
 
 
 def leaks(manifest: pa.Table) -> pa.Table:
-    """Pairs of images that are one, in two splits of one dataset or of two: LEAKS_SCHEMA, in the manifest's order.
+    """Pairs of the same image in two splits of one dataset or of two: LEAKS_SCHEMA, in the manifest's order.
 
-    Of a pair or group the target is compared, of a scene its first frame. An image is reported once for each other split
+    A pair or group is compared by its target, a scene by its first frame. An image is reported once for each other split
     that holds an image before it that is the same: with an exact copy if there is one, else with the nearest, the first
     of several.
     """
@@ -82,7 +82,7 @@ def leaks(manifest: pa.Table) -> pa.Table:
 
 
 def _compared(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows that stand for their group: its target, else its inputs; of a scene, its first frame that can be used."""
+    """The rows that stand for their group: its target, else its inputs; for a scene, its first usable frame."""
     paired = {(r["dataset"], r["split"], r["group"]) for r in rows if r["role"] == "gt"}
     scenes = set()
     for row in rows:
@@ -110,7 +110,7 @@ def _near(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[int, int, int]]:
         order = np.argsort(b, kind="stable")
         first, last = (np.searchsorted(b[order], a, side) for side in ("left", "right"))
         ends = np.cumsum(last - first)
-        # the hashes of one in runs of about AT_ONCE comparisons
+        # take the hashes of one side in runs of about AT_ONCE comparisons
         for run in np.split(np.arange(len(a)), np.flatnonzero(np.diff(ends // AT_ONCE)) + 1):
             number = last[run] - first[run]
             i = np.repeat(run, number)

@@ -63,9 +63,9 @@ class Source(Frozen):
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one dataset: found = used + rejected, files and parts of files. differences: from the published counts.
+    """The counts of one dataset, files and parts of files: found = used + rejected.
 
-    warned: of the used, those with a warning.
+    warned: the used ones with a warning. differences: how the counts differ from the published ones.
     """
 
     dataset: str
@@ -78,7 +78,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What `ingest` wrote. leaks: as `pipeline.raw.leaks.leaks` gives them. warnings: (path, warning) of images that are used."""
+    """What `ingest` wrote. leaks: as `pipeline.raw.leaks.leaks` gives them. warnings: (path, warning) of used images."""
 
     counts: list[Counts]
     rejects: pa.Table
@@ -89,8 +89,8 @@ class Ingested:
 def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False) -> Ingested:
     """Read every image of the sources once; write out/manifest.parquet (used), out/rejects.parquet and out/leaks.parquet.
 
-    Of a pair with an unusable half nothing is used; of a target with many inputs, the inputs that can be. The manifest's
-    metadata records each dataset's layout and its differences from the published counts. allow_counts: of all sources.
+    A pair with an unusable half is rejected; a target with many inputs keeps its usable inputs. The manifest's metadata
+    records each dataset's layout and its differences from the published counts. allow_counts: accept these in all sources.
     Raises UserError for an empty or unusable dataset and for counts that differ and are not allowed; then nothing is
     written.
     """
@@ -99,7 +99,7 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
     used: list[dict[str, Any]] = []
     rejects: list[dict[str, Any]] = []
     counts: list[Counts] = []
-    room = Room(pixel_limit())  # of all threads together
+    room = Room(pixel_limit())  # shared by all threads
     with ThreadPoolExecutor(available_cpus()) as pool:
         for name, source in sources.items():
             root = local_folder(source.root)
@@ -143,7 +143,7 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
 def _read(row: Row, room: "Room") -> dict[str, Any]:
     record: dict[str, Any] = {name: getattr(row, name, None) for name in SCHEMA.names}
     record |= {"path": row.path.as_posix()}
-    if record["reject_reason"]:  # perhaps for a name that is no text
+    if record["reject_reason"]:  # the reason may be a name that is no text
         record |= {name: printable(record[name]) for name in ("path", "scene", "group") if record[name]}
     if record["reject_reason"]:
         return record
@@ -163,14 +163,14 @@ def _read(row: Row, room: "Room") -> dict[str, Any]:
 
 
 class Room:
-    """Pixels that may be in memory at a time: who wants more than is free waits; who wants more than all has it alone."""
+    """The pixels that may be in memory at a time. A request for more than is free waits; one for more than all runs alone."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels, self.used, self.changed = pixels, 0, threading.Condition()
 
     @contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """While the block runs, so many pixels are taken."""
+        """Take this many pixels while the block runs."""
         pixels = min(pixels, self.pixels)
         with self.changed:
             self.changed.wait_for(lambda: self.used + pixels <= self.pixels)
@@ -184,7 +184,7 @@ class Room:
 
 
 def _reject_partners(records: list[dict[str, Any]]) -> None:
-    """Mark what belongs to an unusable image, and pairs of two sizes, in place. Frames of a scene stand for themselves."""
+    """Mark the partners of unusable images, and pairs of two sizes, as rejects in place. Frames have no partners."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if record["role"] != "frame":
@@ -211,14 +211,14 @@ def _reject_partners(records: list[dict[str, Any]]) -> None:
 
 
 def _differences(published: tuple[Count, ...], good: list[dict[str, Any]], bad: list[dict[str, Any]]) -> Iterator[str]:
-    """A phrase for each split and subset that is there and has not the published number of images."""
+    """A phrase for each split and subset that exists and does not have the published number of images."""
     number = Counter((r["split"], r["role"], scene) for r in good for scene in {r["scene"], None})
     for count in published:
         found = number[count.split, count.role, count.subset]
         lost = [r for r in bad if r["split"] == count.split and count.subset in (None, r["scene"])]
         if found == count.number or not (found or lost):
             continue
-        # of a pair whose input is missing, the target is among the rejects
+        # if the input of a pair is missing, its target is among the rejects
         lost = [r for r in lost if r["role"] == count.role] or lost
         if found in count.causes:
             cause = count.causes[found]

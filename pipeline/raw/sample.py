@@ -140,7 +140,7 @@ RAIN_PAIRS = (
     Crop("test/Rain100L/2", "chelsea.png", 60, 0),
 )
 
-# streaks on 100x100 pixels: (least, most)
+# (least, most) streaks on 100x100 pixels
 LIGHT_RAIN, HEAVY_RAIN = (20, 45), (150, 200)
 
 SHADOWS = (
@@ -207,7 +207,7 @@ def _photograph_bytes(photograph: Photograph) -> bytes:
 def _render(root: Path, photographs: dict[str, bytes]) -> None:
     for photograph in PHOTOGRAPHS:
         write_bytes(root / "photos" / photograph.split / photograph.file, photographs[photograph.file])
-    # As stored, whatever profile a photograph has: the samples keep their bytes.
+    # The pixels are taken as stored, without the colour profile, so that the samples keep their bytes.
     pixels = {file: picture(data).pixels for file, data in photographs.items()}
     for scene in SCENES:
         _render_scene(root / "timelapse" / scene.name, scene, _cut(pixels[scene.file], scene, FRAME_SIZE))
@@ -219,7 +219,7 @@ def _render(root: Path, photographs: dict[str, bytes]) -> None:
 
 
 def _cut(pixels: np.ndarray, crop: Crop, size: tuple[int, int]) -> np.ndarray:
-    """(height, width, 3) RGB at the crop's place, of a grey photograph too."""
+    """The (height, width, 3) RGB pixels at the crop's place, also for a grey photograph."""
     window = pixels[crop.top : crop.top + size[0], crop.left : crop.left + size[1]]
     assert window.shape[:2] == size, f"{crop} reaches over the border"
     return np.broadcast_to(window, (*size, 3))
@@ -255,7 +255,7 @@ def _render_shadow(path: Path, triple: Crop, clean: np.ndarray) -> None:
 
 
 def _shade(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """How deep each pixel lies in a cast shadow: int64, (height, width), 0..256. An ellipse or a convex polygon."""
+    """How deep each pixel lies in a cast shadow: int64, (height, width), 0..256. It is an ellipse or a convex polygon."""
     y = np.arange(height)[:, None] - rng.integers(height // 3, 2 * height // 3)
     x = np.arange(width)[None, :] - rng.integers(width // 3, 2 * width // 3)
     if rng.integers(2):

@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.storage import Bucket, storage
 
 MIRROR = Path(".cache/sources")  # <bucket>/<key> of every raw image that this machine has copied
-THREADS = 16  # requests at a time; a small file is mostly waiting
+THREADS = 16  # requests at a time; for a small file, most of the time is waiting
 
 
 def is_remote(path: str) -> bool:
@@ -19,7 +19,7 @@ def is_remote(path: str) -> bool:
 def local_folder(root: str) -> Path:
     """The folder of a source: itself, or the copy of an s3:// URI, brought up to date.
 
-    Files are copied that are missing, of another size, or older in the copy; what the bucket lacks is removed from it.
+    It copies files that are missing, of another size, or older in the copy, and removes files that the bucket lacks.
     Raises UserError for a bucket that cannot be read, for one without files, and for keys that cannot be files.
     """
     if not is_remote(root):
@@ -62,7 +62,7 @@ def read_source(path: str) -> bytes:
 
 
 def local_file(path: str) -> Path:
-    """Where an image of the last `local_folder` lies on this machine; of an s3:// URI its copy, which may be missing."""
+    """Where an image of the last `local_folder` lies on this machine; for an s3:// URI its copy, which may be missing."""
     return _copy_of(path) if is_remote(path) else Path(path)
 
 

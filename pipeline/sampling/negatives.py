@@ -1,4 +1,4 @@
-"""Mixup negatives: which worse images each degraded one is set against (DRCNet, section 3.3)."""
+"""Mixup negatives: the worse images that each degraded image is contrasted with (DRCNet, section 3.3)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from pipeline.task import Negatives
 class Negative(NamedTuple):
     """One row of negatives.parquet: N = (permille I + (1000 - permille) J) / 1000.
 
-    key, level: of the degraded image that it belongs to, whose target is J. k: from 0 on, its number there.
-    partner, partner_level: of I, which is the degraded image itself where negatives are intra.
+    key, level: those of the degraded image that it belongs to; J is its target. k: the negative's number there, from 0 on.
+    partner, partner_level: those of I, which is the degraded image itself where negatives are intra.
     """
 
     key: str
@@ -28,8 +28,8 @@ class Negative(NamedTuple):
 def negatives(samples: Sequence[tuple[str, int]], sampling: Negatives) -> Iterator[Negative]:
     """The negatives of the degraded images of one shard, `sampling.number` for each, in their order.
 
-    samples: (key, level) of each. Weights and partners are drawn by the samples' own names, so that one that comes or
-    goes changes no weight of another, and the partners of at most `number` others at each level.
+    samples: (key, level) of each. Weights and partners are drawn by the samples' own names. So a sample that is added or
+    removed changes no weight of another, and the partners of at most `number` others at each level.
     Raises UserError for extra negatives in a shard that has too few groups.
     """
     if sampling.kind == "intra":
@@ -53,7 +53,7 @@ def negatives(samples: Sequence[tuple[str, int]], sampling: Negatives) -> Iterat
 
 
 def _weights(key: str, level: int, sampling: Negatives) -> list[int]:
-    """In thousandths; which of more than are needed is drawn, and their order is the task's."""
+    """The weights in thousandths, in the task's order; if the task has more than are needed, they are drawn."""
     permille = [round(1000 * weight) for weight in sampling.lambdas]
     rank = [digest64("lambda", sampling.seed, key, level, i) for i in range(len(permille))]
     chosen = sorted(range(len(permille)), key=rank.__getitem__)[: sampling.number]
@@ -63,7 +63,7 @@ def _weights(key: str, level: int, sampling: Negatives) -> list[int]:
 def mix(I: Any, J: Any, permille: Any) -> Any:  # noqa: E741 the paper's symbols
     """Thousandths of I and the rest of J, rounded half up. I, J: whole numbers 0..65535, of at least 32 bits.
 
-    NumPy arrays or torch tensors alike, in integers: the same numbers on every device, planned or stored.
+    It takes NumPy arrays or torch tensors, and computes in integers: planned or stored, the numbers are the same everywhere.
     """
     return (permille * I + (1000 - permille) * J + 500) // 1000
 

@@ -41,10 +41,10 @@ class Order:
 
     def __init__(self, samples_per_shard: np.ndarray, *, window: int, seed: int, epoch: int) -> None:
         shards = len(samples_per_shard)
-        self.start = np.concatenate(([0], np.cumsum(samples_per_shard)))  # of each shard, in sample numbers
+        self.start = np.concatenate(([0], np.cumsum(samples_per_shard)))  # where each shard starts, in sample numbers
         self.shard_order = permute(np.arange(shards), shards, digest64("shards", seed, epoch))
         sizes = samples_per_shard[self.shard_order]
-        self.position = np.concatenate(([0], np.cumsum(sizes)))  # of each shard, in the epoch's positions
+        self.position = np.concatenate(([0], np.cumsum(sizes)))  # where each shard starts, in the epoch's positions
         self.window_first = np.arange(0, shards, window)  # shard that opens each window
         self.window_start = self.position[np.append(self.window_first, shards)]
         self.seed, self.epoch = seed, epoch

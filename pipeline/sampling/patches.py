@@ -1,4 +1,4 @@
-"""Which square patches of an image are samples, and how many: every epoch's number of samples is known and exact."""
+"""The square patches of an image that are samples. Every epoch's number of samples is known and exact."""
 
 from dataclasses import dataclass
 
@@ -27,8 +27,8 @@ class Grid:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where samples lie in their images: (top, left, view), int64 (k,) each; the same in every epoch.
 
-        number: int64 (k,), of each sample within its image, below its count. sizes: int64 (k, 2), of that image.
-        sample, seed, epoch: as RandomCrops takes them; without effect.
+        number: int64 (k,), each sample's number within its image, below its count. sizes: int64 (k, 2), the sizes of
+        these images. sample, seed, epoch: as in RandomCrops; they have no effect here.
         """
         cell, view = np.divmod(number, VIEWS if self.dihedral else 1)
         columns = (sizes[:, 1] - self.patch) // self.stride + 1

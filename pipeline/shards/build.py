@@ -47,19 +47,19 @@ from pipeline.storage import Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index
 from pipeline.task import Task, read_task
 
-STORE = Path(".cache/shards")  # built shards by content, and which recipe gave which; survives the stage's output
+STORE = Path(".cache/shards")  # built shards by content, and the recipe of each; it survives the stage's output
 LOGS = Path(".cache/logs")
-FEW = 256  # images: so many are built in the time that Ray takes to start
-AHEAD = 1024  # shards whose orders the driver holds
+FEW = 256  # images that are built in the time that Ray takes to start
+AHEAD = 1024  # shards that the driver holds the orders of
 ROW_GROUP = 100_000  # rows of the index that are in memory as Python objects
-ENTRY_BYTES = 2**30  # of a recipe in a shared store: a row of the index takes some 300
-DOWNLOADS = 8  # at a time, from a shared store
+ENTRY_BYTES = 2**30  # the most bytes of a recipe's entry in a shared store: a row of the index takes some 300
+DOWNLOADS = 8  # downloads at a time from a shared store
 REJECTS_SCHEMA = pa.schema([("path", pa.string()), ("part", pa.string()), ("reason", pa.string())])
 SHOWN = 5  # failures that the error names
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries that decide the bytes of a shard: those that decode images, and those that change them."""
+    """The versions of the libraries that decide a shard's bytes: those that decode images and those that change them."""
     libraries = {"opencv": cv2, "numpy": np, "scipy": scipy, "pillow": PIL, "simplejpeg": simplejpeg}
     return {name: library.__version__ for name, library in libraries.items()}
 
@@ -72,8 +72,8 @@ def build(
     Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task,
     `versions` and the format; not on cpus, block counts or kills.
 
-    cpus: shards made at a time; None: as many as there are CPUs. store: a URI where built shards are kept for other
-    machines too, which a cluster without a common file system needs.
+    cpus: shards made at a time; None: as many as there are CPUs. store: a URI where built shards are also kept for other
+    machines; a cluster without a common file system needs it.
 
     Returns what shards.json holds, with "encoded": how many shards were not in the store, "reasons": why images are not used
     (reason -> number, the first path), and "smallest": the size (width, height) of the smallest image to train on. Raises
@@ -120,7 +120,7 @@ def build(
 
 
 def _reasons(out: Path) -> dict[str, tuple[int, str]]:
-    """Why images of the task's sources are not used: of each reason how many, and the first."""
+    """Why images of the task's sources are not used: for each reason the number of images, and the first."""
     found: dict[str, tuple[int, str]] = {}
     for row in pq.read_table(out / "rejects.parquet").to_pylist():
         number, first = found.get(row["reason"], (0, row["path"]))
@@ -129,7 +129,7 @@ def _reasons(out: Path) -> dict[str, tuple[int, str]]:
 
 
 def _smallest(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[int, int]:
-    """(width, height) of the image to train on whose shorter side is the shortest."""
+    """The (width, height) of the image to train on that has the shortest shorter side."""
     if side := task.degradation.side:
         return side, side
     rows = np.concatenate([shard.rows for shard in shards if shard.split == "train"])
@@ -139,7 +139,7 @@ def _smallest(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[
 
 
 def _listed(failures: set[str], rejects: list[dict[str, str]], table: Path) -> str:
-    """The first failures, as the tail of an error. rejects: images that cannot be used, all of which go into `table`."""
+    """The first failures, as the tail of an error. rejects: all images that cannot be used; they go into `table`."""
     if rejects:
         write_table(table, pa.Table.from_pylist(sorted(rejects, key=lambda each: each["path"]), REJECTS_SCHEMA))
     more = f"; and {len(failures) - SHOWN} more{f', in {table}' if rejects else ''}" if len(failures) > SHOWN else ""
@@ -150,11 +150,11 @@ def _listed(failures: set[str], rejects: list[dict[str, str]], table: Path) -> s
 def _claimed(store: Path) -> Iterator[None]:
     """Let other builds know that this one works in the store, and remove what killed ones left unfinished there.
 
-    The lock dies with its process: who gets it alone knows that every temporary file is a dead build's.
+    The lock ends with its process: a build that gets it exclusively knows that all temporary files are of dead builds.
     """
     store.mkdir(parents=True, exist_ok=True)
     with (store / ".lock").open("a") as lock:
-        with suppress(OSError):  # another build runs, or a file system without locks
+        with suppress(OSError):  # another build runs, or the file system has no locks
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for leftover in (*store.glob(".*.tmp"), *store.glob("recipes/.*.tmp")):
                 leftover.unlink(missing_ok=True)
@@ -166,7 +166,7 @@ def _claimed(store: Path) -> Iterator[None]:
 def _entry(recipe: str) -> dict[str, Any]:
     """What the store remembers of a recipe: the shard, and its rows of the index.
 
-    Raises FileNotFoundError, and UserError for what no build has written: the entry may come from a shared store.
+    Raises FileNotFoundError, and UserError for an entry that no build wrote: it may come from a shared store.
     """
     path = STORE / "recipes" / f"{recipe}.json"
     entry = parse_json(path.read_bytes(), str(path))
@@ -187,7 +187,7 @@ def _entry(recipe: str) -> dict[str, Any]:
 
 
 def _stored(recipes: list[str], shared: Storage | None) -> set[str]:
-    """The recipes whose shards are in the store, whole. shared: where other machines may have put more of them."""
+    """The recipes that have whole shards in the store. shared: a store where other machines may have put more of them."""
     found = {recipe for recipe in recipes if _whole(recipe)}
     if shared:
         there = set(shared.names("recipes/"))
@@ -206,7 +206,7 @@ def _whole(recipe: str) -> bool:
 
 
 def _download(recipes: list[str], shared: Storage) -> set[str]:
-    """Copy shards of a shared store into this machine's; returns the recipes that then are whole."""
+    """Copy shards of a shared store into this machine's; returns the recipes that are then whole."""
 
     def fetch(recipe: str) -> bool:
         try:
@@ -225,7 +225,7 @@ def _download(recipes: list[str], shared: Storage) -> set[str]:
 
 
 def _run(todo: dict[str, ShardPlan], task: Task, cpus: int | None, store: str | None) -> Iterator[dict[str, Any]]:
-    """Write the shards: as tasks of Ray Data, or, of few images on this machine, by threads of this process."""
+    """Write the shards: as tasks of Ray Data, or by threads of this process if there are few images on this machine."""
     if not address_to_join() and sum(len(shard.rows) for shard in todo.values()) <= FEW:
         yield from _run_here(todo, task, cpus, store)
     else:
@@ -260,7 +260,7 @@ def _run_on_ray(
 
 
 def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterator[str]:
-    """What a worker must know of each shard, as JSON."""
+    """What a worker must know about each shard, as JSON."""
     common = {"task": task.model_dump(mode="json"), "store": store or str(STORE.resolve()), "versions": versions()}
     common["here"] = str(Path.cwd())
     for recipe, shard in todo.items():
@@ -274,7 +274,7 @@ def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterat
 
 
 def _build_shard(row: dict[str, str]) -> dict[str, str]:
-    """One shard, in a Ray worker. A failure that a retry cannot mend is a result, so that all of them are listed."""
+    """Build one shard, in a Ray worker. A failure that a retry cannot mend is a result, so that all of them are listed."""
     order = json.loads(row["item"])
     task = Task.model_validate(order["task"])
     groups = [Group(key, tuple(File(**file) for file in files)) for key, files in order["groups"]]
@@ -311,7 +311,7 @@ def _assemble(
     """Link the shards into `out` with their index; the whole folder appears at once."""
     partial, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
     with (STORE / ".assemble").open("a") as lock:
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError):  # the file system may have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # another build of this task uses the same two names
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -329,7 +329,7 @@ def _assemble(
 def _fill(
     folder: Path, task_name: str, task: Task, manifest: pa.Table, built: list[tuple[ShardPlan, str]]
 ) -> dict[str, Any]:
-    """Shards, tables and shards.json in `folder`; returns what the last holds. built: shards, and their recipes."""
+    """Write shards, tables and shards.json into `folder`; returns what shards.json holds. built: shards and their recipes."""
     shards: list[dict[str, Any]] = []
     folder.mkdir(parents=True)
     with ExitStack() as stack:
@@ -349,7 +349,7 @@ def _fill(
             target.parent.mkdir(exist_ok=True)
             try:
                 os.link(STORE / entry["name"], target)
-            except OSError:  # another file system, or one without hard links
+            except OSError:  # it is another file system, or one without hard links
                 shutil.copyfile(STORE / entry["name"], target)
             index.write([{"split": shard.split, **row} for row in entry["rows"]])
             if beside is not None:
@@ -365,7 +365,7 @@ def _fill(
         "versions": versions(),
         "colour": task.colour,
         "codec": task.codec,
-        **({} if task.bits == 8 else {"bits": task.bits}),  # the default is left out, as it always was
+        **({} if task.bits == 8 else {"bits": task.bits}),  # the default is left out, as in older builds
         "degradation": task.degradation.model_dump(mode="json"),
         "negatives": task.negatives.model_dump(mode="json") if task.negatives else None,
         "splits": {split: list(sources) for split, sources in task.splits.items()},
@@ -392,7 +392,7 @@ def _beside(groups: list[Group], task: Task) -> Iterator[dict[str, Any]]:
 
 
 def _accounted(manifest: pa.Table, task: Task, shards: list[ShardPlan]) -> tuple[dict[str, int], pa.Table]:
-    """The images of the task's sources: how many there are, are used and are not, and a table of the last."""
+    """The images of the task's sources: how many exist, are used and are not used, and a table of those not used."""
     used = np.zeros(len(manifest), bool)
     for shard in shards:
         used[shard.rows] = True
@@ -411,7 +411,7 @@ class Rows:
         self.rows: list[dict[str, Any]] = []
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows; they reach the file in groups of ROW_GROUP, however they came."""
+        """Append rows; they are written in groups of ROW_GROUP, whatever the size of a call."""
         self.rows += rows
         while len(self.rows) >= ROW_GROUP:
             self._flush()

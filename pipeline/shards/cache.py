@@ -2,11 +2,11 @@
 
     <folder>/<sha256[:2]>/<sha256>         a shard: it has this name once its length and sha256 are right
     <folder>/<sha256[:2]>/<sha256>.part    the same, still coming; it has its full length from the start
-    <folder>/<sha256[:2]>/<sha256>.lock    held by the one who fetches it
+    <folder>/<sha256[:2]>/<sha256>.lock    held by the process that fetches it
     <folder>/.space                        held while room is made
 
-All locks are flock's: they end with the process that holds them, so one that is killed blocks nobody. Whoever uses a
-shard holds a shared lock on the file itself, and only a file that can be locked exclusively is removed to make room.
+All locks are flock's: they end with the process that holds them, so a killed process blocks nobody. A process that uses
+a shard holds a shared lock on the file itself, and only a file that can be locked exclusively is removed to make room.
 """
 
 import errno
@@ -29,15 +29,15 @@ from pipeline.shards.download import Want, fill
 from pipeline.shards.locks import exclusively, is_at, lock_file
 from pipeline.storage import BLOCK, Storage
 
-SPACE_SECONDS = 20.0  # that `get` waits for leases to end; for downloads that are in its way, as long as they take
-POLL_SECONDS = 0.2  # between two looks whether they have
-PREFETCH_POLL_SECONDS = 2.0  # the same, of those that fetch ahead; they look as well when this process releases a shard
+SPACE_SECONDS = 20.0  # how long `get` waits for leases to end; for downloads in its way it waits without limit
+POLL_SECONDS = 0.2  # between two checks whether they have ended
+PREFETCH_POLL_SECONDS = 2.0  # the same for threads that fetch ahead; they also check when this process releases a shard
 PREFETCH_THREADS = 4
-VERIFIED = 10**18  # mtime, in ns, of a file whose sha256 was right; whoever writes into it changes that
+VERIFIED = 10**18  # mtime, in ns, that marks a file with the right sha256; writing into the file changes it
 
 
 class Lease:
-    """A shard that stays on the disk until it is released, or the process ends."""
+    """A shard that stays on the disk until it is released or the process ends."""
 
     path: Path
 
@@ -45,10 +45,10 @@ class Lease:
         self.path, self._file, self._ended, self._owner = path, file, ended, os.getpid()
 
     def release(self) -> None:
-        """The file may be removed from now on. A second call does nothing."""
+        """Allow the removal of the file from now on. A second call does nothing."""
         if self._file.closed:
             return
-        mine = os.getpid() == self._owner  # a forked child has the lock in common with its parent
+        mine = os.getpid() == self._owner  # a forked child shares the lock with its parent
         if mine:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
@@ -63,7 +63,7 @@ class Lease:
 
 
 class _Found(NamedTuple):
-    """A file that the cache holds: when it was last asked for, its bytes, where, of which shard."""
+    """A file that the cache holds: when it was last asked for, its bytes, its path, and its shard."""
 
     used: int  # ns
     nbytes: int
@@ -72,10 +72,10 @@ class _Found(NamedTuple):
 
 
 class _NoRoomError(Exception):
-    """What is in use leaves too little of the limit."""
+    """The files in use leave too little of the limit."""
 
     def __init__(self, in_use: int, coming: int) -> None:
-        """in_use: bytes. coming: how many of them are of downloads, which come to an end."""
+        """in_use: bytes. coming: how many of them belong to downloads, which end by themselves."""
         super().__init__(in_use, coming)
         self.in_use, self.coming = in_use, coming
 
@@ -83,12 +83,12 @@ class _NoRoomError(Exception):
 class ShardCache:
     """A node's copies of remote shards, by content: the same shard of two datasets is one file.
 
-    However many threads and processes ask for a shard, one fetches it and the others wait. A file is verified by its
-    sha256 when it comes, and again if its mtime has changed since.
-    limit_bytes: for all files together, also those still coming. The least recently used go first, what this process has
-    asked to prefetch goes last, and nothing goes that a process on this node holds a lease of. None: no limit.
-    The folder may be shared by several users if its group may write: its subfolders take its permissions. A folder that
-    may only be read serves what it has.
+    If several threads and processes ask for a shard, one fetches it and the others wait. A file is verified by its
+    sha256 when it arrives, and again if its mtime has changed since.
+    limit_bytes: for all files together, including unfinished ones. The least recently used are removed first, those that
+    this process asked to prefetch last, and none that a process on this node holds a lease of. None: no limit.
+    The folder may be shared by several users if its group may write: its subfolders take its permissions. A read-only
+    folder serves what it has.
     Raises UserError for a folder that cannot be made and for a limit below one byte.
     """
 
@@ -103,17 +103,17 @@ class ShardCache:
         self._changed = threading.Condition()  # guards what follows
         self._closed = threading.Event()
         self._source: Storage | None = None
-        self._wanted: dict[str, tuple[int, Want]] = {}  # sha256: rank in the order of need; until `get` asks for it
-        self._queue: list[tuple[int, str]] = []  # heap of the wanted that are to be fetched: rank, sha256
-        self._turn: str | None = None  # sha256 that a thread looks for room for: the next waits, so that none overtakes
+        self._wanted: dict[str, tuple[int, Want]] = {}  # by sha256: rank in the order of need; until `get` asks for it
+        self._queue: list[tuple[int, str]] = []  # heap of the wanted shards to fetch: rank, sha256
+        self._turn: str | None = None  # the sha256 that a thread makes room for: the next waits, so that none overtakes
         self._threads: list[threading.Thread] = []
 
     def get(self, source: Storage, name: str, nbytes: int, sha256: str) -> Lease:
-        """The shard `name` of `source`, fetched first where it is missing or damaged.
+        """The shard `name` of `source`, which is fetched first if it is missing or damaged.
 
         nbytes, sha256: what shards.json lists. Server errors and cut connections are tried again for `RETRY_SECONDS`,
-        from the byte where they stopped. Raises UserError if it cannot be had, does not have these contents, or finds
-        no room.
+        from the byte where they stopped. Raises UserError if it cannot be fetched, does not have these
+        contents, or finds no room.
         """
         want = name, nbytes, sha256
         where = f"{source.uri}/{name}"
@@ -133,7 +133,7 @@ class ShardCache:
     def prefetch(self, source: Storage, wanted: Sequence[Want]) -> None:
         """Fetch these in the background, in this order, as far as the limit allows; forget what was wanted before.
 
-        wanted: (name, bytes, sha256), those needed first in front. What fails here is for `get` to report.
+        wanted: (name, bytes, sha256), in the order of need. `get` reports what fails here.
         """
         with self._changed:
             self._source = source
@@ -153,7 +153,7 @@ class ShardCache:
         with self._changed:
             self._changed.notify_all()
         deadline = time.monotonic() + 5
-        for thread in self._threads:  # one that waits for a silent server ends by itself later
+        for thread in self._threads:  # a thread that waits for a silent server ends by itself later
             thread.join(max(0, deadline - time.monotonic()))
 
     # one shard
@@ -192,19 +192,19 @@ class ShardCache:
     ) -> FileIO:
         """The shard with a shared lock on it. The caller holds its .lock, and it is missing or damaged.
 
-        waited: seconds of `RETRY_SECONDS` that are lost already. rank: as in `_room`.
+        waited: seconds of `RETRY_SECONDS` that are already used. rank: as in `_room`.
         """
         path = self._path(want[2])
         path.unlink(missing_ok=True)
         part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)  # of a process that was killed
+        part.unlink(missing_ok=True)  # left by a killed process
         file = self._reserve(want, part, rank)
         self._next(want[2])
         try:
             fill(file, source, want, waited, stop)
             _stamp(file)
             os.fsync(file.fileno())
-            with self._space():  # whose holder sees it once, by either name
+            with self._space():  # its holder sees the file once, by either name
                 part.rename(path)  # this process has its lease before the file has its name
         except BaseException:
             part.unlink(missing_ok=True)
@@ -214,7 +214,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, want: Want, wait: bool) -> Iterator[bool]:
-        """Hold the .lock of a shard: True. Without `wait`, False if another holds it."""
+        """Hold the .lock of a shard, as True. Without `wait`, False if another process holds it."""
         path = self._path(want[2])
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +228,7 @@ class ShardCache:
                 except BlockingIOError:
                     yield False
                     return
-                if is_at(lock, path):  # else the holder before has removed it
+                if is_at(lock, path):  # else the previous holder has removed it
                     try:
                         yield True
                     finally:
@@ -258,7 +258,7 @@ class ShardCache:
                     file = FileIO(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), "r+")
                     fcntl.flock(file, fcntl.LOCK_SH)
                     os.fchmod(file.fileno(), 0o644)  # whatever the umask
-                    file.truncate(nbytes)  # from now on in the sums of all others
+                    file.truncate(nbytes)  # from now on all other processes count these bytes
                     return file
             time.sleep(POLL_SECONDS)
 
@@ -273,18 +273,18 @@ class ShardCache:
                 fcntl.flock(space, fcntl.LOCK_UN)
 
     def _room(self, nbytes: int, rank: int | None) -> None:
-        """Make room for so many bytes, with no file more than that takes; or remove nothing and raise _NoRoomError.
+        """Make room for `nbytes` with no more removals than needed; or remove nothing and raise _NoRoomError.
 
-        The caller holds .space. rank: that of the wanted shard which needs it; what is needed before it stays. None:
-        somebody waits for it.
+        The caller holds .space. rank: the rank of the wanted shard that needs the room; shards needed before it stay.
+        None: somebody waits for it.
         """
         found = list(self._files()) if self.limit is not None else []
-        in_use = sum(each.nbytes for each in found)  # less what turns out to be free
+        in_use = sum(each.nbytes for each in found)  # minus what turns out to be free
         with self._changed:
             ranks = {sha256: place for sha256, (place, _) in self._wanted.items()}
         if rank is not None:
             found = [each for each in found if ranks.get(each.sha256, rank) >= rank]
-        # Rests of killed processes; then what is not wanted, oldest first; then what is needed last.
+        # First what killed processes left, then what is not wanted, oldest first, then what is needed last.
         found.sort(
             key=lambda each: (each.path.suffix != ".part", each.sha256 in ranks, -ranks.get(each.sha256, 0), each.used)
         )
@@ -315,20 +315,20 @@ class ShardCache:
         return self.limit is None or nbytes <= self.limit
 
     def _files(self) -> Iterator[_Found]:
-        """Everything in the cache, finished or coming."""
+        """All files in the cache, finished or unfinished."""
         for folder in os.scandir(self.folder):
             if re.fullmatch(r"[0-9a-f]{2}", folder.name):
                 for entry in os.scandir(folder):
                     match = re.fullmatch(r"([0-9a-f]{64})(\.part)?", entry.name)
                     if match:
-                        with suppress(FileNotFoundError):  # finished, or given up, since
+                        with suppress(FileNotFoundError):  # it was finished or given up meanwhile
                             status = entry.stat()
                             yield _Found(status.st_atime_ns, status.st_size, Path(entry.path), match[1])
 
     # ahead of need
 
     def _work(self) -> None:
-        """Fetch what is wanted, one shard after another."""
+        """Fetch the wanted shards one after another."""
         while True:
             with self._changed:
                 if self._closed.is_set():
@@ -357,7 +357,7 @@ class ShardCache:
                         heapq.heappush(self._queue, (rank, sha256))
                     self._changed.wait(PREFETCH_POLL_SECONDS)
             except Exception:
-                pass  # `get` meets it again, in the thread of whoever can be told
+                pass  # `get` meets it again, in a thread that can report it
             finally:
                 self._next(sha256)
 
@@ -374,7 +374,7 @@ class ShardCache:
 
     @contextmanager
     def _explained(self, want: Want | None = None) -> Iterator[None]:
-        """Turn what the disk refuses into UserError."""
+        """Turn the disk's errors into UserError."""
         place, needed = self.folder, f" for the {want[1]:,} bytes of {want[0]}" if want else ""
         try:
             yield
@@ -408,7 +408,7 @@ class ShardCache:
 
 
 def _whole(file: FileIO, nbytes: int, sha256: str) -> bool:
-    """Whether a file has these contents; read only if it was written to since that was last known."""
+    """Whether a file has these contents; it is read only if it was written to since the last check."""
     status = os.fstat(file.fileno())
     if status.st_size != nbytes:
         return False
@@ -422,5 +422,5 @@ def _whole(file: FileIO, nbytes: int, sha256: str) -> bool:
 
 def _stamp(file: FileIO) -> None:
     """Record that the contents are right, and used now."""
-    with suppress(PermissionError):  # another user's: for him to record
+    with suppress(PermissionError):  # the file is another user's, who records it
         os.utime(file.fileno(), ns=(time.time_ns(), VERIFIED))

@@ -12,10 +12,10 @@ from pipeline.errors import UserError
 from pipeline.patience import Pauses
 from pipeline.storage import Storage, UnavailableError
 
-RETRY_SECONDS = 90.0  # that one shard may lose to pauses, to tries that bring nothing, and to another's vain tries
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries: at most this, doubled up to that
-WRONG_TRIES = 3  # downloads whose contents are not the listed ones; the first may be the network's fault
-JITTER = random.SystemRandom()  # a run's seeds neither decide the pauses nor are moved by them
+RETRY_SECONDS = 90.0  # that one shard may lose to pauses, to tries without progress, and to another's failed tries
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between tries: the limit of the first, which doubles up to the longest
+WRONG_TRIES = 3  # downloads with other contents than the listed ones; the network may be to blame for the first
+JITTER = random.SystemRandom()  # a run's seeds do not decide the pauses, and the pauses do not advance its generators
 
 Want = tuple[str, int, str]  # name in the store, bytes, sha256
 
@@ -25,10 +25,10 @@ class StoppedError(Exception):
 
 
 def fill(file: FileIO, source: Storage, want: Want, lost: float, stop: threading.Event) -> None:
-    """Write the contents of a shard into an empty file, and check them. After a cut the next try begins where the last stopped.
+    """Write a shard's contents into an empty file, and check them. After a cut the next try begins where the last stopped.
 
     lost: seconds of `RETRY_SECONDS` that are used up already. stop: ends the download. Raises UserError for contents that
-    cannot be had or are not the listed ones, and StoppedError.
+    cannot be fetched or are not the listed ones, and StoppedError.
     """
     name, nbytes, sha256 = want
     digest, position = hashlib.sha256(), 0
@@ -90,7 +90,7 @@ def _blocks(source: Storage, name: str, start: int) -> Generator[bytes, None, No
         raise UserError(f"{where}: not in the store; upload the shards that shards.json lists") from None
     except PermissionError:
         raise UserError(f"{where}: may not be read by this user; change its permissions") from None
-    except OSError as error:  # a mounted store: the network's
+    except OSError as error:  # a network error of a mounted store
         raise UnavailableError(f"{where}: {error.strerror or error}; check the disk or the mount") from None
 
 

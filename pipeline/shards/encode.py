@@ -24,7 +24,7 @@ from pipeline.task import Task
 
 
 class UnusableImagesError(Exception):
-    """images: (path, reason) of each."""
+    """Images that cannot be used. images: (path, reason) of each."""
 
     def __init__(self, images: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{path}: {reason}" for path, reason in images))
@@ -34,8 +34,8 @@ class UnusableImagesError(Exception):
 def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]]]:
     """The samples of one shard: (key, members) of each group.
 
-    Raises UnusableImagesError, with all of the shard's, for files that are not the ones that were ingested or that the
-    degradation does not take.
+    Raises UnusableImagesError, which lists all such files of the shard, for files that changed since they were ingested
+    or that the degradation does not take.
     """
     stored = task.negatives if task.negatives is not None and task.negatives.kept == "stored" else None
     partners: dict[str, list[Negative]] = {}
@@ -50,7 +50,7 @@ def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]
                 planes += _negative_planes(group.key, planes, partners.get(group.key, []), by_key, task)
         except UnusableImagesError as error:
             failures += error.images
-        if not failures:  # the others are looked through only to list all that fail
+        if not failures:  # after a failure, the others are read only to list all that fail
             suffix, member = ("png", png_member) if task.codec == "png" else ("npy", npy_member)
             members = [member(f"{p.name}.{suffix}", p.pixels, role=p.role, **p.columns) for p in planes]
             origin = {"sources": {file.name: file.sha256 for file in group.files}, "colour": task.colour}
@@ -91,7 +91,7 @@ def shard_negatives(groups: list[Group], task: Task) -> Iterator[Negative]:
 def _negative_planes(
     key: str, planes: list[Plane], planned: list[Negative], groups: dict[str, Group], task: Task
 ) -> list[Plane]:
-    """Mixed and extra negatives as members. groups: of the shard, by key, to make the partners of extra negatives again."""
+    """Mixed and extra negatives as members. groups: the shard's groups by key, to make the partners of extra negatives."""
     gt = next(plane.pixels for plane in planes if plane.role == "gt")
     made = {key: _inputs(planes)}
     found = []
@@ -114,9 +114,9 @@ def _inputs(planes: list[Plane]) -> dict[int, np.ndarray]:
 
 
 def _ingested(file: File, bits: Bits) -> np.ndarray:
-    """The pixels of an image that is still what was ingested; of a whole file its bytes are compared, which is quicker.
+    """The pixels of an image, if it has not changed since `ingest`; for a whole file its bytes are compared, which is faster.
 
-    Raises UnusableImageError, for one of more bits too.
+    Raises UnusableImageError, also for an image with more bits.
     """
     try:
         if file.part is not None:
@@ -130,7 +130,7 @@ def _ingested(file: File, bits: Bits) -> np.ndarray:
                 data = read_source(file.path)
                 sha256 = hashlib.sha256(data).hexdigest()
             image = decode_image(data, bits=bits) if sha256 == file.sha256 else None
-    except UserError as error:  # of the bucket
+    except UserError as error:  # the bucket's error
         raise UnusableImageError(f"cannot be read: {error}") from None
     except OSError as error:
         raise UnusableImageError(f"{error.strerror}; run `memoir ingest` again") from None

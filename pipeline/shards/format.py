@@ -1,4 +1,4 @@
-"""Shards: tar files in the webdataset format, with an index of where every array lies.
+"""Shards: tar files in the webdataset format, with an index that says where every array lies.
 
 A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.mask-<n>.npy` or `<key>.frame-<n>.npy`,
 and `<key>.json`. Arrays are uint8, or little-endian uint16 where the task says `bits: 16`, HWC, RGB order; where the codec
@@ -90,7 +90,7 @@ def _as_task(kind: type[Kind]) -> PlainValidator:
 
 
 class Listing(Frozen):
-    """shards.json: what a build consists of."""
+    """The contents of shards.json, which list what a build consists of."""
 
     task: str = Field(pattern=r"^[^/\x00-\x1f\x7f]{1,255}$")
     format: int = Field(ge=FORMAT, le=FORMAT)
@@ -129,7 +129,7 @@ class Listing(Frozen):
 def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> dict[str, Any]:
     """Write one shard into `folder` under the name of its content.
 
-    samples: (key, members) in order. Returns {"name", "bytes", "sha256", "rows"}: the file's, and its rows of the index
+    samples: (key, members) in order. Returns {"name", "bytes", "sha256", "rows"}: those of the file, and its rows of the index
     without the split. Nothing half-written ever carries the final name.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,13 +171,13 @@ def write_shard(samples: Iterable[tuple[str, list[Member]]], folder: Path) -> di
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def samples_digest(listing: dict[str, Any]) -> str:
-    """What the samples of a built dataset depend on: its shards, and what makes other samples of the same shards."""
+    """What the samples of a built dataset depend on, as JSON: shards, online degradation, pairs and negatives."""
     degradation = listing["degradation"]
     online = degradation if recorded(degradation).online else None
     return json.dumps([listing["digest"], online, listing["pairs_sha256"], listing["negatives_sha256"]])
@@ -192,12 +192,12 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def _parsed(start: bytes) -> tuple[Any, ...] | None:
-    """Shape, order and dtype of a .npy header that another numpy may have padded in another way; None of no whole one."""
+    """Shape, order and dtype of a .npy header, whatever padding numpy gave it; None if it is not a whole header."""
     file = io.BytesIO(start)
     try:
         np.lib.format.read_magic(file)
         found = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, TypeError, RecursionError, MemoryError):  # of an expression that numpy gives to ast
+    except (ValueError, TypeError, RecursionError, MemoryError):  # raised where numpy has ast parse the header
         return None
     return found if file.tell() == len(start) else None
 
@@ -214,7 +214,7 @@ def described(start: bytes, header: int, shape: tuple[int, ...], dtype: str) -> 
 
 
 def damaged(path: Path, members: Iterable[tuple[int, int, str]]) -> Iterator[int]:
-    """Which members of a shard are not what the index says. members: offset, length and sha256 of the contents of each."""
+    """Which members of a shard differ from the index. members: offset, length and sha256 of the contents of each."""
     with path.open("rb") as file:
         for i, (offset, length, sha256) in enumerate(members):
             file.seek(offset)
@@ -229,7 +229,7 @@ def dataset_digest(shards: list[dict[str, Any]]) -> str:
 
 
 def read_shards_json(place: Storage | Path) -> dict[str, Any]:
-    """shards.json of a build, as `Listing` has it. Raises UserError if it is missing or damaged."""
+    """The shards.json of a build, as `Listing` has it. Raises UserError if it is missing or damaged."""
     place = Folder(str(place), place) if isinstance(place, Path) else place
     where = f"{place.uri}/shards.json"
     try:
@@ -262,8 +262,8 @@ def shard_sizes(listing: dict[str, Any]) -> dict[str, int]:
 def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
     """Where the shards of a dataset are. place: where its shards.json is.
 
-    Raises UserError for a shards.json in a bucket that sends its reader out of that bucket: to this machine's files, or with
-    his credentials to a bucket that he has not named.
+    Raises UserError for a shards.json in a bucket that points out of that bucket: to this machine's files, or to another
+    bucket, where the reader's credentials would be used.
     """
     if not listing["shards_in"]:
         return place
@@ -278,8 +278,8 @@ def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
 def verify(place: Storage | Path) -> Iterator[str]:
     """Everything that is wrong with a built dataset, one line each; nothing if it is whole.
 
-    Every shard's length and sha256 against shards.json, the index against shards.json, every member against the index.
-    Of a bucket one file at a time is on this machine. Raises UserError if shards.json is missing or damaged.
+    It checks each shard's length and sha256 against shards.json, the index against shards.json, each member against the
+    index. From a bucket, one file at a time is on this machine. Raises UserError if shards.json is missing or damaged.
     """
     place = Folder(str(place), place) if isinstance(place, Path) else place
     listing = read_shards_json(place)
@@ -347,7 +347,7 @@ def _by_shard(index: pa.Table) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 @contextmanager
 def _local(store: Storage, name: str) -> Iterator[Path]:
-    """A file of a store on this machine, or a path where there is none."""
+    """A path on this machine with a file of the store; nothing is there if the store lacks the file."""
     if isinstance(store, Folder):
         yield store.root / name
         return

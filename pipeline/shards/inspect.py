@@ -16,8 +16,8 @@ from pipeline.images import write_image
 from pipeline.shards.format import read_shards_json
 from pipeline.shards.shard_set import ShardSet, Version, validation_pair
 
-ROWS = 12  # samples of a split on the sheet
-CELLS = 5  # versions of a sample
+ROWS = 12  # samples of each split on the sheet
+CELLS = 5  # versions shown of each sample
 CROP, ZOOM = 96, 2  # pixels of the image that a cell shows, and pixels of the sheet for each
 CELL, GAP, LINE = CROP * ZOOM, 8, 18
 WHITE, BLACK, GREY, RED = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 40, 40)
@@ -28,12 +28,12 @@ def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict
 
     Returns {"task", "digest", "colour", "bits", "splits"}. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
     `bytes` of its shards, `sizes` the [width, height] of its `min`, `median` and `max` image by number of pixels, `levels`
-    the number of samples at each level. With `patch`, the side of a recipe's patches, "smaller" too: the images that hold
-    none, which are in no batch.
+    the number of samples at each level. With `patch`, the side of a recipe's patches, "smaller" too: the images that are
+    smaller than a patch and in no batch.
 
     The sheet has up to 12 samples of each split, evenly spread over the index. Its rows: the whole clean image; the part
     in the frame, where the image has most detail, enlarged twice; the same part at each level, with the PSNR of the whole
-    image. What the loader draws is drawn as for validation.
+    image. Inputs that the loader draws are drawn as for validation.
     Raises UserError for a folder without a whole build, and for a contact sheet that is not named as a PNG.
     """
     if contact_sheet.suffix.lower() != ".png":
@@ -93,7 +93,7 @@ def _row(sample: list[Version], level: str) -> Image.Image:
     ImageDraw.Draw(whole).rectangle([round(edge * scale) - (i > 1) for i, edge in enumerate(frame)], outline=RED)
     cells = [("whole", f"{width}x{height}", whole)]
     if "v" in sample[0].planes:
-        # every pair has the frame v, its level; the last frame is in one only as its w
+        # a level of a pair is its frame v; the last frame occurs only as w
         frames = {version.level: version.planes["v"] for version in sample}
         cells += [(level.format(number), "", cut(frames[number])) for number in sorted(frames)[: CELLS + 1]]
         sample = []
@@ -135,7 +135,7 @@ def _rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def _write(strip: Image.Image, x: int, y: int, text: str, note: str, *, size: int) -> None:
-    """Text with its upper left corner at (x, y), and a fainter note after it."""
+    """Draw text with its upper left corner at (x, y), and a fainter note after it."""
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size)
     draw.text((x, y), text, BLACK, font)
     draw.text((x + draw.textlength(text, font) + size // 2, y), note, GREY, font)

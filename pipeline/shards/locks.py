@@ -16,7 +16,7 @@ def is_at(file: FileIO, path: Path) -> bool:
 
 
 def lock_file(path: Path) -> FileIO:
-    """A file to lock; that takes no right to write, so another user's will do."""
+    """A file to lock. A lock needs no right to write, so the file may be another user's."""
     file = FileIO(os.open(path, os.O_RDONLY | os.O_CREAT, 0o644), "r")
     with suppress(PermissionError):
         os.fchmod(file.fileno(), 0o644)  # whatever the umask
@@ -24,7 +24,7 @@ def lock_file(path: Path) -> FileIO:
 
 
 def exclusively(path: Path) -> FileIO | None:
-    """The file with an exclusive lock on it; None if anybody uses it."""
+    """The file with an exclusive lock on it; None if another process uses it."""
     try:
         file = FileIO(path)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Which group goes into which shard: a pure function of manifest and task.
 
-In columns from end to end, since there may be 10 million groups and more.
+It works on whole columns, since there may be 10 million groups and more.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from pipeline.layouts.base import Split
 from pipeline.layouts.files import LONGEST_KEY, natural, safe_key
 from pipeline.task import Task
 
-FORMAT = 2  # of shards and index: raise it when equal inputs would give other bytes
+FORMAT = 2  # the version of shards and index: raise it when equal inputs would give other bytes
 
-# Of the manifest, what a plan needs.
+# The columns of the manifest that a plan needs.
 COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", "sha256", "width", "height", "channels"]
 COLUMNS += ["bit_depth"]
 BATCH = 100_000  # values that are Python objects at a time
@@ -28,7 +28,7 @@ BATCH = 100_000  # values that are Python objects at a time
 
 @dataclass(frozen=True)
 class File:
-    """One image of a group. name: of the member it becomes, without its suffix: gt, lq-0, mask-0, frame-12.
+    """One image of a group. name: the name of its member without the suffix: gt, lq-0, mask-0, frame-12.
 
     part, sha256: as in the manifest.
     """
@@ -43,7 +43,7 @@ class File:
 class Group:
     """The unit that is never split: a clean image, a target with its inputs and masks, or the frames of a scene."""
 
-    key: str  # of the sample in the shard: <dataset>-<split>-<key>
+    key: str  # the sample's key in the shard: <dataset>-<split>-<key>
     files: tuple[File, ...]
 
 
@@ -51,8 +51,8 @@ class Group:
 class ShardPlan:
     """The groups of one shard, in order.
 
-    manifest: of all images. rows: those of this shard in it, each group's adjacent. names: of the members that they become,
-    as in `File`; None: all are gt.
+    manifest: the table of all images. rows: the shard's rows in it, those of a group adjacent. names: the names of their
+    members, as in `File`; None if all are gt.
     """
 
     split: Split
@@ -70,7 +70,7 @@ class ShardPlan:
 
     @property
     def groups(self) -> list[Group]:
-        """The same, as objects."""
+        """The groups as objects."""
         return [
             Group(key, tuple(File(row["name"], row["path"], row["sha256"], row["part"]) for row in members))
             for key, members in itertools.groupby(self.files.to_pylist(), key=lambda row: row["group"])
@@ -83,7 +83,7 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
     The order of the manifest's rows does not matter. Raises UserError for a source that the manifest lacks, for an
     image in two splits, and for a key used twice.
     """
-    manifest = manifest.select(COLUMNS).combine_chunks()  # to take rows from many chunks copies all of them, each time
+    manifest = manifest.select(COLUMNS).combine_chunks()  # else each `take` of rows copies all chunks
     grouped = task.degradation.grouped
     by = "group" if grouped else "key"
     shards = []
@@ -135,15 +135,14 @@ def _rows(manifest: pa.Table, source: str, task: Task) -> np.ndarray:
 def _lost(manifest: pa.Table, rows: np.ndarray, task: Task) -> np.ndarray:
     """Which rows of one source are not used: bool, (n,). `unused` says why.
 
-    Images of more bits than the task's shards have, and what is nothing without them, as it is with those that `ingest`
-    rejects.
+    These are images with more bits than the task's shards, and their partners, as for images that `ingest` rejects.
     """
     deep = pc.greater(manifest["bit_depth"].take(pa.array(rows)), task.bits).to_numpy()
     return task.degradation.lost(manifest, rows, deep)
 
 
 def unused(manifest: pa.Table, rows: np.ndarray, task: Task) -> pa.Table:
-    """Of images of the task's sources that no shard holds: path, part, and the reason. rows: theirs in the manifest."""
+    """Path, part and reason of the images in the task's sources that no shard holds. rows: their rows in the manifest."""
     taken = manifest.select(["path", "part", "role", "bit_depth"]).take(pa.array(rows))
     roles = task.degradation.roles
     deep = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
@@ -162,14 +161,14 @@ def unused(manifest: pa.Table, rows: np.ndarray, task: Task) -> pa.Table:
 
 
 def _natural(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The first part of `natural`, of each."""
+    """The first part of `natural` for each name."""
     return pa.chunked_array(
         [[natural(name)[0] for name in batch.to_pylist()] for batch in _batches(names)], pa.string()
     )
 
 
 def _batches(column: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:
-    """So many values at a time as Python may hold as objects."""
+    """The values in lists of at most BATCH Python objects."""
     return (column.slice(start, BATCH) for start in range(0, len(column), BATCH))
 
 
@@ -193,7 +192,7 @@ def _hashes(manifest: pa.Table, rows: np.ndarray, by: str) -> list[int]:
 
 
 def _nbytes(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task) -> np.ndarray:
-    """Of the pixels that each image puts into its shard. first: where groups begin in rows."""
+    """The bytes of the pixels that each image puts into its shard. first: where groups begin in rows."""
     taken = manifest.select(["width", "height", "channels"]).take(pa.array(rows))
     width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)
     planes = np.where((channels == 3) & (task.colour == "rgb"), 3, 1)
@@ -240,14 +239,14 @@ def _check_splits(manifest: pa.Table, splits: dict[Split, np.ndarray]) -> None:
 
 
 def _minima(hashes: Sequence[int], ends: Sequence[int], window: int) -> list[int]:
-    """The groups after which a shard ends: those whose hash is the least within `window` bytes to either side.
+    """The last groups of shards: those with the least hash within `window` bytes to either side.
 
-    Such local minima are at least a window apart, and one of them depends on nothing that is further away than that: an
-    edit in one place changes three shards at the most. None is nearer to an end of the split than a window.
+    Such local minima are at least a window apart, and each depends on nothing that is further away than a window: an
+    edit in one place changes at most three shards. No minimum is nearer to an end of the split than a window.
     ends: ascending, where each group ends. With a window of half an average shard, shards have that average.
     """
     minima: list[int] = []
-    rising: list[tuple[int, bool]] = []  # of ascending hashes; whether nothing lower lies within the window before
+    rising: list[tuple[int, bool]] = []  # ascending hashes, and whether no lower one lies within the window before
     for i, value in enumerate(hashes):
         while rising and hashes[rising[-1][0]] > value:
             j, lowest = rising.pop()

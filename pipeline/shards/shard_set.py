@@ -1,6 +1,6 @@
-"""The images of one split of a built dataset, mapped from its shards: which samples there are, and where their pixels lie.
+"""The images of one split of a built dataset, mapped from its shards: the samples, and where their pixels lie.
 
-In columns from end to end: an image costs tens of bytes here, not an object.
+Everything is in columns: an image costs tens of bytes here, not an object.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ class Version:
     """One row of the enumeration: an image at a level, a published pair, a frame with its target, or two frames of a scene.
 
     planes: uint8 or uint16 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where the loader draws the lq
-    at this level; v and w of a time-lapse scene. level: as in the index. degradation: of the task.
+    at this level; v and w of a time-lapse scene. level: as in the index. degradation: the task's.
     """
 
     key: str
@@ -62,17 +62,17 @@ class Version:
 class ShardSet:
     """What `memoir build` made of one split, by rows of the index and by versions, the rows of the enumeration.
 
-    Of each row of the index, int64 (rows,): shard (which of `shards`), begin and length (of its contents in bytes, without
-    the header), height, width, channels. Of each version, int64 (n,): level, and in `planes` the row of each of its planes
+    Each row of the index has, int64 (rows,): shard (which of `shards`), begin and length (of its contents in bytes, without
+    the header), height, width, channels. Each version has, int64 (n,): level, and in `planes` the row of each of its planes
     by name, -1 where it has none. With k negatives for each version: permille, int32 (n, k), and negatives, the rows of
-    their images, int64 (n, k), or None where they are to be mixed of lq and gt.
+    their images, int64 (n, k), or None where they are to be mixed from lq and gt.
     """
 
     def __init__(self, place: Path | str, split: str, *, cache: ShardCache | None = None, quarantine: int = 0) -> None:
         """place: a folder, or the URI of one. cache: where shards of a bucket are copied to; CACHE by default.
 
-        quarantine: so many damaged members are taken note of (`quarantined`) before it is an error.
-        Raises UserError if the tables are not of the same build as shards.json, and for a split that was not built.
+        quarantine: how many damaged members are recorded in `quarantined` before one is an error.
+        Raises UserError if the tables and shards.json are from different builds, and for a split that was not built.
         """
         self.source = storage(str(place))
         self.place, self.split = str(place).rstrip("/"), split
@@ -85,7 +85,7 @@ class ShardSet:
         self.colour: str = listing["colour"]
         self.degradation = recorded(listing["degradation"])
         self.png = listing["codec"] == "png"
-        self.dtype = np.dtype("u1" if listing["bits"] == 8 else "<u2")  # of the pixels
+        self.dtype = np.dtype("u1" if listing["bits"] == 8 else "<u2")  # the dtype of the pixels
         self.shards: list[dict[str, Any]] = [shard for shard in listing["shards"] if shard["split"] == split]
         if not self.shards:
             raise UserError(f"{self.place}: no split {split!r}; the task names the splits that are built")
@@ -93,7 +93,7 @@ class ShardSet:
             for i in range(len(self.shards)):
                 self._local(i)  # it is better to know now than an hour later
         self.quarantine = quarantine
-        self.quarantined: dict[int, str] = {}  # row of the index: what is wrong
+        self.quarantined: dict[int, str] = {}  # by row of the index: what is wrong with it
         self._lock = threading.Lock()
         self._opening: dict[int, threading.Lock] = {}
         self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -110,7 +110,7 @@ class ShardSet:
             self.negatives: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """Versions."""
+        """The number of versions."""
         return len(self.level)
 
     # what there is
@@ -143,8 +143,8 @@ class ShardSet:
         key = index["key"]
         new = np.ones(len(index), bool)
         new[1:] = pc.not_equal(key.slice(1), key.slice(0, len(key) - 1)).to_numpy() | (np.diff(self.shard) != 0)
-        self._sample = np.cumsum(new) - 1  # of each row
-        self._keys = key.filter(pa.array(new)).combine_chunks()  # of each sample
+        self._sample = np.cumsum(new) - 1  # the sample of each row
+        self._keys = key.filter(pa.array(new)).combine_chunks()  # the key of each sample
         self._role = index["role"]
         self._level = index["level"].fill_null(-1).to_numpy().astype(np.int64)
         self._of: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -232,7 +232,7 @@ class ShardSet:
         return least
 
     def smaller_than(self, patch: int) -> list[str]:
-        """The images that hold no patch of so many pixels a side, by key; with the level where they do at another one."""
+        """The keys of images smaller than a patch of this side; with the level if the image is large enough at another one."""
         small = (self.sizes < patch).any(1)
         never = ~np.isin(self.sample, self.sample[~small])
         found = [(self.key(i), int(self.level[i]), never[i]) for i in np.flatnonzero(small).tolist()]
@@ -251,10 +251,10 @@ class ShardSet:
     # where it lies
 
     def mapped(self, shard: int) -> np.ndarray:
-        """The bytes of a shard, uint8 (bytes,), fetched first if it is in a bucket.
+        """The bytes of a shard, uint8 (bytes,), which is fetched first if it is in a bucket.
 
         A shard is compared with its sha256 when it is opened for the first time, and whenever the file has changed since.
-        Raises UserError for one that is missing or damaged; names the damaged members.
+        Raises UserError for a shard that is missing or damaged, and names the damaged members.
         """
         with self._lock:
             found = self._mapped.get(shard)
@@ -272,7 +272,7 @@ class ShardSet:
             if self._checked.get(shard) != seen:
                 self._check(shard, path)
                 self._checked[shard] = seen
-            found = np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of the subclass cost thrice as much
+            found = np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of a memmap cost three times as much
             with self._lock:
                 self._mapped[shard] = found
                 if lease is not None:
@@ -378,7 +378,7 @@ class ShardSet:
 def validation_pair(version: Version, channels: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A whole image of a split as (lq, gt), float32 (H, W, C) in [0, 1], both of the size that all its planes have.
 
-    channels: C, for which grey is repeated, as it is among colour in a batch; None: as stored. What the loader draws is keyed
+    channels: C; grey is repeated, as it is among colour in a batch. None: as stored. Inputs that the loader draws are keyed
     by image and level. Raises ValueError for colour where grey is wanted.
     """
     height, width = version.size
