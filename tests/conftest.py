@@ -50,6 +50,23 @@ def encode(pixels: np.ndarray, suffix: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+TINY_PARAMS = {
+    "store": "store",
+    "datasets": {"photos": {"layout": "folder", "root": "photos"}},
+    "tasks": ["tiny"],
+    "recipes": {"tiny": {"task": "tiny"}},
+}
+
+
+def tiny_photographs(root: Path) -> None:
+    """Write photos/train and photos/val below `root`, for the runs of whole trainings: 64x64 pixels, grey, of coarse blocks."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 1)):
+        for i in range(count):
+            low = rng.integers(0, 256, (8, 8, 1), np.uint8)
+            write_image(root / f"photos/{split}/{i}.png", np.kron(low, np.ones((8, 8, 1), np.uint8)))
+
+
 def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Path:
     """The checkpoint of a recipe `tiny` as `memoir train` leaves it, with random weights; returns the folder of runs.
 

@@ -5,13 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import yaml
+from conftest import TINY_PARAMS, tiny_photographs
 from test_train import TASK, finish, train, until_step
-
-from pipeline.images import write_image
 
 pytestmark = pytest.mark.slow
 
@@ -109,19 +107,9 @@ def memoir(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a built dataset, a package of one's own, and its recipe tiny.yaml."""
     root = tmp_path_factory.mktemp("own")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 1)):
-        for i in range(count):
-            low = rng.integers(0, 256, (8, 8, 1), np.uint8)
-            write_image(root / f"photos/{split}/{i}.png", np.kron(low, np.ones((8, 8, 1), np.uint8)))
-    params = {
-        "store": "store",
-        "datasets": {"photos": {"layout": "folder", "root": "photos"}},
-        "tasks": ["tiny"],
-        "recipes": {"tiny": {"task": "tiny"}},
-    }
+    tiny_photographs(root)
     files = {
-        "params.yaml": yaml.safe_dump(params),
+        "params.yaml": yaml.safe_dump(TINY_PARAMS),
         "tiny-task/tiny.yaml": yaml.safe_dump(TASK),
         "tiny.yaml": yaml.safe_dump(RECIPE),
         "restorers/__init__.py": "",

@@ -15,15 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import yaml
+from conftest import TINY_PARAMS, tiny_photographs
 from ray.cluster_utils import Cluster
 from tensorboardX.proto.event_pb2 import Event
 
 from jobs.training.ray_train import Failure, Kind, classify
-from pipeline.images import write_image
 from pipeline.storage import UnavailableError, storage
 
 pytestmark = pytest.mark.slow
@@ -59,18 +58,8 @@ def memoir(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a built dataset `data/tiny` and a recipe `tiny.yaml` for it."""
     root = tmp_path_factory.mktemp("train")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 6), ("val", 1)):
-        for i in range(count):
-            low = rng.integers(0, 256, (8, 8, 1), np.uint8)
-            write_image(root / f"photos/{split}/{i}.png", np.kron(low, np.ones((8, 8, 1), np.uint8)))
-    params = {
-        "store": "store",
-        "datasets": {"photos": {"layout": "folder", "root": "photos"}},
-        "tasks": ["tiny"],
-        "recipes": {"tiny": {"task": "tiny"}},
-    }
-    for name, content in (("params", params), ("tiny-task/tiny", TASK), ("tiny", RECIPE)):
+    tiny_photographs(root)
+    for name, content in (("params", TINY_PARAMS), ("tiny-task/tiny", TASK), ("tiny", RECIPE)):
         path = root / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(yaml.safe_dump(content))
