@@ -56,6 +56,12 @@ def test_tiles_of_a_model_that_sees_further_than_a_tile_give_the_same():
     assert np.abs(restore_tiled(model, lq, tile=20) - at_once(model, lq)).max() < 1e-5
 
 
+def test_a_tile_of_a_model_that_sees_further_is_more_than_its_overlap():
+    model, seen = untrained(memory_blocks=3, recursions=2), []
+    restore_tiled(model, plane(61, 83), tile=20, watch=lambda pieces: seen.extend(pieces) or pieces)
+    assert [part for part in seen if part[0] == 0] == [(0, 42, 0, 42), (0, 42, 42, 83)]  # three times the overlap of 14
+
+
 def test_with_less_overlap_the_seams_would_show():
     model = untrained(memory_blocks=2, recursions=1)
     lq = plane(100, 100)
