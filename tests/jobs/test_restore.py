@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -410,7 +411,9 @@ def test_an_enlarged_image_beyond_the_limit_of_pixels_is_refused(super_resolutio
 
 
 def test_a_large_image_of_global_statistics_is_restored_in_blended_tiles_or_whole(tmp_path, monkeypatch):
-    runs = of_model(tmp_path / "trained", MODELS[2][0], MODELS[2][1])
+    runs = of_model(
+        tmp_path / "trained", MODELS[3][0], MODELS[3][1]
+    )  # whose untrained result depends on the whole input
     write_image(tmp_path / "in.png", photograph(300, 400))
     (as_it_is,) = restore("tiny", tmp_path / "in.png", tmp_path / "whole.png", runs)
     monkeypatch.setattr(tiles, "WHOLE", 300 * 300)
@@ -418,14 +421,19 @@ def test_a_large_image_of_global_statistics_is_restored_in_blended_tiles_or_whol
     (whole,) = restore("tiny", tmp_path / "in.png", tmp_path / "again.png", runs, whole=True)
     assert [each.blended for each in (as_it_is, blended, whole)] == [False, True, False]
     assert (tmp_path / "whole.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    assert (tmp_path / "whole.png").read_bytes() != (tmp_path / "blended.png").read_bytes()
 
 
 def test_a_single_large_image_shows_how_far_it_is(runs, tmp_path, monkeypatch):
     seen: list[int] = []
 
-    def bar(items: Any, *_: Any, **__: Any) -> Iterator[Any]:
+    def bar(items: Any, *_: Any, disable: bool, **__: Any) -> Iterator[Any]:
+        assert disable == (not terminal)
         seen.append(len(items))
         return iter(items)
+
+    terminal = True
+    monkeypatch.setattr("jobs.restoring.restore.Console", lambda **_: SimpleNamespace(is_terminal=terminal))
 
     monkeypatch.setattr("jobs.restoring.restore.track", bar)
     write_image(tmp_path / "in" / "a.png", photograph(600, 300))
@@ -434,3 +442,5 @@ def test_a_single_large_image_shows_how_far_it_is(runs, tmp_path, monkeypatch):
     assert seen == [6]
     assert problems("tiny", tmp_path / "in", tmp_path / "out", runs) == []
     assert seen == [6, 2]
+    terminal = False
+    assert problems("tiny", tmp_path / "in", tmp_path / "out", runs) == []
