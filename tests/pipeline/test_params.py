@@ -1,0 +1,44 @@
+"""params.yaml: where its store is, and which server its URIs are of."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.params import in_project, read_params, use_endpoint
+
+PARAMS = "store: store\ndatasets: {}\ntasks: []\nrecipes: {}\n"
+
+
+def test_a_relative_store_lies_in_the_project_also_for_an_experiment_in_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc"
+    (copy / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert in_project("store") == "store"
+    for folder in (copy, copy / "below"):
+        monkeypatch.chdir(folder)
+        assert in_project("store") == str(tmp_path / "store")
+        assert in_project("s3://bucket/store") == "s3://bucket/store"
+        assert in_project("/store") == "/store"
+
+
+def test_the_endpoint_of_the_environment_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS + "endpoint: http://here:9000\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere:9000")
+    use_endpoint(read_params(path))
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://elsewhere:9000"
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    use_endpoint(read_params(path))
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://here:9000"
+
+
+@pytest.mark.parametrize("endpoint", ["here:9000", "http://user:password@here", "file:///etc", "http://a b"])
+def test_an_endpoint_that_is_no_server_is_refused(tmp_path: Path, endpoint: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS + f"endpoint: '{endpoint}'\n")
+    with pytest.raises(UserError, match=r"params.yaml:5: endpoint"):
+        read_params(path)
