@@ -91,6 +91,7 @@ def memoir(folder: Path, sampling: Grid | RandomCrops, batch: int) -> Open:
             for _, each in batches:
                 true = int(each["weight"].sum())
                 yield each["gt"][:true].permute(0, 2, 3, 1), each["lq"][:true].permute(0, 2, 3, 1)
+                each.hand_back()
 
     return run
 
@@ -396,7 +397,7 @@ def memory(folder: Path, stride: int) -> tuple[int, float, float, float]:
     with closing(loader.batches()) as batches:
         peak = before
         for _ in range(50):
-            next(batches)
+            next(batches)[1].hand_back()
             peak = max(peak, status("RssAnon"))
     return loader.samples, before, peak, status("VmHWM")
 
