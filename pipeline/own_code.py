@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -130,7 +131,7 @@ def told(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     ours = [Path(__file__).parents[1] / each for each in MEMOIRS]
     theirs = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(each) for each in ours)]
-    inside = [frame for frame in theirs if "site-packages" not in frame.filename] or theirs
+    inside = [frame for frame in theirs if not _is_library(frame.filename)] or theirs
     where = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
     return f"{type(error).__name__}: {first}{where}"
 
@@ -153,6 +154,10 @@ class _Finder(MetaPathFinder):
             if spec is not None and spec.loader is not None:  # a folder of data is no package
                 return spec
         return None
+
+
+def _is_library(file: str) -> bool:
+    return "site-packages" in file or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
 def _is_reserved(top: str) -> bool:

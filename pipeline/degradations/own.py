@@ -164,7 +164,7 @@ def _instance(of_it: type, options: dict[str, Any], shown: str) -> tuple[Any, di
         key = ".".join(str(part) for part in first["loc"]) or "options"
         raise UserError(f"{shown}: {name}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
     except Exception as error:
-        raise UserError(f"{shown}: {name}: its constructor raises {told(error)}") from None
+        raise UserError(f"{shown}: {name}: with these options it raises {told(error)}") from None
     return made, resolved
 
 

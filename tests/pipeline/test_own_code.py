@@ -168,6 +168,8 @@ def test_what_is_nowhere_or_does_not_load_is_told_alike(name, load):
         "import nowhere_at_all": "ModuleNotFoundError: No module named 'nowhere_at_all'",
         "raise SystemExit(3)": "SystemExit: 3",
         "def (": "SyntaxError: invalid syntax",
+        "__import__('json').loads('')": "JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        "__import__('numpy').load('nowhere')": "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere'",
     }.items():
         write("here", f"{name}/b.py", f"\n{text}\n")
         found = complaint(lambda: load(f"{name}.b"))

@@ -13,7 +13,9 @@ import torch
 import yaml
 from conftest import Workplace, photograph
 
+from pipeline.degradations.own import Own
 from pipeline.errors import UserError
+from pipeline.images import UnusableImageError
 from pipeline.loading.loader import Loader, Position
 from pipeline.sampling.patches import RandomCrops
 from pipeline.shards.format import read_shards_json, verify
@@ -142,6 +144,37 @@ def test_another_source_or_option_is_built_anew_and_the_same_one_is_not(place):
     assert not encoded()
 
 
+def found(source: str, **options) -> Own:
+    write("haze/fog.py", source)
+    return Own.model_validate(fog(**options)).found(Path.cwd())
+
+
+def test_its_randomness_is_of_image_level_and_seed_and_of_nothing_else(place):
+    source = degrade("return rng.integers(0, 256, image.shape, np.uint8)")
+    source = source.replace("    def", "    def __init__(self, seed: int = 0): pass\n\n    def", 1)
+    image = np.zeros((8, 9, 1), np.uint8)
+
+    def drawn(key: str, level: int, seed: int) -> bytes:
+        member, lq, parameters = found(source, seed=seed).made(image, level, key)
+        assert (member, parameters) == (f"lq-{level}", {"haze.fog:Fog": level})
+        return lq.tobytes()
+
+    one = drawn("a", 1, 0)
+    assert drawn("a", 1, 0) == one
+    assert len({one, drawn("b", 1, 0), drawn("a", 2, 0), drawn("a", 1, 1)}) == 4
+
+
+def test_what_it_returns_is_stored_in_the_order_of_rows_and_an_image_that_it_cannot_use_is_left_to_the_build(place):
+    image = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
+    _, lq, _ = found(degrade("return image[::-1]")).made(image, 1, "a")
+    assert lq.flags.c_contiguous
+    assert (lq == image[::-1]).all()
+    own = found("from pipeline.images import UnusableImageError\n" + degrade("raise UnusableImageError('too dark')"))
+    with pytest.raises(UnusableImageError, match="too dark"):
+        own.made(image, 1, "a")
+    assert "haze.fog" not in sys.modules  # another source of that name is no part of it
+
+
 def test_a_pydantic_model_has_its_options_and_imports_its_neighbours(place):
     write("haze/mirror.py", MODEL)
     write("haze/sides.py", SIDES)
@@ -222,6 +255,9 @@ def degrade(body: str) -> str:
         ("raise SystemExit(3)", "the import of haze.fog raises SystemExit: 3 (HERE:1)"),
         ("class Fog: pass", "haze/fog.py: Fog has no levels: the numbers of the versions"),
         ("class Fog: levels = (1, 1)", "haze/fog.py: Fog: levels is (1, 1), and not whole numbers from 0 on, each once"),
+        ("class Fog: levels = ()", "haze/fog.py: Fog: levels is (), and not whole numbers"),
+        ("class Fog: levels = (True,)", "haze/fog.py: Fog: levels is (True,), and not whole numbers"),
+        ("class Fog: levels = (-1,)", "haze/fog.py: Fog: levels is (-1,), and not whole numbers"),
         ("class Fog: levels = 3", "haze/fog.py: Fog: levels is 3, and not whole numbers"),
         ("class Fog: levels = (0.5,)", "haze/fog.py: Fog: levels is (0.5,), and not whole numbers"),
         ("class Fog: levels = (1,)", "haze/fog.py: Fog has no degrade(image, level, rng)"),
@@ -239,7 +275,7 @@ def degrade(body: str) -> str:
         ),
         (
             "class Fog:\n    levels = (1,)\n    def __init__(self):\n        raise OSError('no weights')",
-            "haze/fog.py: Fog: its constructor raises OSError: no weights (HERE:4)",
+            "haze/fog.py: Fog: with these options it raises OSError: no weights (HERE:4)",
         ),
         (degrade("return image[1:]"), "returns uint8 (39, 51, 1), and the image is uint8 (40, 51, 1)"),
         (degrade("return image / 2"), "returns float64 (40, 51, 1), and the image is uint8 (40, 51, 1); pipeline.depth.levels"),
@@ -267,6 +303,7 @@ def test_a_mistake_in_it_is_one_line_that_names_the_file(place, cli, source, pro
     [
         (fog(densty=1), "haze/fog.py: Fog has no option 'densty'; did you mean 'density'?"),
         (fog(density="thick"), "haze/fog.py: Fog: density: Input should be a valid number"),
+        (fog(density=float("nan")), "haze/fog.py: Fog: with these options it raises ValueError: Out of range float"),
         (fog(source="x"), "options, made_at and source are what a build records"),
         ({"kind": "haze/fog.py:Fog"}, "String should match pattern"),
         (
