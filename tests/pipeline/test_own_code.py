@@ -78,7 +78,7 @@ def test_the_current_directory_comes_first_and_what_is_installed_after_it(name, 
 @ROOMS
 @pytest.mark.parametrize("installed", ["{}/__init__.py", "{}/fog.py"])
 def test_a_folder_without_an_init_is_a_package_where_it_has_the_module_and_none_where_it_has_data(
-    name, load, installed
+    name, load, installed, monkeypatch
 ):
     write("installed", installed.format(name))
     write("installed", f"{name}/fog.py")
@@ -90,14 +90,24 @@ def test_a_folder_without_an_init_is_a_package_where_it_has_the_module_and_none_
     write("here", f"{name}/sides.py")
     write("installed", f"{name}/sides.py")
     assert load(f"{name}.fog") == "here"
+    write("installed", f"{name}/late.py")
+    monkeypatch.syspath_prepend(Path("..", "more").absolute())  # Python looks again for the parts of such a package
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"{name}.late")
     assert [*map(str, source.files(f"{name}.fog:Made"))] == [f"{name}/fog.py", f"{name}/sides.py"]
 
 
 @ROOMS
 def test_what_it_imports_is_looked_for_in_the_same_order(name, load):
-    write("here", f"{name}.py", f"import secrets\nfrom {name}_near import Made\nMade.secrets = secrets.token_hex\n")
+    write(
+        "here",
+        f"{name}.py",
+        f"import secrets\nfrom {name}_near import Made\nfrom {name}_far import Made as _\nMade.secrets = secrets.token_hex\n",
+    )
     write("here", f"{name}_near.py")
     write("installed", f"{name}_near.py")
+    write("installed", f"{name}_far.py")
+    write("here", f"{name}_far/image.txt")  # a folder of data
     write("here", "secrets.py", "")  # which the standard library has
     before = sys.modules.pop("secrets")
     try:
