@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
+from pipeline.patience import Pauses
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BLOCK = 2**20  # bytes that are in memory at a time when a file passes through
 BUSY = ("SlowDown", "RequestTimeout", "Throttling", "429")  # answers below 500 that another try mends
+CONFLICT_SECONDS = 4  # for which a write of a name that others are writing is tried
 
 
 class UnavailableError(UserError):
@@ -194,16 +196,18 @@ class Bucket(Storage):
         from botocore.exceptions import ClientError
 
         with self._explained(name):
-            for seconds in (0.1, 0.4, 1.6, None):
+            deadline = time.monotonic() + CONFLICT_SECONDS
+            for pause in Pauses(0.1, 1.6):
                 try:
                     with _opened(data) as body:
                         self._put_new(name, body)
                     return
                 except ClientError as error:
                     # Somebody is writing or deleting the same name; only another try tells how it ended.
-                    if error.response["Error"].get("Code") != "ConditionalRequestConflict" or seconds is None:
+                    conflict = error.response["Error"].get("Code") == "ConditionalRequestConflict"
+                    if not conflict or time.monotonic() + pause > deadline:
                         raise
-                    time.sleep(seconds)
+                time.sleep(pause)
 
     def remove(self, name: str) -> None:
         with self._explained(name):

@@ -151,8 +151,9 @@ class Run:
             while self.state.step < self.total:
                 beat()
                 meter.start()
-                position, batch = next(batches)
-                batch = self.loader.to_device(batch, self.device)
+                position, cut = next(batches)
+                batch = self.loader.to_device(cut, self.device)
+                cut.hand_back()
                 meter.waited()
                 lr = self.lr()
                 before = collective.seconds()

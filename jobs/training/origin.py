@@ -30,6 +30,7 @@ CODE = (
     "pipeline/depth.py",
     "pipeline/keyed.py",
     "pipeline/loading/loader.py",
+    "pipeline/loading/pool.py",
     "pipeline/loading/symmetry.py",
     "pipeline/normal.py",
     "pipeline/sampling/negatives.py",

@@ -1,4 +1,4 @@
-"""A degradation that the user wrote: a class found from the current directory. CONTRIBUTING.md has an example.
+"""A degradation that the user wrote, found as pipeline.own_code finds code. CONTRIBUTING.md has an example.
 
 Only a build imports the class (`Own.found`). Readers of a built dataset or a published model use the record of it and
 import nothing: the record may come from a store, so the names of modules in it are only text.
@@ -9,8 +9,6 @@ import importlib.util
 import inspect
 import json
 import sys
-import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +21,9 @@ from pipeline.degradations.base import Degradation
 from pipeline.errors import UserError, nearest
 from pipeline.images import UnusableImageError
 from pipeline.keyed import philox
+from pipeline.own_code import NAME, importing, member, source_file, told
 
-KIND = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"  # mypackage.fog:Fog
 _LOADED: dict[tuple[Path, str], ModuleType] = {}  # keyed by the file and the sha256 of its source
-_LOADING = threading.RLock()
 
 
 class Own(Degradation):
@@ -43,7 +40,7 @@ class Own(Degradation):
     A change of the class's source file has its shards built again; a change of other files that it imports does not.
     """
 
-    kind: str = Field(pattern=KIND, max_length=200)
+    kind: str = Field(pattern=NAME, max_length=200)
     options: dict[str, Any] = Field({}, description="with all defaults; a task has them beside `kind`")
     made_at: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         (), description="the levels; a build records them"
@@ -84,7 +81,7 @@ class Own(Degradation):
         source than the recorded one.
         """
         module_name, _, name = self.kind.partition(":")
-        path = _path(module_name, here)
+        path = source_file(module_name, here)
         shown = str(path.relative_to(here) if path.is_relative_to(here) else path)
         source = path.read_bytes()
         sha256 = hashlib.sha256(source).hexdigest()
@@ -92,13 +89,9 @@ class Own(Degradation):
             raise UserError(
                 f"{path}: not the file that the build began with; the same one on all machines, and build again"
             )
-        module = _module(module_name, path, source, sha256, here, shown)
-        of_it = getattr(module, name, None)
+        of_it = member(_module(module_name, path, source, sha256, here), name, shown)
         if not isinstance(of_it, type):
-            known = [
-                key for key, each in vars(module).items() if isinstance(each, type) and each.__module__ == module_name
-            ]
-            raise UserError(f"{shown}: has no class {name}; {nearest(name, known) if known else 'nor any other one'}")
+            raise UserError(f"{shown}: {name} is no class but {type(of_it).__name__}")
         instance, options = _instance(of_it, self.options, shown)
         levels = _levels(instance, f"{shown}: {name}")
         _check_signature(instance, f"{shown}: {name}")
@@ -120,9 +113,7 @@ class Own(Degradation):
         except UnusableImageError:
             raise
         except Exception as error:
-            raise UserError(
-                f"{_where(error, self._file)}: {name}.degrade of {key} at level {level}: {_said(error)}"
-            ) from None
+            raise UserError(f"{self._file}: {name}.degrade of {key} at level {level}: {told(error)}") from None
         if not isinstance(lq, np.ndarray) or lq.shape != image.shape or lq.dtype != image.dtype:
             what = f"{lq.dtype} {lq.shape}" if isinstance(lq, np.ndarray) else type(lq).__name__
             if isinstance(lq, np.ndarray) and lq.dtype.kind == "f" and np.isnan(lq).any():
@@ -134,24 +125,9 @@ class Own(Degradation):
         return f"lq-{level}", np.ascontiguousarray(lq), {self.kind: level}
 
 
-def _path(module: str, here: Path) -> Path:
-    """The source file of a module: below `here`, or where Python finds it."""
-    base = here.joinpath(*module.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        raise UserError(f"{base.with_suffix('.py')}: not found, nor is {module} installed; kind is <module>:<class>")
-    return Path(spec.origin)
-
-
-def _module(name: str, path: Path, source: bytes, sha256: str, here: Path, shown: str) -> ModuleType:
+def _module(name: str, path: Path, source: bytes, sha256: str, here: Path) -> ModuleType:
     """The module made from this source, so that the code that runs is the code that was hashed."""
-    with _LOADING:
+    with importing(name, here):
         if (path, sha256) in _LOADED:
             return _LOADED[path, sha256]
         spec = importlib.util.spec_from_file_location(name, path)
@@ -159,13 +135,9 @@ def _module(name: str, path: Path, source: bytes, sha256: str, here: Path, shown
         module = importlib.util.module_from_spec(spec)
         before = sys.modules.get(name)
         sys.modules[name] = module  # annotations are looked up there while its classes are made
-        sys.path.insert(0, str(here))
         try:
             exec(compile(source, path, "exec"), module.__dict__)
-        except Exception as error:
-            raise UserError(f"{_where(error, shown)}: {_said(error)}") from None
         finally:
-            sys.path.remove(str(here))
             if before is None:
                 del sys.modules[name]
             else:
@@ -192,7 +164,7 @@ def _instance(of_it: type, options: dict[str, Any], shown: str) -> tuple[Any, di
         key = ".".join(str(part) for part in first["loc"]) or "options"
         raise UserError(f"{shown}: {name}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
     except Exception as error:
-        raise UserError(f"{_where(error, shown)}: {name}: {_said(error)}") from None
+        raise UserError(f"{shown}: {name}: with these options it raises {told(error)}") from None
     return made, resolved
 
 
@@ -202,7 +174,7 @@ def _model(of_it: type, shown: str) -> type[BaseModel]:
     try:
         parameters = inspect.signature(of_it, eval_str=True).parameters if "__init__" in vars(of_it) else {}
     except Exception as error:
-        raise UserError(f"{_where(error, shown)}: {of_it.__name__}: {_said(error)}") from None
+        raise UserError(f"{shown}: {of_it.__name__}: {told(error)}") from None
     for key, parameter in parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise UserError(f"{shown}: {of_it.__name__}: {parameter} takes whatever comes; name the options one by one")
@@ -233,16 +205,3 @@ def _check_signature(instance: Any, where: str) -> None:
         signature.bind(None, None, None)
     except TypeError:
         raise UserError(f"{where}: it is called as degrade(image, level, rng), and is degrade{signature}") from None
-
-
-def _where(error: BaseException, shown: str) -> str:
-    """The user's file, and the line in it that caused the error."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f"{shown}:{error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(shown)]
-    return f"{shown}:{lines[-1]}" if lines else shown
-
-
-def _said(error: BaseException) -> str:
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())}"

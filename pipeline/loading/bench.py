@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.loading.loader import Loader, Position
+from pipeline.loading.pool import Batch
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.format import read_shards_json
 
 SOURCE = 2**28  # bytes that `memcpy` copies from, more than caches hold
 
-Batches = Generator[tuple[Position, dict[str, Tensor]], None, None]
+Batches = Generator[tuple[Position, Batch], None, None]
 
 
 def bench_load(
@@ -50,11 +51,11 @@ def bench_load(
     size = batch_bytes(loader.cut(Position()))
     before = memcpy(source, size, seconds / 10)
     with closing(loader.batches()) as batches:
-        next(batches)
+        next(batches)[1].hand_back()
         run = deliver(batches, seconds)
     limit = float(np.median(before + memcpy(source, size, seconds / 10)))
     with closing(loader.batches()) as batches:
-        next(batches)
+        next(batches)[1].hand_back()
         stalled = stall(batches, seconds, step_ms)
     rate = run["bytes"] / run["seconds"]
     return {
@@ -84,6 +85,7 @@ def deliver(batches: Batches, seconds: float) -> dict[str, Any]:
         taken += 1
         samples += true
         size += batch_bytes(batch) * true // len(batch["weight"])
+        batch.hand_back()
         elapsed = time.perf_counter() - began
         if elapsed >= seconds:
             break
@@ -97,7 +99,7 @@ def stall(batches: Batches, seconds: float, step_ms: float) -> float:
     began = now = time.perf_counter()
     while now - began < seconds or now == began:
         asked = time.perf_counter()
-        next(batches)
+        next(batches)[1].hand_back()
         waited += time.perf_counter() - asked
         if step_ms:
             time.sleep(step_ms / 1000)

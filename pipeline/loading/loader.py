@@ -10,9 +10,7 @@ the device.
 """
 
 import json
-import math
 import queue
-import sys
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -26,6 +24,7 @@ from torch import Tensor
 from pipeline.depth import peak
 from pipeline.errors import UserError, some
 from pipeline.keyed import digest64, hashed
+from pipeline.loading.pool import Batch, Loan, Pool
 from pipeline.loading.symmetry import dihedral, gather, turn
 from pipeline.sampling.negatives import mix
 from pipeline.sampling.order import Order
@@ -36,10 +35,7 @@ from pipeline.shards.shard_set import ShardSet
 WINDOW = 16  # shards whose samples are mixed
 SMALL = 64  # the largest side of grey patches that are gathered row by row: a call for each patch costs more than its pixels
 TOGETHER = 2**20  # bytes of small batches that are cut in one go
-# Bytes, a page. Images begin at multiples of 64 in their shards; a copy to a place that does not takes a third longer.
-ALIGNED = 4096
 TORCH = {1: torch.uint8, 2: torch.uint16}  # keyed by bytes per channel
-UNUSED = 3  # references to an array that only the pool has: its list, the loop's variable, the question itself
 # How many positions have their places computed at a time: for a batch of 16 alone that would cost as much as cutting it.
 BLOCK = 4096
 
@@ -100,8 +96,7 @@ class Loader:
         self.batch, self.seed, self.threads = batch, seed, threads
         self.rank, self.world_size = rank, world_size
         self.share = batch // world_size
-        self._pool: dict[tuple[int, ...], list[np.ndarray]] = {}
-        self._lock = threading.Lock()
+        self._pool = Pool(pinned=torch.cuda.is_available())
         s = self.shard_set
         self.sizes = s.sizes
         counts = sampling.counts(self.sizes)
@@ -166,18 +161,21 @@ class Loader:
         made = [self.shard_set.digest, self.split, self.batch, self.seed, WINDOW, str(self.sampling)]
         return json.dumps(made)
 
-    def batches(self, start: Position = Position()) -> Generator[tuple[Position, dict[str, Tensor]], None, None]:
-        """Batches from `start` on, without end: (position of the batch, batch), as `cut` makes them."""
+    def batches(self, start: Position = Position()) -> Generator[tuple[Position, Batch], None, None]:
+        """Batches from `start` on, without end: (position of the batch, batch), as `cut` makes them.
+
+        Whoever is done with a batch calls its `hand_back`, which spares the loader new memory for each one.
+        """
         work, turn_to_work = self._work(start), threading.Lock()
         room, ended = threading.Semaphore(2 * self.threads), threading.Event()
-        coming: queue.SimpleQueue[Future[list[tuple[Position, dict[str, Tensor]]]]] = queue.SimpleQueue()
+        coming: queue.SimpleQueue[Future[list[tuple[Position, Batch]]]] = queue.SimpleQueue()
 
         def cut_ahead() -> None:
             while True:
                 room.acquire()
                 if ended.is_set():
                     return
-                future: Future[list[tuple[Position, dict[str, Tensor]]]] = Future()
+                future: Future[list[tuple[Position, Batch]]] = Future()
                 try:
                     with turn_to_work:
                         coming.put(future)
@@ -230,7 +228,7 @@ class Loader:
                 wanted += [int(shard) for shard in following if shard not in wanted]
             self.shard_set.prefetch(wanted)
 
-    def cut(self, position: Position) -> dict[str, Tensor]:
+    def cut(self, position: Position) -> Batch:
         """This rank's part of one global batch.
 
         In the task's dtype, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device); mask:
@@ -255,35 +253,36 @@ class Loader:
         place = self.sampling.place(number, self.sizes[version], sample, self.seed, order.epoch)
         return Places(sample, version, *place, (positions < self.samples).astype(np.float32))
 
-    def _cut(self, first: Position, places: Places) -> list[tuple[Position, dict[str, Tensor]]]:
+    def _cut(self, first: Position, places: Places) -> list[tuple[Position, Batch]]:
         """Cut these samples into batches, from the position `first` on."""
         s, p, n = self.shard_set, self.sampling.patch, len(places.sample)
         rows = {name: s.planes[name][places.version] for name in self.planes}
         if self.pairs:
             swapped = hashed(digest64("order of frames", self.seed, first.epoch), places.sample) % np.uint64(2) == 1
             rows = {a: np.where(swapped, rows[b], rows[a]) for a, b in (("v", "w"), ("w", "v"))}
+        dtype, loan = TORCH[s.dtype.itemsize], Loan(self._pool, n // self.share)
         columns: dict[str, Tensor] = {}
         for channels in sorted(set(self.planes.values())):
             names = [name for name in self.planes if self.planes[name] == channels]
-            patches = self._empty(len(names), n, p, p, channels)
-            self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches)
-            tensor = torch.from_numpy(patches).permute(0, 1, 4, 2, 3)
+            patches = loan.take(len(names), n, p, p, channels, dtype=dtype)
+            self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches.numpy())
+            tensor = patches.permute(0, 1, 4, 2, 3)
             columns |= {"frames": tensor.transpose(0, 1)} if self.pairs else dict(zip(names, tensor, strict=True))
         if s.degradation.drawn_by == "threads":
             gt = columns["gt"].permute(0, 2, 3, 1).numpy()
-            inputs = self._empty(*gt.shape)
-            s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, first.epoch, inputs)
-            columns["lq"] = torch.from_numpy(inputs).permute(0, 3, 1, 2)
+            inputs = loan.take(*gt.shape, dtype=dtype)
+            s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, first.epoch, inputs.numpy())
+            columns["lq"] = inputs.permute(0, 3, 1, 2)
         if s.permille.shape[1]:
             columns["permille"] = torch.from_numpy(s.permille[places.version])
         if s.negatives is not None:
             row = s.negatives[places.version].T  # (k, n)
             rows |= {f"negative {k}": each for k, each in enumerate(row)}
-            patches = self._empty(*row.shape, p, p, self.channels)
+            patches = loan.take(*row.shape, p, p, self.channels, dtype=dtype)
             # their size differs from the planes' where they come from another image
             top, left = places.top % (s.height[row] - p + 1), places.left % (s.width[row] - p + 1)
-            self._cut_planes(row, places, top, left, patches)
-            columns["negatives"] = torch.from_numpy(patches).permute(1, 0, 4, 2, 3)
+            self._cut_planes(row, places, top, left, patches.numpy())
+            columns["negatives"] = patches.permute(1, 0, 4, 2, 3)
         weight = places.weight
         if s.quarantined:
             bad = np.array(list(s.quarantined))
@@ -300,25 +299,8 @@ class Loader:
             true = min(self.batch, self.samples - position.batch * self.batch)
             batch = {name: column[i * self.share : (i + 1) * self.share] for name, column in columns.items()}
             batch |= {"epoch": epoch, "count": torch.tensor(true / self.world_size, dtype=torch.float32)}
-            batches.append((position, batch))
+            batches.append((position, Batch(batch, loan)))
         return batches
-
-    def _empty(self, *shape: int) -> np.ndarray:
-        """Memory for a batch's pixels: pinned where there is a GPU, else that of a batch that nobody holds any more. New
-        memory costs twice what is written into it, for the system clears its pages.
-        """
-        if torch.cuda.is_available():
-            return torch.empty(shape, dtype=TORCH[self.shard_set.dtype.itemsize], pin_memory=True).numpy()
-        with self._lock:
-            pool = self._pool.setdefault(shape, [])
-            for array in pool:
-                if sys.getrefcount(array) == UNUSED:
-                    return array
-            size = math.prod(shape) * self.shard_set.dtype.itemsize
-            memory = np.empty(size + ALIGNED, np.uint8)
-            start = -memory.ctypes.data % ALIGNED
-            pool.append(memory[start : start + size].view(self.shard_set.dtype).reshape(shape))
-            return pool[-1]
 
     def _cut_planes(self, rows: np.ndarray, places: Places, top: np.ndarray, left: np.ndarray, out: np.ndarray) -> None:
         """Cut a patch of each row of the index, (k, n), into `out`, (k, n, p, p, C). top, left: (n,) or (k, n)."""
@@ -370,6 +352,7 @@ class Loader:
     def to_device(self, batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """The batch as a model takes it: images float32 in [0, 1], online noise added (not clipped unless the task says so).
 
+        No image of the result is a view of the batch, which may be handed back afterwards.
         For tasks with negatives, lambdas: float32 (B/W, n), the share of the lq; negatives: float32 (B/W, n, C, H, W).
         """
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -23,6 +23,7 @@ from jobs.training.meter import Meter
 from jobs.training.watchdog import Watchdog
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
+from pipeline.loading import loader, pool
 from pipeline.loading.loader import Position
 
 # 24 samples: an epoch has 3 batches, the last with 4 samples and 6 of padding, which fill rank 1 of 2
@@ -304,6 +305,14 @@ def test_scores_are_those_of_the_validated_steps(data, tmp_path):
     run.train(nothing, nothing)
     assert run.scores == {r["step"]: r["val_psnr"] for r in run.records if r["step"] in (10, 20) and "val_psnr" in r}
     assert len(run.scores) == 2
+
+
+def test_a_run_hands_its_batches_back_so_that_the_loader_needs_no_new_memory(data, tmp_path, monkeypatch):
+    made: list[int] = []
+    monkeypatch.setattr(loader, "TOGETHER", 1)  # each batch has memory of its own
+    monkeypatch.setattr(pool, "_new", lambda *of, new=pool._new: made.append(1) or new(*of))
+    Run(recipe(folder=tmp_path), data, CPU).train(nothing, nothing)
+    assert 1 <= len(made) <= 2 * 2 + 2 + 1  # ahead, being cut, and taken; of 20
 
 
 def test_a_watchdog_tells_where_every_thread_stands_when_the_beats_stop():

@@ -215,9 +215,9 @@ def test_a_module_of_a_package_is_found_and_annotations_that_are_text_are_read(m
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nowhere:Net", "model.name: no module nowhere; put its file into "),
-        ("MODULE.deep:Net", "model.name: no module MODULE.deep; put its file into "),
-        ("MODULE:Plian", "MODULE.py has no Plian; did you mean 'Plain'? known: "),
+        ("nowhere:Net", "model.name: no module nowhere; put nowhere.py into FOLDER, or install it"),
+        ("MODULE.deep:Net", "model.name: no module MODULE.deep; put MODULE/deep.py into FOLDER, or install it"),
+        ("MODULE:Plian", "MODULE.py: has no class Plian; did you mean 'Plain'? known: "),
         ("MODULE:function", "model.name: function is no torch.nn.Module but function; name the network's class"),
         ("pathlib:Path", "model.name: Path is no torch.nn.Module but the class Path; name the network's class"),
         ("os:system", "model.name: system is no torch.nn.Module but "),

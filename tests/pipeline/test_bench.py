@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.loading import bench
 from pipeline.loading.bench import bench_load, copies, deliver, memcpy, shard_bytes, stall
 from pipeline.loading.loader import Loader
+from pipeline.loading.pool import Batch, Loan, Pool
 from pipeline.sampling.patches import Grid, RandomCrops
 
 PATCH, BATCH = 24, 16
@@ -60,7 +61,8 @@ def batches_of(clock: Clock, seconds: float, true: int) -> Iterator:
     while True:
         clock.now += seconds
         planes = {"gt": torch.zeros(2, 6, dtype=torch.uint8), "lq": torch.zeros(2, 4, dtype=torch.uint8)}
-        yield None, planes | {"level": torch.zeros(2, dtype=torch.int64), "weight": (torch.arange(2) < true).float()}
+        tensors = planes | {"level": torch.zeros(2, dtype=torch.int64), "weight": (torch.arange(2) < true).float()}
+        yield None, Batch(tensors, Loan(Pool(pinned=False), 1))
 
 
 def true_samples(first: int, batches: int, each: int = SAMPLES) -> int:

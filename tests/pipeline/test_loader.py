@@ -2,6 +2,7 @@ import itertools
 import json
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.degradations.scene_mean import scene_mean
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loading import loader as module
+from pipeline.loading import pool
 from pipeline.loading.loader import Loader, Position
 from pipeline.loading.symmetry import dihedral, gather, turn
 from pipeline.normal import counter_normal
@@ -634,27 +636,112 @@ def test_gathered_patches_are_their_views_from_whichever_shards_they_come(p, k, 
     assert not out[0].any()
 
 
-def test_a_batch_that_is_held_is_not_overwritten_and_one_that_is_not_is_used_again(jpeg, monkeypatch):
-    monkeypatch.setattr(module, "TOGETHER", 1)  # each batch has memory of its own
-    loader = load(jpeg, threads=2)
-    batches = loader.batches()
+def copied(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in batch.items()}
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[int]:
+    """The bytes of each piece of new memory that a pool makes."""
+    sizes: list[int] = []
+    monkeypatch.setattr(pool, "_new", lambda *of, new=pool._new: sizes.append(of[0]) or new(*of))
+    return sizes
+
+
+@pytest.mark.parametrize("together", [1, 2**20])
+def test_a_batch_that_nobody_handed_back_is_never_overwritten(jpeg, monkeypatch, together):
+    monkeypatch.setattr(module, "TOGETHER", together)
+    batches = load(jpeg, threads=2).batches()
     held = [next(batches)[1] for _ in range(6)]
-    copies = [{name: value.clone() for name, value in batch.items()} for batch in held]
-    kept = held[0]["gt"][:1]  # a view alone keeps its memory
+    copies = [copied(batch) for batch in held]
+    kept = held[0]["gt"][:1]
     first = kept.clone()
     del held[0]
     for _ in range(40):
-        next(batches)
+        next(batches)[1].hand_back()
     assert all(same(batch, copy) for batch, copy in zip(held, copies[1:], strict=True))
     assert torch.equal(kept, first)
-    starts = [min(batch["gt"].data_ptr(), batch["lq"].data_ptr()) for batch in held]
-    assert all(start % 4096 == 0 for start in starts)  # copies to other places are slow
-    del kept, held
-    assert sum(len(pool) for pool in loader._pool.values()) <= 2 * (6 + 2 * 2 + 2 + 1)
-    for _ in range(20):
-        next(batches)
-    assert sum(len(pool) for pool in loader._pool.values()) <= 2 * (6 + 2 * 2 + 2 + 1)
     batches.close()
+
+
+def test_batches_that_are_handed_back_need_no_new_memory(jpeg, monkeypatch, made):
+    monkeypatch.setattr(module, "TOGETHER", 1)  # each batch has memory of its own
+    loader = load(jpeg, threads=2)
+    whole = len(loader) - 1  # the last one of an epoch is padded, and as large as the others
+    batches = loader.batches()
+    for _ in range(whole):
+        next(batches)[1].hand_back()
+    most = 2 * 2 + 2 + 1  # ahead, being cut, and taken
+    assert 1 <= len(made) <= most
+    for _ in range(3 * whole):
+        next(batches)[1].hand_back()
+    assert len(made) <= most
+    held = [next(batches)[1] for _ in range(20)]
+    assert len(made) >= 20  # it is counted
+    assert len({batch["gt"].untyped_storage().data_ptr() for batch in held}) == 20
+    batches.close()
+
+
+def test_batches_that_share_memory_give_it_back_together(jpeg, made):
+    loader = load(jpeg)
+    places = loader._places(loader._order(0), 0, 3)
+    first, second, third = (batch for _, batch in loader._cut(Position(), places))
+    assert first["gt"].untyped_storage().data_ptr() == third["gt"].untyped_storage().data_ptr()
+    right = copied(third)
+    for batch in (first, second, first, first):  # a second time is none
+        batch.hand_back()
+        loader._cut(Position(0, 3), loader._places(loader._order(0), 3, 3))
+    assert same(third, right)
+    assert (first, len(made)) == ({}, 5)
+    third.hand_back()
+    loader._cut(Position(0, 3), loader._places(loader._order(0), 3, 3))
+    assert len(made) == 5
+
+
+def test_what_the_device_gets_is_no_view_of_a_batch_that_is_handed_back(builder, jpeg):
+    folders = [jpeg, builder("loader-negatives", FILES, negatives={"kept": "stored"})]
+    for loader in map(load, folders):
+        batch = loader.cut(Position())
+        ready = loader.to_device(batch, torch.device("cpu"))
+        right = copied(ready)
+        for name in {*batch} & {"gt", "lq", "negatives"}:
+            batch[name].zero_()
+        assert same(ready, right)
+
+
+def test_no_two_threads_have_the_same_memory_of_a_pool_and_all_of_it_returns(made):
+    lender = pool.Pool(pinned=False)
+    wrong: list[int] = []
+
+    def use(mine: int) -> None:
+        for _ in range(300):
+            loan = pool.Loan(lender, 2)
+            tensors = [loan.take(2, 50, 50, dtype=torch.uint8) for _ in range(2)]
+            for tensor in tensors:
+                tensor.fill_(mine)
+            time.sleep(0)  # another thread's turn
+            if not all((tensor == mine).all() for tensor in tensors):
+                wrong.append(mine)
+            for _ in range(2):
+                pool.Batch({}, loan).hand_back()
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    free = [tensor.data_ptr() for tensors in lender._free.values() for tensor in tensors]
+    assert len(free) == len(set(free)) == len(made) <= 2 * 4
+
+
+def test_memory_has_the_shape_and_the_type_that_were_asked_for_and_begins_a_page():
+    lender = pool.Pool(pinned=False)
+    for shape, dtype in (((3, 4), torch.uint8), ((3, 4), torch.uint16), ((4, 3), torch.uint8)):
+        taken = lender.take(shape, dtype)
+        assert (tuple(taken.shape), taken.dtype) == (shape, dtype)
+        assert taken.data_ptr() % 4096 == 0  # copies to other places are slow
+        lender.give_back(taken)
 
 
 # normal numbers

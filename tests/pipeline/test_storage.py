@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SECRET
@@ -222,6 +223,28 @@ def test_a_write_that_meets_another_in_flight_tries_again(s3, monkeypatch):
     store.write_new("x", b"data")
     assert attempts == [b"data"] * 3
     assert store.read("x") == b"data"
+
+
+def test_a_write_that_always_meets_another_ends_after_some_seconds_and_other_errors_at_once(s3, monkeypatch):
+    from botocore.exceptions import ClientError
+
+    store, pauses, clock = storage(s3), [], SimpleNamespace(now=0.0)
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock.now))
+    for code, waited in (("ConditionalRequestConflict", [0.1, 0.2, 0.4, 0.8, 1.6]), ("AccessDenied", [])):
+
+        def fail(name, body, code=code):
+            raise ClientError({"Error": {"Code": code}}, "PutObject")
+
+        monkeypatch.setattr(store, "_put_new", fail)
+        pauses.clear()
+        with pytest.raises(UserError, match="x: "):
+            store.write_new("x", b"data")
+        assert pauses == waited
 
 
 def one_line(error) -> str:
