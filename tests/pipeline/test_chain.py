@@ -270,6 +270,26 @@ def test_any_chain_keeps_size_and_dtype_and_leaves_its_input_alone(steps, choice
     json.dumps(happened)
 
 
+def test_a_draw_is_keyed_by_all_that_names_its_image():
+    image = np.full((8, 8, 3), 128, np.uint8)
+    noise = {"kind": "noise", "sigma": 20}
+
+    def patches(samples: list[int], seed: int, epoch: int) -> list[bytes]:
+        out = np.empty((len(samples), *image.shape), np.uint8)
+        gt, level = np.stack([image] * len(samples)), np.zeros(len(samples), np.int64)
+        made(noise).patches(gt, level, np.array(samples), seed, epoch, out)
+        return [each.tobytes() for each in out]
+
+    online = [patches([sample], seed, epoch)[0] for sample in (3, 4) for seed in (0, 1) for epoch in (0, 1)]
+    assert patches([4, 3], 0, 0) == [online[4], online[0]]
+    versions = itertools.product((0, 1), ("a", "b"), (0, 1))
+    stored = [made(noise, seed=seed).made(image, level, key)[1].tobytes() for level, key, seed in versions]
+    whole = [
+        made(noise).whole(image, level, key, seed).tobytes() for level in (0, 1) for key in "ab" for seed in (0, 1)
+    ]
+    assert len({*online, *stored, *whole}) == 24
+
+
 def test_draws_fill_their_ranges_evenly():
     steps = (
         {"kind": "jpeg", "quality": [30, 33]},
