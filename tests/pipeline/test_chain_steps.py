@@ -14,6 +14,7 @@ from scipy import ndimage
 from pipeline.degradations.chain import Chain
 from pipeline.degradations.chain.kernels import bell, sinc
 from pipeline.degradations.colour import rgb2gray
+from pipeline.degradations.jpeg import jpeg
 from pipeline.depth import peak
 from pipeline.errors import UserError
 from pipeline.keyed import philox
@@ -221,6 +222,33 @@ def test_kernels_are_drawn_evenly_and_independently():
     assert [counts[radius] / 3000 for radius in (2, 5, 6)] == pytest.approx([1 / 2, 1 / 4, 1 / 4], abs=0.04)
 
 
+def test_the_two_parameters_of_a_step_are_drawn_independently():
+    found = drawn(
+        made(
+            {"kind": "noise", "sigma": [2, 6], "grey": 0.5},
+            {"kind": "poisson", "scale": [1, 2], "grey": 0.3},
+            {"kind": "scale", "factor": [0.5, 1], "filter": ["area", "bicubic"], "keep": True},
+            {"kind": "jpeg", "quality": [30, 90], "subsampling": ["4:2:0", "4:4:4"]},
+        ),
+        3000,
+    )
+    rows = [[value for step in each for drawn in step.values() for value in drawn.values()] for each in found]
+    first = {"area": 0, "bicubic": 1, "4:2:0": 0, "4:4:4": 1}
+    columns = [np.array([float(first.get(value, value)) for value in column]) for column in zip(*rows, strict=True)]
+    assert np.abs(np.corrcoef(columns) - np.eye(8)).max() < 0.08
+    assert columns[3].mean() == pytest.approx(0.3, abs=0.03)  # grey
+
+
+def test_chroma_is_stored_as_drawn_and_factors_are_of_the_targets_sides():
+    image = photograph(4, 40, 60)
+    coded, happened = made({"kind": "jpeg", "quality": 30, "subsampling": ["4:4:4"]}).degraded(image, ("a",))
+    assert happened == [{"jpeg": {"quality": 30, "subsampling": "4:4:4"}}]
+    assert (coded == jpeg(image, 30, "4:4:4")).all()
+    assert (coded != jpeg(image, 30)).any()
+    half = {"kind": "scale", "factor": 0.5, "keep": True}
+    assert (made(half, half).degraded(image, ("a",))[0] == made(half).degraded(image, ("a",))[0]).all()
+
+
 def test_alternatives_are_drawn_by_weight():
     steps = [[{"kind": "blur", "sigma": 1}], [{"kind": "noise", "sigma": [1, 2]}], [{"kind": "jpeg", "quality": 9}] * 2]
     choices = [{"weight": weight, "steps": each} for weight, each in zip((0.2, 1, 0.4), steps, strict=True)]
@@ -302,9 +330,9 @@ def test_a_misspelt_option_below_a_choice_is_told_with_its_line(tmp_path):
 
 def test_jpeg_below_a_choice_holds_8_bits():
     fields = {"colour": "rgb", "bits": 16, "splits": {"train": ("photos/train",)}}
-    jpeg = {"kind": "chain", "steps": [either({"kind": "jpeg", "quality": 9})]}
+    coded = {"kind": "chain", "steps": [either({"kind": "jpeg", "quality": 9})]}
     with pytest.raises(ValueError, match="JPEG holds 8 bits a channel"):
-        Task.model_validate(fields | {"degradation": jpeg})
+        Task.model_validate(fields | {"degradation": coded})
     assert Task.model_validate(fields | {"degradation": {"kind": "chain", "steps": [either(SINC)]}}).bits == 16
 
 
