@@ -391,19 +391,21 @@ def test_only_the_suffix_of_a_yaml_file_is_no_part_of_a_name(given, name):
 
 
 def test_a_run_is_named_after_all_code_that_draws_its_inputs():
-    folder = RECIPES.parents[1] / "pipeline/degradations"
-    texts = {path: path.read_text() for path in folder.glob("*.py")}
-    drawing = {path for path, text in texts.items() if "def drawn_by" in text}
-    assert {path.stem for path in drawing} >= {"base", "noise", "chain"}
-    used = {
-        name
-        for path in drawing
-        for name in re.findall(r"^from (pipeline\.(?:degradations\.\w+|normal)) ", texts[path], re.M)
-    }
-    needed = {f"pipeline/degradations/{path.name}" for path in drawing} | {
-        f"{name.replace('.', '/')}.py" for name in used
-    }
-    assert needed <= set(CODE)
+    root = RECIPES.parents[1]
+
+    def imported(path: Path) -> set[Path]:
+        names = re.findall(r"^ *from (pipeline\.(?:degradations[\w.]*|normal)) ", path.read_text(), re.M)
+        stems = [root / name.replace(".", "/") for name in names]
+        return {stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py") for stem in stems}
+
+    drawing = {path for path in (root / "pipeline/degradations").rglob("*.py") if "def drawn_by" in path.read_text()}
+    names = {str(path.relative_to(root / "pipeline/degradations")) for path in drawing}
+    assert names >= {"base.py", "noise.py", "chain/__init__.py"}
+    needed: set[Path] = set()
+    while drawing - needed:
+        needed |= drawing
+        drawing = {other for path in drawing for other in imported(path)}
+    assert {str(path.relative_to(root)) for path in needed} <= set(CODE)
 
 
 def test_a_run_is_named_after_all_code_that_the_models_share():

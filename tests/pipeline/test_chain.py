@@ -32,6 +32,16 @@ STEPS = [
     {"kind": "jpeg", "quality": [30, 95], "subsampling": ["4:2:0", "4:4:4"]},
     {"kind": "scale", "factor": 0.5},
     {"kind": "jpeg", "quality": 50, "probability": 0.5},
+    {
+        "kind": "one_of",
+        "choices": [
+            {"weight": 2, "steps": [{"kind": "poisson", "scale": [0.1, 1], "grey": 0.5}]},
+            {
+                "weight": 1,
+                "steps": [{"kind": "sinc", "cutoff": [0.3, 1], "radius": [1, 6]}, {"kind": "jpeg", "quality": 90}],
+            },
+        ],
+    },
 ]
 FILES = {
     f"{split}/{i}.png": photograph(10 * i + n, 60 + 9 * i, 70)
@@ -199,6 +209,7 @@ def test_what_was_drawn_is_in_the_index(workplace, without_ray):
 # one image
 
 
+RADII = st.sampled_from([1, 25, (3, 10), {"any": [2, (5, 50)]}])
 AMOUNTS = st.floats(0.05, 3) | st.tuples(st.floats(0.05, 1), st.floats(1, 3)) | st.just({"any": [0.5, 2]})
 ANY_STEP = st.one_of(
     st.fixed_dictionaries({"kind": st.just("blur"), "sigma": AMOUNTS}),
@@ -212,25 +223,71 @@ ANY_STEP = st.one_of(
     ),
     st.fixed_dictionaries({"kind": st.just("noise"), "sigma": AMOUNTS, "grey": st.sampled_from([0, 0.5, 1])}),
     st.fixed_dictionaries({"kind": st.just("jpeg"), "quality": st.sampled_from([1, (20, 90), {"any": [5, 100]}])}),
+    st.fixed_dictionaries({"kind": st.just("poisson"), "scale": AMOUNTS, "grey": st.sampled_from([0, 0.5, 1])}),
+    st.fixed_dictionaries({"kind": st.just("sinc"), "cutoff": st.sampled_from([0.01, (0.2, 1)]), "radius": RADII}),
+    st.fixed_dictionaries({"kind": st.just("blur"), "sigma": AMOUNTS, "radius": RADII}),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("blur"),
+            "sigma": AMOUNTS,
+            "sigma_y": AMOUNTS,
+            "rotation": st.sampled_from([0, 30.5, (-180, 180)]),
+            "radius": RADII,
+            "shape": st.sampled_from(["generalised", "plateau"]),
+            "beta": st.sampled_from([0.1, 10, {"any": [1, (0.5, 4)]}]),
+        }
+    ),
 )
+
+
+def kinds(steps: list[dict]) -> list[str]:
+    return [step["kind"] for step in steps]
 
 
 @given(
     st.lists(ANY_STEP, min_size=1, max_size=5),
+    st.lists(st.lists(ANY_STEP, min_size=1, max_size=3), min_size=2, max_size=3),
     st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3])),
     st.sampled_from([np.uint8, np.uint16]),
 )
-def test_any_chain_keeps_size_and_dtype_and_leaves_its_input_alone(steps, shape, dtype):
+def test_any_chain_keeps_size_and_dtype_and_leaves_its_input_alone(steps, choices, shape, dtype):
     if dtype == np.uint16:
-        steps = [step for step in steps if step["kind"] != "jpeg"] or [{"kind": "blur", "sigma": 1}]
+        steps, *choices = (
+            [step for step in each if step["kind"] != "jpeg"] or [{"kind": "blur", "sigma": 1}]
+            for each in (steps, *choices)
+        )
+    last = {"kind": "one_of", "choices": [{"weight": 0.3, "steps": each} for each in choices]}
     image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     before = image.copy()
-    degraded, happened = made(*steps).degraded(image, ("a", 1))
+    degraded, happened = made(*steps, last).degraded(image, ("a", 1))
     assert (degraded.shape, degraded.dtype) == (image.shape, image.dtype)
     assert (image == before).all()
-    assert [next(iter(each)) for each in happened] == [step["kind"] for step in steps]
-    assert (made(*steps).degraded(image, ("a", 1))[0] == degraded).all()
+    found = [next(iter(each)) for each in happened]
+    assert found in [kinds(steps) + kinds(each) for each in choices]
+    assert (made(*steps, last).degraded(image, ("a", 1))[0] == degraded).all()
+    kept = json.loads(json.dumps(made(*steps, last).model_dump(mode="json")))
+    assert recorded(kept) == made(*steps, last)
     json.dumps(happened)
+
+
+def test_a_draw_is_keyed_by_all_that_names_its_image():
+    image = np.full((8, 8, 3), 128, np.uint8)
+    noise = {"kind": "noise", "sigma": 20}
+
+    def patches(samples: list[int], seed: int, epoch: int) -> list[bytes]:
+        out = np.empty((len(samples), *image.shape), np.uint8)
+        gt, level = np.stack([image] * len(samples)), np.zeros(len(samples), np.int64)
+        made(noise).patches(gt, level, np.array(samples), seed, epoch, out)
+        return [each.tobytes() for each in out]
+
+    online = [patches([sample], seed, epoch)[0] for sample in (3, 4) for seed in (0, 1) for epoch in (0, 1)]
+    assert patches([4, 3], 0, 0) == [online[4], online[0]]
+    versions = itertools.product((0, 1), ("a", "b"), (0, 1))
+    stored = [made(noise, seed=seed).made(image, level, key)[1].tobytes() for level, key, seed in versions]
+    whole = [
+        made(noise).whole(image, level, key, seed).tobytes() for level in (0, 1) for key in "ab" for seed in (0, 1)
+    ]
+    assert len({*online, *stored, *whole}) == 24
 
 
 def test_draws_fill_their_ranges_evenly():
@@ -311,7 +368,7 @@ def test_kept_sizes_come_back_last_and_16_bits_are_the_same_picture():
         (chain({"kind": "jpeg", "quality": 30.5}), "expected a whole number from 1 to 100"),
         (chain({"kind": "jpeg", "quality": [0, 30]}), "expected a whole number from 1 to 100"),
         (chain({"kind": "scale", "factor": 0.5, "filter": "lanczos"}), "'bicubic', 'bilinear' or 'area'"),
-        (chain({"kind": "rain"}), "'blur', 'scale', 'noise', 'jpeg'"),
+        (chain({"kind": "rain"}), "'blur', 'sinc', 'scale', 'noise', 'poisson', 'jpeg', 'one_of'"),
         (chain({"kind": "blur", "sigma": 1, "probability": 0}), "greater than 0"),
     ],
 )
@@ -336,16 +393,3 @@ def test_jpeg_in_a_chain_holds_8_bits():
     with pytest.raises(ValueError, match="JPEG holds 8 bits a channel"):
         Task.model_validate(fields | {"degradation": chain()})
     assert Task.model_validate(fields | {"degradation": chain({"kind": "blur", "sigma": 1})}).bits == 16
-
-
-def test_the_sample_task_has_the_second_order_and_is_what_a_build_records():
-    task = read_task("realistic-sample")
-    assert isinstance(task.degradation, Chain)
-    order = [step.kind for step in task.degradation.steps]
-    assert order == ["blur", "scale", "noise", "jpeg", "blur", "scale", "noise", "scale", "jpeg"]
-    kept = task.degradation.model_dump(mode="json")
-    assert recorded(json.loads(json.dumps(kept))) == task.degradation
-    assert recorded(kept).said()["in this order:"][:2] == [
-        "blur (sigma 0.2 to 3)",
-        "scale (factor 0.15 to 1.5, filter area or bilinear or bicubic)",
-    ]
