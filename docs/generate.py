@@ -23,6 +23,19 @@ if __name__ == "__main__":
 
 Row = tuple[str, ...]  # key, type, default, meaning
 
+LINKS = {  # where a page describes the mappings that its keys hold
+    "Source": "datasetsname",
+    "RecipeParams": "recipesname",
+    "Negatives": "negatives",
+    "Data": "data",
+    "Optimisation": "optimisation",
+    "Span": "a-span",
+    "Objective": "objective",
+    "Training": "training",
+    "Evaluation": "evaluation",
+    "BenchmarkRun": "evaluationbenchmarks",
+}
+
 
 def pages() -> dict[str, str]:
     """The contents of each page by its name."""
@@ -51,7 +64,7 @@ def _params() -> str:
 
 def _task() -> str:
     from pipeline.degradations import chain
-    from pipeline.task import Negatives, Task, _RECORDED
+    from pipeline.task import _RECORDED, Negatives, Task
 
     kinds = _union(_RECORDED)
     steps = _union(TypeAdapter(chain.AnyStep))
@@ -146,7 +159,9 @@ def _commands() -> str:
             else:
                 name = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
             flag = getattr(parameter, "is_flag", False)
-            default = parameter.default if isinstance(parameter.default, str | int | float | Path) and not flag else None
+            default = (
+                parameter.default if isinstance(parameter.default, str | int | float | Path) and not flag else None
+            )
             rows.append(
                 (
                     name if name.startswith("`") else f"`{name}`",
@@ -209,6 +224,7 @@ def _section(title: str, schema: type[BaseModel]) -> str:
     rows = [
         (f"`{key}`", _type(value, described), _default(key, value, described), _cell(value.get("description", "")))
         for key, value in described["properties"].items()
+        if not (key == "kind" and "const" in value)  # the title says it
     ]
     text = _prose(inspect.getdoc(schema) or "")
     return f"## {title}\n\n{text}\n\n{_table(rows)}"
@@ -251,7 +267,10 @@ def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
     """A type as a table shows it, with its limits."""
     if "$ref" in value:
         target = value["$ref"].rpartition("/")[2]
-        return target if "properties" in schema["$defs"][target] else _type(schema["$defs"][target], schema)
+        described = schema["$defs"][target]
+        if "properties" not in described:
+            return _type(described, schema)
+        return f"[{target}](#{LINKS[target]})" if target in LINKS else "mapping"
     for several in ("anyOf", "oneOf", "allOf"):
         if several in value:
             return " or ".join(dict.fromkeys(_type(each, schema) for each in value[several]))
@@ -263,7 +282,9 @@ def _type(value: dict[str, Any], schema: dict[str, Any]) -> str:
     name = {**kind, "null": "null", "array": "list", "object": "mapping"}.get(value.get("type", ""), "see right")
     if name == "list":
         items = value.get("items", {})
-        inside = [_type(each, schema) for each in value.get("prefixItems", [])] or ([_type(items, schema)] if items else [])
+        inside = [_type(each, schema) for each in value.get("prefixItems", [])] or (
+            [_type(items, schema)] if items else []
+        )
         name += f" of {', '.join(dict.fromkeys(inside))}" if inside else ""
     elif name == "mapping" and isinstance(value.get("additionalProperties"), dict):
         name += f" to {_type(value['additionalProperties'], schema)}"

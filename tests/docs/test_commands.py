@@ -114,6 +114,8 @@ def test_the_commands_of_a_page_run(page, tmp_path, environment, bucket):
     said = dict(zip(map(int, parts[1::2]), parts[2::2], strict=True))
     for block in todo:
         for expected in block.prints:
-            assert printed(expected, said[block.line]), f"{page}:{block.line}: not printed: {expected}\n{said[block.line]}"
+            assert printed(expected, said[block.line]), (
+                f"{page}:{block.line}: not printed: {expected}\n{said[block.line]}"
+            )
     count, left = sum(len(block.commands) for block in todo), len(blocks(page)) - len(todo)
     print(f"{page}: {count} commands run, {left} blocks not run")
