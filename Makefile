@@ -4,7 +4,7 @@ BIN := .venv/bin
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: repro test test-slow lint setup lock clean
+.PHONY: repro test test-slow docs docs-check lint setup lock clean
 
 setup: .venv/ready
 
@@ -26,11 +26,19 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not docs"
 
 # The tests that take minutes: kills and restarts of whole runs.
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+# The documentation as a site, and every command in it from a fresh clone.
+docs: setup
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --quiet --strict
+
+docs-check: setup
+	$(BIN)/pytest -m docs --timeout=2000 -rP
 
 # Exact versions of everything, transitive too; torch without its build tag, so that a GPU machine takes its own build.
 lock: setup
@@ -40,4 +48,4 @@ lock: setup
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
 
 clean:
-	rm -rf .venv .cache data runs report store
+	rm -rf .venv .cache data runs report store site

@@ -30,8 +30,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class Span(Frozen):
     """A length of training: optimiser steps or epochs, one of the two."""
 
-    steps: int | None = Field(None, gt=0)
-    epochs: int | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0, description="optimiser steps")
+    epochs: int | None = Field(None, gt=0, description="passes over all samples; or `steps`")
 
     @model_validator(mode="after")
     def _one(self) -> "Span":
@@ -71,16 +71,16 @@ class Data(Frozen):
 class Optimisation(Frozen):
     """How the weights move."""
 
-    optimiser: Literal["sgd", "adam"]
+    optimiser: Literal["sgd", "adam"] = Field(description="stochastic gradient descent with momentum, or Adam")
     lr: float = Field(gt=0, description="initial learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; Adam has betas (momentum, 0.999)")
     weight_decay: float = Field(0.0, ge=0, description="on every parameter; L2, as in Caffe")
     bias_lr: float = Field(1.0, gt=0, description="learning rate of convolution biases, relative to lr")
     clip: float | None = Field(None, gt=0, description="limit of the global gradient norm; null: none")
     clip_over_lr: bool = Field(False, description="the limit is clip / current learning rate ('adjustable clipping')")
-    schedule: Literal["step", "cosine"]
+    schedule: Literal["step", "cosine"] = Field(description="of the learning rate over the length of training")
     lr_step: Span | None = Field(None, description="schedule step: multiply by gamma after each of these spans")
-    gamma: float = Field(0.1, gt=0, lt=1)
+    gamma: float = Field(0.1, gt=0, lt=1, description="of schedule step")
     lr_end: float = Field(0.0, ge=0, description="schedule cosine: the learning rate at the end")
     warmup: Span | None = Field(None, description="before the schedule begins: from 0 to lr, linearly")
     length: Span = Field(description="when training ends")
@@ -109,15 +109,17 @@ class Training(Frozen):
     resize_every_s: float = Field(
         60, gt=0, description="of [min, max] workers: seconds between two looks at the cluster"
     )
-    cpus_per_worker: int = Field(1, gt=0)
+    cpus_per_worker: int = Field(
+        1, gt=0, description="CPUs that Ray reserves for a worker, and threads that it computes with"
+    )
     gpu: bool = Field(False, description="one GPU for each worker")
     portable: bool = Field(
         False,
         description="the same weights on every x86-64 CPU with AVX2, see jobs/training/arithmetic.py; slower on newer ones",
     )
     spread: bool = Field(False, description="workers on as many nodes as there are, instead of on as few as will do")
-    loader_threads: int = Field(1, gt=0)
-    seed: int = Field(0, ge=0)
+    loader_threads: int = Field(1, gt=0, description="threads of a worker that cut batches ahead")
+    seed: int = Field(0, ge=0, description="of initial weights, the order of samples, and what is drawn for them")
     log_every: int = Field(50, gt=0, description="steps between two lines of metrics.jsonl")
     validate_every: int = Field(1000, gt=0, description="steps between two validations")
     validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")
@@ -157,7 +159,7 @@ class Training(Frozen):
 class BenchmarkRun(Frozen):
     """One evaluation: a benchmark of jobs/evaluation/protocols.py on the images of a folder."""
 
-    benchmark: str
+    benchmark: str = Field(description="its name, e.g. jpeg-q10, sr-x3, noise-50, pairs-y")
     data: str = Field(description="folder of clean images; of pairs-..., of a data set in its published layout")
     layout: str | None = Field(None, description="of published pairs: name, or name:variant, of pipeline/layouts")
     split: Literal["val", "test"] = Field("test", description="of published pairs")
@@ -167,7 +169,7 @@ class BenchmarkRun(Frozen):
 class Evaluation(Frozen):
     """What the finished model is scored on."""
 
-    benchmarks: tuple[BenchmarkRun, ...] = Field(min_length=1)
+    benchmarks: tuple[BenchmarkRun, ...] = Field(min_length=1, description="one or more, in the order of the report")
 
 
 class Objective(Frozen):
@@ -176,12 +178,12 @@ class Objective(Frozen):
     It is for a network of one's own that has no `training_loss`.
     """
 
-    charbonnier: float | None = Field(None, gt=0)
-    l1: float | None = Field(None, gt=0)
-    l2: float | None = Field(None, gt=0)
-    ssim: float | None = Field(None, gt=0)
-    edge: float | None = Field(None, gt=0)
-    frequency: float | None = Field(None, gt=0)
+    charbonnier: float | None = Field(None, gt=0, description="mean of sqrt(d² + 0.001²)")
+    l1: float | None = Field(None, gt=0, description="mean of the absolute difference d")
+    l2: float | None = Field(None, gt=0, description="mean of d²")
+    ssim: float | None = Field(None, gt=0, description="1 - SSIM, windows of 11x11 pixels with sigma 1.5")
+    edge: float | None = Field(None, gt=0, description="Charbonnier of the Laplacian's difference")
+    frequency: float | None = Field(None, gt=0, description="L1 of the Fourier transform's difference")
 
     @model_validator(mode="after")
     def _some(self) -> "Objective":
@@ -198,12 +200,14 @@ class Objective(Frozen):
 class Recipe(Frozen):
     """One trained system."""
 
-    model: SerializeAsAny[ModelOptions]
+    model: SerializeAsAny[ModelOptions] = Field(
+        description="`name`: memnet, memorynet, timelapse, drcnet, or module:Class of your own; and its options"
+    )
     objective: Objective | None = Field(None, description="of a network of one's own without a training_loss")
-    data: Data
-    optimisation: Optimisation
-    training: Training
-    evaluation: Evaluation
+    data: Data = Field(description="shards, and the samples that are cut from them")
+    optimisation: Optimisation = Field(description="how the weights move")
+    training: Training = Field(description="how the run is carried out")
+    evaluation: Evaluation = Field(description="what the finished model is scored on")
 
     @model_validator(mode="after")
     def _portable(self) -> "Recipe":

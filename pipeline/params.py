@@ -15,7 +15,7 @@ ENDPOINT = "AWS_ENDPOINT_URL"
 class RecipeParams(Frozen):
     """What dvc.yaml must know about a recipe."""
 
-    task: str
+    task: str = Field(description="the one that the recipe's `data.task` names")
 
 
 class Params(Frozen):
@@ -32,9 +32,9 @@ class Params(Frozen):
         pattern=r"^https?://[^\s/@]+(/[^\s@]*)?$",
         description=f"URL of the S3 server, where it is not Amazon's; the variable {ENDPOINT} goes first",
     )
-    datasets: dict[str, Source]
-    tasks: tuple[str, ...]
-    recipes: dict[str, RecipeParams]
+    datasets: dict[str, Source] = Field(description="raw data sets, by names of letters, digits, _ and -")
+    tasks: tuple[str, ...] = Field(description="names of files in pipeline/tasks: what is built")
+    recipes: dict[str, RecipeParams] = Field(description="names of files in jobs/recipes: what is trained")
 
 
 def read_params(path: Path) -> Params:

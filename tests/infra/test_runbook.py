@@ -20,7 +20,7 @@ FILES = [path for path in sorted(INFRA.rglob("*")) if path.is_file()]
 def commands(program: str) -> list[list[str]]:
     """The words of every call of a program: in the runbook's code blocks, in comments that are set off, in backquotes."""
     text = "\n".join(path.read_text() for path in FILES)
-    lines = "\n".join(re.findall(r"^```\n(.*?)^```", RUNBOOK, re.MULTILINE | re.DOTALL)).splitlines()
+    lines = "\n".join(re.findall(r"^```sh[^\n]*\n(.*?)^```", RUNBOOK, re.MULTILINE | re.DOTALL)).splitlines()
     lines += re.findall(r"^#   (.+)$", text, re.MULTILINE)
     calls = [call.strip() for line in lines for call in line.split("&&")]
     calls += re.findall(r"`([^`\n]+)`", text)
