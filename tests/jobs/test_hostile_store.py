@@ -155,7 +155,7 @@ def test_hostile_results_of_a_recipe_are_one_line_and_reach_nothing(team, tmp_pa
     place = tmp_path / "sandbox"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(team, place)
-    store, run = str(place / "store"), next(place.glob("store/runs/*/*"))
+    store, run = str(place / "store"), next(place.glob("store/runs/*/step-*"))
     path = run / name if name == "recipe.json" else place / "runs/tiny" / name
     with canary(tmp_path) as outside:
         path.write_text(json.dumps(mutated(data, json.loads(path.read_text()), nasty(outside))))
