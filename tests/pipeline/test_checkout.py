@@ -24,7 +24,7 @@ def memoir(tmp_path: Path):
     def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         command = [sys.executable, str(script), *arguments]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
     return run
 
