@@ -163,7 +163,6 @@ def submit(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Send recipes to the Ray cluster at RAY_ADDRESS=http://..., and leave; `memoir train` then follows its job."""
-    from jobs.training.record import began
     from jobs.training.run import plan_run
     from jobs.training.submit import client, submit
     from pipeline.params import in_project, read_params
@@ -174,11 +173,8 @@ def submit(
     cluster = client()
     for recipe in recipes or read_params(params).recipes:
         planned = plan_run(recipe, data=data, store=store, overrides=overrides)
-        if "done.json" in planned.place.names("done.json"):
-            say(f"{planned.run}: finished")
-            continue
-        began(planned)
-        say(submit(planned, cluster))
+        finished = "done.json" in planned.place.names("done.json")
+        say(f"{planned.run}: finished" if finished else submit(planned, cluster))
 
 
 @app.command()

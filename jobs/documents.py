@@ -59,7 +59,7 @@ class Pointer(OfStore):
     """
 
     recipe: Name
-    overrides: list[Line] = []
+    overrides: list[Annotated[str, Field(max_length=2**17)]] = []
     run: Name
     checkpoint: CheckpointName
     samples: Annotated[str, Field(max_length=SMALL)]

@@ -46,12 +46,12 @@ def publish(recipe: str, to: str, runs: Path, store: str | None = None) -> dict[
     """Put the evaluated checkpoint of a recipe into a store, as <to>/models/<recipe>/<version>, and make it the latest.
 
     recipe: or a variant of one. to: a folder, file:///path or s3://bucket/prefix. store: where the checkpoint is, see
-    `load_model`. A stage of a DVC experiment does not make its version the latest. The version is 12 hex digits over the weights, the resolved recipe
-    and task, and the scores. A version is written once: publishing it again, from another commit too, changes nothing in
-    it, and finishes what a killed publisher left. SHA256SUMS is written last, then latest.json beside the version.
+    `load_model`. The version is 12 hex digits over the weights, the resolved recipe and task, and the scores. A version is
+    written once: publishing it again, from another commit too, changes nothing in it, and finishes what a killed publisher
+    left. SHA256SUMS is written last, then latest.json beside the version, unless this is a stage of an experiment.
     Writes runs/<recipe>/published.json (`model`: the version's place in the store; version; sha256 of the weights) and returns
-    it, with `uri`: the version's, `new`: whether it was not there yet, and `latest`: whether it is now the latest. Raises UserError for a recipe that is not trained or not evaluated, and for a version whose
-    files are not these.
+    it, with `uri`: the version's, `new`: whether it was not there yet, and `latest`: whether it is now the latest. Raises
+    UserError for a recipe that is not trained or not evaluated, and for a version whose files are not these.
     """
     given, name = reference(recipe)
     trust = named_here(given, bare_name(given))

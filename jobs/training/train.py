@@ -43,15 +43,15 @@ def train(
         raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
     if "done.json" not in place.names("done.json"):
         # Modules that use Ray or torch are imported from here on: that takes seconds, and a finished run needs neither.
-        if run is None:
-            began(planned)
         if run is None and jobs_address():
             from jobs.training.submit import train_there
 
             train_there(planned)
         else:
             recipe = planned.recipe
-            if run is not None:
+            if run is None:
+                began(planned)
+            else:
                 from jobs.training.submit import with_weights
 
                 recipe = with_weights(recipe, planned.store)

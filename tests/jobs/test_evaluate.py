@@ -431,6 +431,15 @@ def test_a_variant_is_evaluated_and_published_by_its_name_with_its_own_values(tr
     assert "which is not that of tiny.yaml+lr=0.002 here" in cli("evaluate", "--model", "tiny.yaml+lr=0.002")[2]
 
 
+def test_a_pointer_whose_overrides_name_code_has_nothing_imported(trained):
+    path = trained / "tiny/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": ["model.name=harmful:Net"]}))
+    Path("harmful.py").write_text("from pathlib import Path\nPath('harmed').write_text('')\n")
+    with pytest.raises(UserError, match=r"model\.name"):
+        evaluate_recipe("tiny.yaml", trained)
+    assert not Path("harmed").exists()
+
+
 def test_without_a_store_and_a_project_one_line_says_what_to_give(trained, photos, tmp_path, cli, monkeypatch):
     monkeypatch.chdir(photos)
     code, _, err = cli("restore", "--model", "tiny", "--runs", str(trained), "kodim 0.png", "out.png")

@@ -23,7 +23,7 @@ import psutil
 import pytest
 import ray
 import yaml
-from conftest import SECRET, Workplace, photograph
+from conftest import SECRET, TINY_PARAMS, Workplace, photograph
 from http_fakes import answering
 from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
@@ -74,6 +74,7 @@ def root(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Path:
     workplace.build()
     (workplace.root / "tiny.yaml").rename(workplace.root / "task.yaml")
     (workplace.root / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    (workplace.root / "params.yaml").write_text(yaml.safe_dump(TINY_PARAMS))
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MEMOIR_PYTHON"):
         monkeypatch.delenv(name, raising=False)
     return workplace.root
