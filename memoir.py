@@ -13,13 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import MENDABLE, UserError, printable, some
+from jobs.publishing.commands import Store
+from jobs.publishing.commands import app as publishing
+from pipeline.checkout import hand_over
+from pipeline.console import Json, say
+from pipeline.errors import MENDABLE, UserError, some
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
-Json = Annotated[bool, typer.Option("--json", help="for machines")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]
 Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
 Data = Annotated[Path, typer.Option(help="where the built datasets are")]
@@ -29,11 +32,6 @@ Trust = Annotated[
     typer.Option("--trust", help="import this network of one's own, module:Class, or all of a module or package"),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
-
-
-def say(text: str, *, problem: bool = False) -> None:
-    """Print a line on stdout, or a problem on stderr. Control characters, which could steer the terminal, are written out."""
-    print(printable(text), file=sys.stderr if problem else sys.stdout)
 
 
 @app.command()
@@ -91,15 +89,19 @@ def build(
     data: Data = Path("data"),
     cpus: Annotated[int | None, typer.Option(min=1, help="shards built at a time; all CPUs by default")] = None,
     store: Annotated[
-        str | None, typer.Option(help="folder or s3://bucket/prefix that keeps built shards for other machines too")
+        str | None,
+        typer.Option(
+            help="folder or s3://bucket/prefix that keeps built shards for others too; `shards` of params.yaml"
+        ),
     ] = None,
 ) -> None:
     """Manifest -> shards + index."""
     from pipeline.config import bare_name
+    from pipeline.params import project_shards
     from pipeline.shards.build import build
 
     out = data / bare_name(task)
-    listing = build(task, manifest, out, cpus=cpus, store=store)
+    listing = build(task, manifest, out, cpus=cpus, store=project_shards(store))
     shards, images = listing["shards"], listing["images"]
     say(
         f"{out}: {images['found']} images = {images['used']} used + {images['rejected']} not, see {out}/rejects.parquet"
@@ -136,17 +138,19 @@ def train(
     recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
     overrides: Set = None,
     data: TrainData = "data",
-    store: Annotated[str, typer.Option(help="for checkpoints: a folder or s3://bucket/prefix")] = "store",
+    store: Store = None,
     runs: Runs = Path("runs"),
     strict: Annotated[bool, typer.Option("--strict", help="short for --set training.strict=true")] = False,
     run: Annotated[str | None, typer.Option(help="of a job: the run that it must be")] = None,
 ) -> None:
     """Train a recipe with Ray Train, here or on the cluster at RAY_ADDRESS=http://...; resumes by itself."""
     from jobs.training.train import train
+    from pipeline.params import project_store
 
     overrides = [*(overrides or []), *(["training.strict=true"] if strict else [])]
+    store = project_store(store)
     pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run)
-    say(f"{pointer['run']}: {pointer['step']} steps; {pointer['uri']} ({pointer['sha256'][:16]})")
+    say(f"{pointer['run']}: {pointer['step']} steps; {store}/{pointer['checkpoint']} ({pointer['sha256'][:16]})")
 
 
 @app.command()
@@ -155,17 +159,17 @@ def submit(
     every: Annotated[bool, typer.Option("--all", help="the recipes of params.yaml")] = False,
     overrides: Set = None,
     data: TrainData = "data",
-    store: Annotated[str | None, typer.Option(help="for checkpoints; that of params.yaml by default")] = None,
+    store: Store = None,
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Send recipes to the Ray cluster at RAY_ADDRESS=http://..., and leave; `memoir train` then follows its job."""
     from jobs.training.run import plan_run
     from jobs.training.submit import client, submit
-    from pipeline.params import read_params
+    from pipeline.params import in_project, read_params
 
     if every == bool(recipes):
         raise UserError("submit: name recipes, or --all for those of params.yaml")
-    store = store or read_params(params).store
+    store = store or in_project(read_params(params).store)
     cluster = client()
     for recipe in recipes or read_params(params).recipes:
         planned = plan_run(recipe, data=data, store=store, overrides=overrides)
@@ -203,12 +207,12 @@ def inspect(
     say(f"contact sheet: {sheet}")
 
 
-def _in_its_arithmetic(model: str, runs: Path) -> None:
+def _in_its_arithmetic(model: str, runs: Path, store: str | None) -> None:
     """Compute portably with a model that was trained so: its scores and pictures are then the same on every CPU."""
     from jobs.restoring.checkpoint import trained_portably
     from jobs.training.arithmetic import go_on_portably
 
-    if trained_portably(model, runs):
+    if trained_portably(model, runs, store):
         go_on_portably()
 
 
@@ -227,12 +231,13 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="of a published data set: test, or val")] = "test",
     trust: Trust = None,
+    store: Store = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Score a model beside the degraded input and the paper's row."""
     if model != "identity":
-        _in_its_arithmetic(model, runs)
+        _in_its_arithmetic(model, runs, store)
     from jobs.evaluation.evaluate import evaluate, evaluate_recipe
     from jobs.evaluation.metrics import table
     from jobs.recipe import BenchmarkRun
@@ -241,10 +246,10 @@ def evaluate(
         raise UserError("--benchmark and --data go together; without both, the benchmarks of the recipe are run")
     if benchmark is not None and data is not None:
         published: dict[str, Any] = {"layout": layout, "subset": subset, "split": split}
-        row = evaluate(model, BenchmarkRun(benchmark=benchmark, data=str(data), **published), runs, trust or ())
+        row = evaluate(model, BenchmarkRun(benchmark=benchmark, data=str(data), **published), runs, trust or (), store)
         scores = {f"{row['dataset']}/{benchmark}": row}
     else:
-        row = scores = evaluate_recipe(model, runs, trust or ())
+        row = scores = evaluate_recipe(model, runs, trust or (), store)
     if as_json:
         print(json.dumps(row, indent=1))
         return
@@ -254,41 +259,16 @@ def evaluate(
             say(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
 
 
-@app.command()
-def publish(
-    recipe: Annotated[str, typer.Argument(help="an evaluated recipe")],
-    to: Annotated[str, typer.Option(help="the store: a folder, file:// or s3://bucket/prefix")],
-    runs: Runs = Path("runs"),
-) -> None:
-    """Put an evaluated checkpoint into the store."""
-    from jobs.publishing.publish import publish
-
-    published = publish(recipe, to, runs)
-    state = "published" if published["new"] else "already there"
-    say(f"{published['uri']}: {state} ({published['sha256'][:16]})")
-
-
-@app.command()
-def models(uri: Annotated[str, typer.Argument(help="the store")], as_json: Json = False) -> None:
-    """What the store holds."""
-    from jobs.evaluation.metrics import measured
-    from jobs.publishing.publish import models
-
-    held = models(uri)
-    if as_json:
-        print(json.dumps(held, indent=1))
-        return
-    for version in held:
-        first = {name: (measured(score)[0], score) for name, score in version["scores"].items()}
-        scores = "  ".join(f"{name} {m.text(score[m.name])} {m.unit}" for name, (m, score) in first.items())
-        say(f"{version['recipe']}/{version['version']}{'  latest' if version['latest'] else ''}  {scores}")
+app.add_typer(publishing)
 
 
 @app.command()
 def restore(
     source: Annotated[Path, typer.Argument(help="a degraded image, or a folder of them")],
     target: Annotated[Path, typer.Argument(help="where the restored one goes")],
-    model: Annotated[str, typer.Option(help="a recipe with a checkpoint, or a published model's URI")],
+    model: Annotated[
+        str, typer.Option(help="a recipe with a checkpoint, a published.json, or a published model's URI; URI@NAME")
+    ],
     scale: Annotated[int | None, typer.Option(min=2, max=8, help="enlarge first, for super-resolution models")] = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="never in blended tiles, whatever memory a large image needs")
@@ -296,15 +276,16 @@ def restore(
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="of a JPEG that is written; 95")] = None,
     subsampling: Annotated[str | None, typer.Option(help="of its colours: 4:4:4 (the default), 4:2:2 or 4:2:0")] = None,
     trust: Trust = None,
+    store: Store = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore files or folders, of any size."""
-    _in_its_arithmetic(model, runs)
+    _in_its_arithmetic(model, runs, store)
     from jobs.restoring.restore import restore
     from jobs.restoring.tiles import OVERLAP, TILE, WHOLE
 
     how: dict[str, Any] = {"scale": scale, "whole": whole, "quality": quality, "subsampling": subsampling}
-    how["trust"] = trust or ()
+    how |= {"trust": trust or (), "store": store}
     done, failed, blended = 0, 0, 0
     for each in restore(model, source, target, runs, **how):
         if each.problem is not None:
@@ -329,15 +310,16 @@ def restore(
 
 @app.command()
 def report(
+    recipes: Annotated[list[str] | None, typer.Argument(help="or variants; those of params.yaml by default")] = None,
     params: ParamsFile = Path("params.yaml"),
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="folder for the page")] = Path("report"),
 ) -> None:
-    """The page: scores, curves and pictures of every recipe in params.yaml."""
+    """The page: scores, curves and pictures of every recipe."""
     from jobs.report import write_report
     from pipeline.params import read_params
 
-    say(str(write_report(list(read_params(params).recipes), runs, out)))
+    say(str(write_report(recipes or list(read_params(params).recipes), runs, out)))
 
 
 @app.command()
@@ -413,8 +395,12 @@ def load(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 1."""
+    hand_over(sys.argv[1:])
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        from pipeline.params import use_project_endpoint
+
+        use_project_endpoint()
         app()
     except UserError as error:
         say(f"memoir: {error}", problem=True)

@@ -11,7 +11,7 @@ from jobs.recipe import read_recipe
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.layouts import layout
-from pipeline.params import Params, read_params
+from pipeline.params import Params, in_project, read_params
 from pipeline.raw.manifest import Source
 from pipeline.raw.sources import is_remote
 from pipeline.storage import storage
@@ -54,7 +54,7 @@ def examine(params_file: Path) -> Iterator[Finding]:
         except UserError as error:
             yield Finding(False, f"recipe {recipe}", str(error))
     try:
-        held = storage(params.store).names("models/")
+        held = storage(in_project(params.store)).names("models/")
         yield Finding(
             True, f"store {params.store}", f"{sum(name.endswith('SHA256SUMS') for name in held)} published versions"
         )

@@ -7,7 +7,7 @@ are ignored; those that this version uses are checked for kind and range, and no
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from pipeline.config import parse_json
 from pipeline.errors import UserError
@@ -15,17 +15,34 @@ from pipeline.errors import UserError
 SMALL = 2**26  # bytes of such a file, at most
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file of a version or a checkpoint
 
+NAME = r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}"  # of one folder or file
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 VersionName = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Step = Annotated[int, Field(ge=0, lt=10**8)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,1000}$")]
-Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}$")]  # of one folder or file
+Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
+CheckpointName = Annotated[str, Field(pattern=rf"^runs/{NAME}/step-[0-9]{{8}}$")]
+ModelName = Annotated[str, Field(pattern=rf"^models/{NAME}/[0-9a-f]{{12}}$")]
+Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]  # in UTC
+Licence = Line | list[Line] | dict[Line, Line] | None  # of data: of all, or by dataset
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
 
 
 class Document(BaseModel):
     """The base class of the documents below."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class OfStore(Document):
+    """A document that names something in the store, by its path there: older ones had a URI."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "uri" in value and not value.keys() & {"checkpoint", "model"}:
+            raise UserError("of an older version of memoir")
+        return value
 
 
 class Trained(Document):
@@ -35,12 +52,17 @@ class Trained(Document):
     digest: Line
 
 
-class Pointer(Document):
-    """checkpoint.json, which points to a recipe's trained weights."""
+class Pointer(OfStore):
+    """checkpoint.json, which points to a recipe's trained weights in the store.
+
+    overrides: `section.key=value` of a variant. checkpoint: the folder in the store. samples: the digest of what was trained on.
+    """
 
     recipe: Name
+    overrides: list[Annotated[str, Field(max_length=2**17)]] = []
     run: Name
-    uri: Line
+    checkpoint: CheckpointName
+    samples: Annotated[str, Field(max_length=SMALL)]
     sha256: Sha256
     step: Step
     precision: Literal["fp32", "bf16"] | None = None
@@ -48,12 +70,18 @@ class Pointer(Document):
     source: Sha256 | None = None  # its digest, for a network of one's own
     data: Trained
 
+    @model_validator(mode="after")
+    def _of_the_run(self) -> "Pointer":
+        if self.checkpoint.split("/")[1] != self.run:
+            raise ValueError("checkpoint: of another run")
+        return self
 
-class Published(Document):
-    """published.json."""
 
-    uri: Line
-    version: Line
+class Published(OfStore):
+    """published.json, which points to a version in the store. model: its folder there."""
+
+    model: ModelName
+    version: VersionName
     sha256: Sha256
 
 
@@ -63,10 +91,49 @@ class Latest(Document):
     version: VersionName
 
 
-class ProvenanceData(Document):
-    """What provenance.json says of the training data."""
+class Promotion(Document):
+    """A record of jobs/publishing/promote.py: who gave a name to a version, when and why, and which version had it before."""
 
+    name: Line
+    version: VersionName
+    before: VersionName | None = None
+    who: Line
+    when: Time
+    why: Line | None = None
+
+
+class Began(Document):
+    """began.json of a run: who began it, when, with which code, on which data."""
+
+    who: Line
+    when: Time
+    repository: Line | None = None
+    commit: Commit | None = None
+    dirty: bool | None = None
+    diff: Sha256 | None = None  # of what was not committed
+    data: Line
+    shard_bytes: int | None = Field(None, ge=0, lt=2**63)
+    codec: Line | None = None
+    licence: Licence = None
+    datasets: dict[Line, dict[str, Any]] | None = None
+
+
+class Machine(Document):
+    """machine.json of a run: what led its computation."""
+
+    python: Line
+    cpu: Line
+    instructions: Line
+    libraries: dict[Line, Line]
+
+
+class ProvenanceData(Document):
+    """What provenance.json says of the training data; what older versions of memoir did not say is None."""
+
+    task: Line | None = None
     digest: Line
+    location: Line | None = None
+    licence: Licence = None
 
 
 class OwnNetwork(Document):
@@ -83,6 +150,16 @@ class Provenance(Document):
     network: OwnNetwork | None = None
     step: Step
     data: ProvenanceData
+    run: Line | None = None
+    who: Line | None = None
+    when: Time | None = None
+    repository: Line | None = None
+    commit: Commit | None = None
+    dirty: bool | None = None
+    diff: Sha256 | None = None
+    parent: VersionName | None = None
+    notes: list[Line] = []
+    machine: Machine | None = None
 
 
 class Done(Document):
@@ -142,6 +219,8 @@ def check_document(value: Any, kind: Any, where: str, mend: str) -> None:
         TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
+        if isinstance(known := first.get("ctx", {}).get("error"), UserError):
+            raise UserError(f"{where}: {known}; {mend}") from None
         what = ": ".join(
             [".".join(str(part)[:100] for part in first["loc"]), first["msg"].removeprefix("Value error, ")]
         )

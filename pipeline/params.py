@@ -1,11 +1,13 @@
 """The file params.yaml, which lists the datasets, tasks and recipes that `dvc repro` works on, and where the team's store is."""
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field
 
-from pipeline.config import Frozen, read_yaml
+from pipeline.config import Frozen, read_limited, read_yaml
+from pipeline.errors import UserError
 from pipeline.raw.manifest import Source
 
 FILE = Path("params.yaml")
@@ -50,14 +52,47 @@ def in_project(uri: str) -> str:
     """
     if "://" in uri or Path(uri).is_absolute():
         return uri
-    here = Path.cwd()
-    for folder in here.parents:
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return str(folder.parents[2] / uri)
-    return uri
+    folder = below_experiments()
+    return uri if folder is None else str(folder.parents[2] / uri)
+
+
+def below_experiments() -> Path | None:
+    """The folder <project>/.dvc/tmp/exps, if the current directory is in it: DVC runs experiments in copies there."""
+    return next((folder for folder in Path.cwd().parents if folder.parts[-3:] == (".dvc", "tmp", "exps")), None)
 
 
 def use_endpoint(params: Params) -> None:
     """Have S3 requests of this process and its children go to the server that params.yaml names, unless the environment does."""
     if params.endpoint and not os.environ.get(ENDPOINT):
         os.environ[ENDPOINT] = params.endpoint
+
+
+def project_store(given: str | None = None) -> str:
+    """The store that a command works on, ready to open: the one that is given, else that of params.yaml in the current directory.
+
+    Raises UserError where neither says one.
+    """
+    if given is not None:
+        return given
+    if not FILE.exists():
+        raise UserError(
+            f"which store? There is no {FILE} in {Path.cwd()} that names one; give --store, or go to the project"
+        )
+    return in_project(read_params(FILE).store)
+
+
+def project_shards(given: str | None = None) -> str | None:
+    """The store that keeps built shards: the one that is given, else that of params.yaml in the current directory, if any."""
+    if given is not None or not FILE.exists():
+        return given
+    shards = read_params(FILE).shards
+    return None if shards is None else in_project(shards)
+
+
+def use_project_endpoint() -> None:
+    """`use_endpoint` for params.yaml in the current directory, if it names a server. Raises UserError for a mistake in it.
+
+    A file without that word is not read: it may be another program's, and most commands do without.
+    """
+    if FILE.is_file() and re.search(rb"^endpoint\b", read_limited(FILE), re.MULTILINE):
+        use_endpoint(read_params(FILE))

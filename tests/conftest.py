@@ -67,38 +67,54 @@ def tiny_photographs(root: Path) -> None:
             write_image(root / f"photos/{split}/{i}.png", np.kron(low, np.ones((8, 8, 1), np.uint8)))
 
 
+BEGAN = {
+    "who": "Ada <ada@example.org>",
+    "when": "2026-01-02T03:04:05Z",
+    "commit": "c" * 40,
+    "data": "/data/photos-jpeg",
+}
+MACHINE = {"python": "3.12.1", "cpu": "A CPU", "instructions": "AVX2", "libraries": {"torch": "2.0"}}
+
+
 def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Path:
     """The checkpoint of a recipe `tiny` as `memoir train` leaves it, with random weights; returns the folder of runs.
 
-    recipe: the YAML file's text. results: JSON files beside the pointer, by name.
+    recipe: the YAML file's text. results: JSON files beside the pointer, by name. `place` is a project, whose store has the
+    checkpoint.
     """
     import torch
     from safetensors.torch import save_file
 
     from jobs.recipe import build_model, read_recipe
     from jobs.training.loop import weights
+    from jobs.training.origin import digest, origin
 
     place.mkdir(parents=True, exist_ok=True)
     (place / "tiny.yaml").write_text(recipe)
     resolved = read_recipe(str(place / "tiny.yaml"))
-    checkpoint = place / "store/runs" / f"tiny-{seed}" / "step-00000006"
+    (place / "params.yaml").write_text(f"store: {place / 'store'}\ndatasets: {{}}\ntasks: []\nrecipes: {{}}\n")
+    run = f"tiny-{digest(origin(resolved, 'd1935'))}"
+    checkpoint = place / "store/runs" / run / "step-00000006"
     checkpoint.mkdir(parents=True)
     torch.manual_seed(seed)
     save_file(weights(build_model(resolved.model)), checkpoint / "model.safetensors")
     (checkpoint / "recipe.json").write_text(resolved.model_dump_json(indent=1))
+    for name, value in (("began", BEGAN), ("machine", MACHINE)):
+        (checkpoint.parent / f"{name}.json").write_text(json.dumps(value))
     task = resolved.data.task
     pointer = {
         "recipe": "tiny",
-        "run": f"tiny-{seed}",
-        "uri": checkpoint.as_posix(),
+        "run": run,
+        "checkpoint": f"runs/{run}/step-00000006",
+        "samples": "d1935",
         "sha256": file_sha256(checkpoint / "model.safetensors"),
         "step": 6,
         "data": {"task": task, "digest": "d1935", **read_task(task).model_dump(mode="json")},
     }
-    run = place / "runs/tiny"
-    run.mkdir(parents=True, exist_ok=True)
+    folder = place / "runs/tiny"
+    folder.mkdir(parents=True, exist_ok=True)
     for name, value in {"checkpoint": pointer, **results}.items():
-        (run / f"{name}.json").write_text(json.dumps(value))
+        (folder / f"{name}.json").write_text(json.dumps(value))
     return place / "runs"
 
 

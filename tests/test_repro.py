@@ -73,7 +73,7 @@ def test_photographs_become_a_published_model_and_a_page_and_a_kill_in_between_c
     pointer = json.loads((clone / "runs/memnet-jpeg-sample/checkpoint.json").read_text())
     published = json.loads((clone / "runs/memnet-jpeg-sample/published.json").read_text())
     assert published["sha256"] == pointer["sha256"]
-    assert (clone / published["uri"] / "SHA256SUMS").exists()
+    assert (clone / "store" / published["model"] / "SHA256SUMS").exists()
     assert "memnet-jpeg-sample" in (clone / "report/index.html").read_text()
     assert list((clone / "runs/memnet-jpeg-sample/restored").glob("*.png"))
     scores = json.loads((clone / "runs/memnet-jpeg-sample/scores.json").read_text())

@@ -42,18 +42,20 @@ def trained(workplace: Workplace, without_ray, one_thread) -> Path:
     workplace.build(degradation={"kind": "paired"}, colour="rgb", bits=16)
     Path("small.yaml").write_text(RECIPE)
     run = Run(read_recipe("small.yaml"), Path("data/tiny"), torch.device("cpu"))
-    checkpoint = Path("store/runs/tiny-0/step-00000002")
+    checkpoint = Path("store/runs/small-0/step-00000002")
     run.train(lambda run: [write_bytes(checkpoint / name, data) for name, data in run.save().items()] and None, print)
     assert all(np.isfinite(record["loss"]) for record in run.records if "loss" in record)
     listing = read_shards_json(Path("data/tiny"))
     pointer = {
         "recipe": "small",
         "run": "small-0",
-        "uri": checkpoint.as_posix(),
+        "checkpoint": "runs/small-0/step-00000002",
+        "samples": "",
         "sha256": file_sha256(checkpoint / "model.safetensors"),
         "step": 2,
         "data": {k: listing[k] for k in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")},
     }
+    Path("params.yaml").write_text("store: store\ndatasets: {}\ntasks: []\nrecipes: {}\n")
     write_bytes(Path("runs/small/checkpoint.json"), json.dumps(pointer).encode())
     return Path("runs")
 

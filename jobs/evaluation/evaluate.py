@@ -20,10 +20,11 @@ from jobs.evaluation.benchmark import Benchmark, Pair, benchmark
 from jobs.evaluation.protocols import Score, mean
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
-from jobs.restoring.checkpoint import Trained, load_model
+from jobs.restoring.checkpoint import Trained, load_model, read_checkpoint
 from jobs.restoring.restore import check_channels, on_device
 from jobs.restoring.tiles import blended_distance, restore_grid, restore_plane
-from pipeline.config import bare_name
+from jobs.training.origin import other_run
+from jobs.variant import reference
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
@@ -172,16 +173,18 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
     }
 
 
-def evaluate(model: str, run: BenchmarkRun, runs: Path, trust: Collection[str] = ()) -> dict[str, Any]:
+def evaluate(
+    model: str, run: BenchmarkRun, runs: Path, trust: Collection[str] = (), store: str | None = None
+) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model.
 
-    trust: see `load_model`.
+    trust, store: see `load_model`.
     """
     chosen = benchmark(run.benchmark)
     restore: Restorer = identity
     bits: Bits = 16  # whatever is there
     if model != "identity":
-        trained = load_model(model, runs, trust)
+        trained = load_model(model, runs, trust, store)
         _check_fits(trained, [chosen])
         restore, bits = restorer(on_device(trained.model)), trained.bits
     dataset = dataset_of(run)
@@ -201,16 +204,30 @@ def _check_fits(trained: Trained, benchmarks: list[Benchmark]) -> None:
             )
 
 
-def evaluate_recipe(recipe_name: str, runs: Path, trust: Collection[str] = ()) -> dict[str, Any]:
-    """All benchmarks of a recipe on its checkpoint. trust: see `load_model`.
+def evaluate_recipe(
+    recipe_name: str, runs: Path, trust: Collection[str] = (), store: str | None = None
+) -> dict[str, Any]:
+    """All benchmarks of a recipe, or of a variant of it, on its checkpoint. trust, store: see `load_model`.
 
+    Raises UserError for a checkpoint that the recipe and the code, as they are here, would not make of the same data.
     Writes runs/<recipe>/scores.json (with `blended`, see `blended_distance`, of each benchmark's first image),
     scores.parquet (per image) and pictures/{input,output,target}/ of the first images of each benchmark. A model with a
     memory also gets pictures/memory/, which shows what each item responds to in the first image.
     """
-    recipe = read_recipe(recipe_name)
-    name = bare_name(recipe_name)
-    trained = load_model(recipe_name, runs, trust)
+    given, name = reference(recipe_name)
+    if not (runs / name / "checkpoint.json").is_file():
+        read_recipe(given)  # says that there is none of this name
+    checkpoint = read_checkpoint(name, runs, store)
+    recipe = read_recipe(given, checkpoint.pointer.get("overrides"))
+    if other := other_run(recipe, checkpoint.pointer, checkpoint.root):
+        again = " ".join(
+            ["memoir train", given, *(f"--set {each}" for each in checkpoint.pointer.get("overrides", []))]
+        )
+        raise UserError(
+            f"{runs / name}/checkpoint.json: of the run {checkpoint.pointer['run']}, which is not that of {recipe_name} here: "
+            f"{other}; `{again}`"
+        )
+    trained = load_model(recipe_name, runs, trust, store)
     _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
     restore = restorer(on_device(trained.model))
     scores: dict[str, Any] = {}

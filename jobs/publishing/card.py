@@ -5,6 +5,7 @@ from typing import Any
 
 import jinja2
 
+from jobs.documents import Provenance
 from jobs.evaluation.metrics import table
 from jobs.models import Network
 from jobs.restoring.tiles import OVERLAP, TILE, WHOLE, is_global
@@ -43,7 +44,8 @@ def card(
         uri=uri,
         version=uri.rsplit("/", 1)[1],
         architecture=architecture,
-        provenance={"notes": [], **provenance},
+        provenance=Provenance.model_validate(provenance),
+        licence=_licence(provenance["data"].get("licence")),
         degradation=degradation,
         levels=f" ({levels})" if levels else "",
         planes=PLANES[task["colour"]],
@@ -58,6 +60,13 @@ def card(
         bits=task.get("bits", 8),
         tiles=_tiles(scores) if is_global(model) else None,
     )
+
+
+def _licence(licence: str | list[str] | dict[str, str] | None) -> str | None:
+    """A licence of data in words."""
+    if isinstance(licence, dict):
+        return "; ".join(f"{dataset}: {each}" for dataset, each in licence.items()) or None
+    return "; ".join(licence) or None if isinstance(licence, list) else licence
 
 
 def _own(architecture: str, provenance: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,23 +2,22 @@
 
 import hashlib
 import json
-import subprocess
+import sys
 from collections.abc import Collection
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cv2
-import numpy as np
-import torch
 import yaml
 
 from jobs.documents import Provenance, read_document
 from jobs.evaluation.metrics import measured
 from jobs.evaluation.scores import AllScores, Metrics
+from jobs.project import in_experiment, pointers_only
 from jobs.publishing.card import card
+from jobs.publishing.promote import point
+from jobs.publishing.provenance import provenance
 from jobs.recipe import named_here
 from jobs.restoring.checkpoint import (
     AGAIN,
@@ -28,31 +27,35 @@ from jobs.restoring.checkpoint import (
     Checkpoint,
     assemble,
     find_version,
-    latest_version,
+    labelled_version,
+    labels,
     read_checkpoint,
     versions,
 )
-from jobs.source import is_own
+from jobs.variant import reference
 from pipeline.config import bare_name, parse_json, parse_yaml
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
 
+LINEAGE = ("run", "repository", "commit", "dirty", "who", "when", "parent")
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
 
 
-def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
+def publish(recipe: str, to: str, runs: Path, store: str | None = None) -> dict[str, Any]:
     """Put the evaluated checkpoint of a recipe into a store, as <to>/models/<recipe>/<version>, and make it the latest.
 
-    to: a folder, file:///path or s3://bucket/prefix. The version is 12 hex digits over the weights, the resolved recipe
-    and task, and the scores. A version is written once: publishing it again, from another commit too, changes nothing in
-    it, and finishes what a killed publisher left. SHA256SUMS is written last, then latest.json beside the version.
-    Writes runs/<recipe>/published.json (uri, version, sha256 of the weights) and returns it, with `new`: whether the
-    version was not there yet. Raises UserError for a recipe that is not trained or not evaluated, and for a version whose
-    files are not these.
+    recipe: or a variant of one. to: a folder, file:///path or s3://bucket/prefix. store: where the checkpoint is, see
+    `load_model`. The version is 12 hex digits over the weights, the resolved recipe and task, and the scores. A version is
+    written once: publishing it again, from another commit too, changes nothing in it, and finishes what a killed publisher
+    left. SHA256SUMS is written last, then latest.json beside the version, unless this is a stage of an experiment.
+    Writes runs/<recipe>/published.json (`model`: the version's place in the store; version; sha256 of the weights) and returns
+    it, with `uri`: the version's, `new`: whether it was not there yet, and `latest`: whether it is now the latest. Raises
+    UserError for a recipe that is not trained or not evaluated, and for a version whose files are not these.
     """
-    name, trust = bare_name(recipe), named_here(recipe, bare_name(recipe))
-    checkpoint = read_checkpoint(name, runs)
+    given, name = reference(recipe)
+    trust = named_here(given, bare_name(given))
+    checkpoint = read_checkpoint(name, runs, store)
     scores = _results(runs / name / "scores.json", AllScores, f"memoir evaluate --model {name}")
     training = _results(runs / name / "metrics.json", dict[str, Any], f"memoir train {name}")
     task = checkpoint.task
@@ -63,40 +66,58 @@ def publish(recipe: str, to: str, runs: Path) -> dict[str, Any]:
         )
     content = {"model": sha256, "recipe": checkpoint.recipe, "task": task, "scores": scores}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    store = storage(to)
-    place = storage(f"{store.uri}/models/{name}/{digest}")
+    target = storage(to)
+    model = f"models/{name}/{digest}"
+    place = storage(f"{target.uri}/{model}")
     metrics = {"scores": scores, "training": training}
     new = not place.names(SUMS)
     if new:
-        _upload(checkpoint, place, task, metrics, trust)
+        try:
+            parent = labelled_version(target, LATEST, f"models/{name}/")
+        except UserError:  # a damaged one is replaced below
+            parent = None
+        _upload(checkpoint, place, metrics, trust, None if parent == digest else parent)
     else:
         _compare(checkpoint, place, task, metrics)
-    store.write(f"models/{name}/{LATEST}", _json({"version": digest, "sha256": sha256}))
-    published = {"uri": place.uri, "version": digest, "sha256": sha256}
+    latest = not in_experiment()
+    if latest:
+        point(target, name, LATEST, digest, sha256)
+    published = {"model": model, "version": digest, "sha256": sha256}
     write_bytes(runs / name / "published.json", _json(published))
-    return published | {"new": new}
+    if line := pointers_only(to):
+        sys.stderr.write(f"{printable(line)}\n")
+    return published | {"uri": place.uri, "new": new, "latest": latest}
 
 
 def models(uri: str) -> list[dict[str, Any]]:
     """The published models of a store, sorted by recipe and version; half-published ones are left out.
 
-    Each is {"recipe", "version", "latest" (whether latest.json names it), "uri", "sha256" (of the weights), "scores":
-    {"<data set>/<benchmark>": its metrics}}. Raises UserError for a store without models, and for a damaged version.
+    Each is {"recipe", "version", "latest" (whether latest.json names it), "names" (all that name it, sorted), "uri", "sha256"
+    (of the weights), "task", "lineage" (data, run, repository, commit, dirty, who, when, parent: of its training, null where that
+    is not known), "scores": {"<data set>/<benchmark>": its metrics}}. Raises UserError for a store without models, and for a
+    damaged version.
     """
     store = storage(uri)
     found = []
+    named: dict[str, dict[str, str]] = {}
     for name in versions(store):
         recipe, number = name.split("/")
+        if recipe not in named:
+            named[recipe] = labels(store, f"models/{recipe}/")
         held = find_version(f"{store.uri}/models/{name}")
-        where = f"{held.store.uri}/metrics.json"
-        scores = read_document(held.read("metrics.json"), Metrics, where, AGAIN)["scores"]
+        scores = read_document(held.read("metrics.json"), Metrics, f"{held.store.uri}/metrics.json", AGAIN)["scores"]
+        origin = read_document(held.read("provenance.json"), Provenance, f"{held.store.uri}/provenance.json", AGAIN)
+        names = sorted(label for label, version in named[recipe].items() if version == number)
         found.append(
             {
                 "recipe": recipe,
                 "version": number,
-                "latest": latest_version(store, f"models/{recipe}/") == number,
+                "latest": LATEST in names,
+                "names": names,
                 "uri": held.store.uri,
                 "sha256": held.sums[WEIGHTS],
+                "task": origin["data"].get("task"),
+                "lineage": {"data": origin["data"]["digest"], **{key: origin.get(key) for key in LINEAGE}},
                 "scores": {key: {m.name: row[m.name] for m in measured(row)} for key, row in scores.items()},
             }
         )
@@ -116,9 +137,10 @@ def _results(path: Path, kind: Any, command: str) -> dict[str, Any]:
 
 
 def _upload(
-    checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any], trust: Collection[str]
+    checkpoint: Checkpoint, place: Storage, metrics: dict[str, Any], trust: Collection[str], parent: str | None
 ) -> None:
     """Write a version, or what is missing of it; files that another publisher of the same version wrote are kept."""
+    task = checkpoint.task
     sums = {WEIGHTS: checkpoint.pointer["sha256"]}
 
     def put(name: str, data: bytes) -> bytes:
@@ -142,9 +164,9 @@ def _upload(
     _check(place, "recipe.yaml", put("recipe.yaml", _yaml(checkpoint.recipe)), checkpoint.recipe)
     _check(place, "task.yaml", put("task.yaml", _yaml(task)), task)
     _check(place, "metrics.json", put("metrics.json", _json(metrics)), metrics["scores"])
-    provenance = put("provenance.json", _json(_provenance(checkpoint)))
+    told = put("provenance.json", _json(provenance(checkpoint, parent)))
     try:
-        origin = read_document(provenance, Provenance, f"{place.uri}/provenance.json", AGAIN)
+        origin = read_document(told, Provenance, f"{place.uri}/provenance.json", AGAIN)
     except UserError:
         raise _conflict(place, "provenance.json") from None
     put("card.md", card(place.uri, model, checkpoint.recipe, task, metrics["scores"], origin).encode())
@@ -185,49 +207,3 @@ def _json(value: Any) -> bytes:
 
 def _yaml(value: Any) -> bytes:
     return yaml.safe_dump(value, sort_keys=False, width=120).encode()
-
-
-def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Where a model comes from. commit, dirty: the state of the git repository in which `publish` runs; null outside one.
-
-    libraries: those of this machine, which need not be the one that trained.
-    """
-    commit = _git("rev-parse", "HEAD")
-    # dvc.lock is rewritten while the stages run, and holds nothing that a model is made from
-    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)dvc.lock")
-    pointer = checkpoint.pointer
-    return {
-        "recipe": checkpoint.name,
-        "commit": commit,
-        "dirty": None if commit is None or changes is None else bool(changes),
-        "data": {name: pointer["data"][name] for name in ("task", "digest")},
-        "run": pointer["run"],
-        **(_network(checkpoint.recipe["model"], pointer) if is_own(checkpoint.recipe["model"].get("name")) else {}),
-        "step": pointer["step"],
-        "notes": pointer.get("notes", []),
-        "world_size": checkpoint.recipe["training"]["workers"],
-        "precision": pointer.get("precision"),
-        "portable": checkpoint.recipe["training"].get("portable", False),
-        "libraries": {
-            "memoir": version("memoir"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-            "ray": version("ray"),
-        },
-    }
-
-
-def _network(model: dict[str, Any], pointer: dict[str, Any]) -> dict[str, Any]:
-    """What provenance.json says of a network of one's own: source is the digest of its files when it was trained."""
-    options = {key: value for key, value in model.items() if key != "name"}
-    return {"network": {"name": model["name"], "options": options, "source": pointer.get("source")}}
-
-
-def _git(*arguments: str) -> str | None:
-    """The output of git; None where it does not apply."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

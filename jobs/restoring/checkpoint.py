@@ -3,6 +3,7 @@
 A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written last: without it there is no version.
 """
 
+import re
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -12,12 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from jobs.documents import SMALL, Latest, Pointer, Provenance, check_document, read_document, read_sums
+from jobs.documents import SMALL, Latest, Pointer, Provenance, Published, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
 from jobs.source import is_own, present_digest
-from pipeline.config import bare_name, parse_json, parse_yaml
+from jobs.variant import reference as parted
+from pipeline.config import parse_json, parse_yaml
 from pipeline.depth import Bits
 from pipeline.errors import UserError, nearest, printable
+from pipeline.params import project_store
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
 from pipeline.task import Task
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 SUMS = "SHA256SUMS"
-LATEST = "latest.json"
+LATEST = "latest"  # the name of the version that a recipe's URI stands for
+LABEL = "[a-z][a-z0-9-]{0,39}"  # such a name; <name>.json says which version has it
 AGAIN = "publish again"
 SPARE = 10_000  # tensors that a model may have beyond those of its file; with more, it is refused
 
@@ -78,35 +82,41 @@ class Version:
         fetch(self.store, name, self.sums[name], path, limit)
 
 
-def load_model(reference: str, runs: Path, trust: Collection[str] = ()) -> Trained:
+def load_model(reference: str, runs: Path, trust: Collection[str] = (), store: str | None = None) -> Trained:
     """A trained model, ready to restore.
 
-    reference: a recipe with runs/<recipe>/checkpoint.json; or the folder or URI of a published version, or of
-    <store>/models/<recipe>, which stands for its latest version. Only weights whose sha256 is the recorded one are loaded.
+    reference: a recipe with runs/<recipe>/checkpoint.json; runs/<recipe>/published.json, for the version that it names; or the
+    folder or URI of a published version, or of <store>/models/<recipe>, which stands for its latest version. Only weights
+    whose sha256 is the recorded one are loaded. store: where the checkpoints and versions are that files in `runs` name; that
+    of params.yaml in the current directory by default.
     trust: networks of one's own, modules or packages that may be imported, beside those that a recipe file here names.
     Raises UserError, naming what there is instead, for another reference; for a checkpoint that is missing, changed, or of
     another architecture than its recipe; and for a network that is not to be trusted.
     """
-    found = _find(reference, runs)
+    found = _find(reference, runs, store)
     return _trained(found, reference, trust) if isinstance(found, Checkpoint) else _published(found, trust)
 
 
-def trained_portably(reference: str, runs: Path) -> bool:
-    """Whether a model was trained with `training.portable`. reference and errors are those of `load_model`."""
-    found = _find(reference, runs)
+def trained_portably(reference: str, runs: Path, store: str | None = None) -> bool:
+    """Whether a model was trained with `training.portable`. Arguments and errors are those of `load_model`."""
+    found = _find(reference, runs, store)
     recipe = found.recipe if isinstance(found, Checkpoint) else _recipe(found)
     return bool(recipe["training"].get("portable"))
 
 
-def _find(reference: str, runs: Path) -> "Checkpoint | Version":
+def _find(reference: str, runs: Path, store: str | None) -> "Checkpoint | Version":
     """Where a trained model is."""
-    name = bare_name(reference)
+    if reference.endswith(".json"):
+        return _named(Path(reference), store)
+    name = parted(reference).name
     if (runs / name / "checkpoint.json").is_file():
-        return read_checkpoint(name, runs)
+        return read_checkpoint(name, runs, store)
     if "/" in reference or Path(reference).is_dir():
         return find_version(reference)
-    if (RECIPES / f"{name}.yaml").is_file():
-        raise UserError(f"{runs / name}/checkpoint.json: not found; `memoir train {name}` writes it")
+    recipe, _, values = name.partition("+")
+    if (RECIPES / f"{recipe}.yaml").is_file():
+        command = f"memoir train {recipe} --set ...` with its values" if values else f"memoir train {name}`"
+        raise UserError(f"{runs / name}/checkpoint.json: not found; `{command} writes it")
     known = [path.parent.name for path in runs.glob("*/checkpoint.json")]
     there = nearest(name, known) if known else "nothing is trained there yet"
     raise UserError(f"no model {reference!r} in {runs}; {there} (or give the folder or URI of a published model)")
@@ -114,9 +124,14 @@ def _find(reference: str, runs: Path) -> "Checkpoint | Version":
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What runs/<recipe>/checkpoint.json points to. recipe: resolved. pointer: the file's contents. task: see `Trained`."""
+    """What runs/<recipe>/checkpoint.json points to.
+
+    name: of the folder in runs/. root: the store. store: the checkpoint's folder in it. recipe: resolved. pointer: the file's
+    contents. task: see `Trained`.
+    """
 
     name: str
+    root: Storage
     store: Storage
     recipe: dict[str, Any]
     pointer: dict[str, Any]
@@ -127,8 +142,29 @@ class Checkpoint:
         fetch(self.store, WEIGHTS, self.pointer["sha256"], path)
 
 
-def read_checkpoint(name: str, runs: Path) -> Checkpoint:
-    """The final checkpoint of a recipe. Raises UserError if there is none, or if what it points to is not there."""
+def _named(path: Path, store: str | None) -> Version:
+    """The version that a published.json names. Raises UserError if the store lacks it."""
+    try:
+        published = read_document(path.read_bytes(), Published, str(path), AGAIN)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `memoir publish` writes it") from None
+    place = storage(project_store(store))
+    version = _version(storage(f"{place.uri}/{published['model']}"))
+    if version is None:
+        raise UserError(
+            f"{place.uri}: lacks {published['model']}, which {path} names; `memoir store copy` brings it from the store that "
+            "has it, or ask who published it"
+        )
+    if version.sums[WEIGHTS] != published["sha256"]:
+        raise UserError(f"{version.store.uri}: has other weights than {path} names; {AGAIN}")
+    return version
+
+
+def read_checkpoint(name: str, runs: Path, store: str | None = None) -> Checkpoint:
+    """The final checkpoint of a recipe. store: see `load_model`.
+
+    Raises UserError if there is none, or if what it points to is not there.
+    """
     path = runs / name / "checkpoint.json"
     try:
         pointer = read_document(path.read_bytes(), Pointer, str(path), "train again")
@@ -139,19 +175,21 @@ def read_checkpoint(name: str, runs: Path) -> Checkpoint:
     task |= {name: data[name] for name in ("colour", "degradation", "splits") if name in data}
     task |= {"negatives": data["negatives"]} if data.get("negatives") else {}
     check_document(task, Task, str(path), "train again")
-    store = storage(pointer["uri"])
+    root = storage(project_store(store))
+    place = storage(f"{root.uri}/{pointer['checkpoint']}")
     try:
-        recipe = parse_json(store.read("recipe.json", SMALL), f"{store.uri}/recipe.json")
+        recipe = parse_json(place.read("recipe.json", SMALL), f"{place.uri}/recipe.json")
     except FileNotFoundError as error:
         raise UserError(
-            f"{error.filename}: not found, and {path} points to it; bring it back, or train again"
+            f"{error.filename}: not found, and {path} points to it; `memoir store copy` brings it from the store that has it, "
+            "or train again"
         ) from None
-    check_document(recipe, ResolvedRecipe, f"{store.uri}/recipe.json", "train again")
-    return Checkpoint(name, store, recipe, pointer, task)
+    check_document(recipe, ResolvedRecipe, f"{place.uri}/recipe.json", "train again")
+    return Checkpoint(name, root, place, recipe, pointer, task)
 
 
 def _trained(checkpoint: Checkpoint, reference: str, trust: Collection[str]) -> Trained:
-    trust = {*trust, *named_here(reference, checkpoint.name)}
+    trust = {*trust, *named_here(parted(reference).recipe, checkpoint.pointer["recipe"])}
     with TemporaryDirectory(prefix="memoir-") as folder:
         path = Path(folder, WEIGHTS)
         checkpoint.download(path)
@@ -178,7 +216,7 @@ def _published(version: Version, trust: Collection[str]) -> Trained:
     with TemporaryDirectory(prefix="memoir-") as folder:
         path = Path(folder, WEIGHTS)
         version.download(WEIGHTS, path)
-        model = assemble(recipe, path, uri, {*trust, *named_here("", name)})
+        model = assemble(recipe, path, uri, {*trust, *named_here("", parted(name).recipe)})
     _compare_source(recipe, (provenance.get("network") or {}).get("source"), uri)
     return Trained(model, recipe, name, uri, version.sums[WEIGHTS], task)
 
@@ -270,30 +308,43 @@ def fetch(store: Storage, name: str, sha256: str, path: Path, limit: int | None 
 
 
 def find_version(uri: str) -> Version:
-    """The published version at `uri`, or the latest one of the recipe at `uri`.
+    """The published version at `uri`; or the latest one of the recipe at `uri`, or that with a name: <store>/models/<recipe>@NAME.
 
     Raises UserError, naming what is published near by, if there is none.
     """
-    store = storage(uri)
-    version = _version(store)
+    found = re.fullmatch(rf"(.+)@({LABEL})", uri.rstrip("/"))
+    store, label = storage(found[1] if found else uri), found[2] if found else LATEST
+    version = None if found else _version(store)
     if version is not None:
         return version
-    latest = latest_version(store)
-    if latest is None:
+    number = labelled_version(store, label)
+    if number is None:
+        known = labels(store) if found else {}
+        if known:
+            raise UserError(f"{store.uri}: no version is called {label}; {nearest(label, list(known))}")
         raise UserError(_nothing(store))
-    version = _version(storage(f"{store.uri}/{latest}"))
+    version = _version(storage(f"{store.uri}/{number}"))
     if version is None:
-        raise UserError(f"{store.uri}/{LATEST}: version {latest} is not there; publish again, or name another version")
+        raise UserError(
+            f"{store.uri}/{label}.json: version {number} is not there; publish again, or name another version"
+        )
     return version
 
 
-def latest_version(store: Storage, folder: str = "") -> str | None:
-    """The version that <folder>latest.json names; None without that file. Raises UserError if it is damaged."""
+def labelled_version(store: Storage, label: str, folder: str = "") -> str | None:
+    """The version that <folder><label>.json names; None without that file. Raises UserError if it is damaged."""
     try:
-        pointer = store.read(folder + LATEST, SMALL)
+        pointer = store.read(f"{folder}{label}.json", SMALL)
     except FileNotFoundError:
         return None
-    return str(read_document(pointer, Latest, f"{store.uri}/{folder}{LATEST}", AGAIN)["version"])
+    return str(read_document(pointer, Latest, f"{store.uri}/{folder}{label}.json", AGAIN)["version"])
+
+
+def labels(store: Storage, folder: str = "") -> dict[str, str]:
+    """The versions of a recipe that have a name, by name: latest, and those of `memoir promote`. Raises as `labelled_version`."""
+    found = (re.fullmatch(rf"{re.escape(folder)}({LABEL})[.]json", name) for name in store.names(folder))
+    named = {match[1]: labelled_version(store, match[1], folder) for match in found if match}
+    return {label: number for label, number in named.items() if number is not None}
 
 
 def _version(store: Storage) -> Version | None:

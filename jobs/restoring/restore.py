@@ -52,10 +52,11 @@ def restore(
     quality: int | None = None,
     subsampling: str | None = None,
     trust: Collection[str] = (),
+    store: str | None = None,
 ) -> Iterator[Restored]:
     """Restore an image into `target`, or every image below the folder `source` into the same place below `target`.
 
-    model, trust: see `load_model`. target: for an image, a PNG or JPEG file or a folder; for a folder, a folder of PNG files.
+    model, trust, store: see `load_model`. target: for an image, a PNG or JPEG file or a folder; for a folder, a folder of PNG files.
     scale: enlarge by this factor first; for models of super-resolution, which want their input at the size of the output.
     whole: never use blended tiles, see `restore_plane`. quality (1..100; 95), subsampling ("4:4:4"; or "4:2:2", "4:2:0"): of a
     JPEG that is written.
@@ -72,7 +73,7 @@ def restore(
         raise UserError(f"--subsampling {subsampling}: 4:4:4, 4:2:2 or 4:2:0")
     if (quality or subsampling) and (source.is_dir() or pairs[0][1].suffix.lower() == ".png"):
         raise UserError("--quality and --subsampling are of JPEG, and the output is PNG")
-    trained = load_model(model, runs, trust)
+    trained = load_model(model, runs, trust, store)
     check_channels(trained)
     if scale is not None:
         _check_scale(scale, trained)

@@ -97,6 +97,26 @@ def begin(store: Storage, name: str, made_of: dict[str, Any]) -> str | None:
     return printable(f"{run}: a new run beside {nearest}{more}, for there are other {some(others[nearest], 8)}")
 
 
+def other_run(recipe: Recipe, pointer: dict[str, Any], store: Storage) -> str | None:
+    """How the run that a recipe and the code here make of a pointer's dataset differs from the pointer's run; None: it does not.
+
+    pointer: checkpoint.json. The store has what the pointer's run is made of.
+    """
+    ours, run = origin(recipe, pointer["samples"]), pointer["run"]
+    if run == f"{pointer['recipe']}-{digest(ours)}":
+        return None
+    where = f"runs/{run}/{FILE}"
+    try:
+        changed = differences(
+            read_document(store.read(where, SMALL), dict[str, Any], f"{store.uri}/{where}", "remove it"), ours
+        )
+    except (UserError, FileNotFoundError):  # damaged or removed; that the names differ is known
+        changed = []
+    return (
+        f"other {some(changed, 8)}" if changed else f"another recipe or other code, and {store.uri} does not say which"
+    )
+
+
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """How one origin differs from the other: keys of the recipe with both values, files of code, the shards."""
     a, b = _flat(theirs), _flat(ours)

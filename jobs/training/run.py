@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from jobs.recipe import Recipe, read_recipe
 from jobs.training.origin import digest, origin
+from jobs.variant import overriding, variant
 from pipeline.config import bare_name
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Storage, storage
@@ -12,15 +13,19 @@ from pipeline.storage import Storage, storage
 class Planned(NamedTuple):
     """A training run before it begins.
 
-    name: the recipe's. run: the run's name in the store, with a digest of its origin: data, recipe and code. built,
-    listing: the dataset, and what its shards.json lists. place: the run's folder in the store.
+    name: the recipe's. variant: the name of its folder in runs/, which is another one if values were replaced; overrides: those
+    that make the difference. run: the run's name in the store, with a digest of its origin: data, recipe and code. built,
+    samples, listing: the dataset, its digest and what its shards.json lists. place: the run's folder in the store.
     """
 
     name: str
+    variant: str
+    overrides: list[str]
     recipe: Recipe
     run: str
     origin: dict[str, Any]
     built: Storage
+    samples: str
     listing: dict[str, Any]
     store: Storage
     place: Storage
@@ -32,7 +37,10 @@ def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | 
     name = bare_name(recipe_name)
     built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
     listing = read_shards_json(built)
-    made_of = origin(recipe, samples_digest(listing))
+    samples = samples_digest(listing)
+    made_of = origin(recipe, samples)
     run = f"{name}-{digest(made_of)}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
-    return Planned(name, recipe, run, made_of, built, listing, storage(store), place)
+    changed = overriding(overrides or [])
+    named = variant(name, recipe, changed)
+    return Planned(name, named, changed, recipe, run, made_of, built, samples, listing, storage(store), place)

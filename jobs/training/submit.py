@@ -29,6 +29,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from jobs.recipe import Recipe
 from jobs.source import files, is_own
+from jobs.training.record import began
 from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
@@ -128,7 +129,7 @@ def train_there(planned: Planned) -> None:
 def submit(planned: Planned, cluster: Client) -> str:
     """Submit the run as a job, unless one is on its way to the same store; returns the job's submission id.
 
-    Shards and weights that the cluster needs and a bucket lacks are sent there first. Raises UserError.
+    Who submits it is recorded, and shards and weights that the cluster needs and a bucket lacks are sent, first. Raises UserError.
     """
     store = _uri(planned.store)
     if not re.fullmatch(r"[\w.-]+", planned.run, re.ASCII):
@@ -142,7 +143,9 @@ def submit(planned: Planned, cluster: Client) -> str:
         if active:
             _say(f"{job}: attached to the job on {_shown()}")
             return job
-        data = data or _sent(planned)
+        if data is None:
+            began(planned)
+            data = _sent(planned)
         with working_dir(planned) as folder, _explained():
             environment = _environment(planned)
             try:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.documents import SMALL, Done, State, read_document, read_records
+from jobs.project import pointers_only
 from jobs.recipe import Recipe
 from jobs.training.origin import begin, own_source
+from jobs.training.record import began, on_this_machine
 from jobs.training.run import Planned, plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.cpus import available_cpus
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
 from pipeline.storage import Folder, storage
 
@@ -30,8 +32,10 @@ def train(
 
     data, store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
     continues a killed run, finds a finished one and never mixes two. With an http(s) address of a Ray cluster it trains
-    there. run: the name that it must have, for a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer),
-    metrics.json and curve.tsv. Raises UserError for a mistake in the recipe, data, store or cluster.
+    there. run: the name that it must have, for a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer, which
+    names the checkpoint by its path in the store, so that it is the same for all who share the store), metrics.json and
+    curve.tsv; with overrides that make another model, into a folder of its own (see `jobs.variant`). Raises UserError for a
+    mistake in the recipe, data, store or cluster.
     """
     planned = plan_run(recipe_name, data=data, store=store, overrides=overrides)
     name, place = planned.name, planned.place
@@ -45,12 +49,15 @@ def train(
             train_there(planned)
         else:
             recipe = planned.recipe
-            if run is not None:
+            if run is None:
+                began(planned)
+            else:
                 from jobs.training.submit import with_weights
 
                 recipe = with_weights(recipe, planned.store)
             if line := begin(planned.store, name, planned.origin):
                 sys.stderr.write(f"{line}\n")
+            on_this_machine(place)
             place.write_new("done.json", json.dumps({"checkpoint": _train_here(planned, recipe)}).encode())
     try:
         pointer, records = _result(planned)
@@ -58,11 +65,14 @@ def train(
         raise UserError(
             f"{error.filename}: missing, of a run that has ended; bring it back, or remove {place.uri} and train again"
         ) from None
+    if line := pointers_only(store):
+        sys.stderr.write(f"{printable(line)}\n")
+    folder = runs / planned.variant
     final = {key: value for record in records for key, value in record.items()}
     metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
-    write_bytes(runs / name / "checkpoint.json", _json(pointer))
-    write_bytes(runs / name / "metrics.json", _json(metrics))
-    write_bytes(runs / name / "curve.tsv", _curve(records).encode())
+    write_bytes(folder / "checkpoint.json", _json(pointer))
+    write_bytes(folder / "metrics.json", _json(metrics))
+    write_bytes(folder / "curve.tsv", _curve(records).encode())
     return pointer
 
 
@@ -92,12 +102,14 @@ def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     state = read_document(checkpoint.read("state.json", SMALL), State, f"{checkpoint.uri}/state.json", "train again")
     pointer = {
         "recipe": planned.name,
+        **({"overrides": planned.overrides} if planned.overrides else {}),
         "run": planned.run,
-        "uri": checkpoint.uri,
+        "checkpoint": f"runs/{planned.run}/{done['checkpoint']}",
         "sha256": checkpoint.sha256("model.safetensors"),
         "step": state["step"],
         "precision": state["precision"],
         "notes": state.get("notes", []),
+        "samples": planned.samples,
         **({"source": source} if (source := own_source(planned.origin)) else {}),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")

@@ -197,7 +197,7 @@ def published(place: Path) -> Reader:
     """A store with one version of which one file is other bytes: the first byte says which, the rest are they."""
     runs = untrained_run(place, RECIPE, metrics={"step": 6, "loss": 0.1}, scores=SCORES)
     store = place / "team"
-    folder = Path(publish("tiny", str(store), runs)["uri"])
+    folder = Path(publish("tiny", str(store), runs, str(place / "store"))["uri"])
     names = [*sorted(path for path in folder.iterdir()), folder.parent / "latest.json"]
     plane = np.zeros((12, 12, 1), np.float32)
 

@@ -15,10 +15,12 @@ from jobs.evaluation.benchmark import benchmark
 from jobs.evaluation.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
 from jobs.evaluation.metrics import METRICS, psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
-from jobs.recipe import BenchmarkRun
+from jobs.recipe import BenchmarkRun, read_recipe
+from jobs.training.origin import begin, digest, origin
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
 from pipeline.images import read_image, write_image
+from pipeline.storage import storage
 
 
 def run(benchmark: str, folder: Path, **more: str) -> BenchmarkRun:
@@ -364,3 +366,84 @@ def test_a_sheet_shows_the_image_and_what_each_item_responds_to():
     assert (cells[2][:, :74].max(), cells[2][:, 76:].min()) == (0, 255)
     assert not cells[3].any()  # everywhere the same
     assert (cells[4] == 255).all()
+
+
+# whose checkpoint it is
+
+
+@pytest.fixture
+def trained(photos, tmp_path, monkeypatch) -> Path:
+    """The folder of runs of a recipe tiny.yaml, in the current directory."""
+    recipe = f"""
+model: {{name: memnet, memory_blocks: 1, recursions: 1, channels: 2}}
+data: {{task: photos-jpeg, patch: 31, stride: 21, batch: 12}}
+optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 6}}}}
+training: {{workers: 1}}
+evaluation: {{benchmarks: [{{benchmark: jpeg-q10, data: {photos}}}]}}
+"""
+    monkeypatch.chdir(tmp_path)
+    return untrained_run(tmp_path, recipe)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_scores_of_the_checkpoint_of_another_recipe_are_refused_with_what_differs(trained, kept):
+    recipe = Path("tiny.yaml").read_text()
+    pointer = json.loads((trained / "tiny/checkpoint.json").read_text())
+    if kept:
+        begin(storage("store"), "tiny", origin(read_recipe("tiny.yaml"), pointer["samples"]))
+    evaluate_recipe("tiny.yaml", trained)
+    Path("tiny.yaml").write_text(recipe.replace("workers: 1", "workers: 3"))
+    evaluate_recipe("tiny.yaml", trained)  # the weights would be the same
+    Path("tiny.yaml").write_text(recipe.replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(UserError) as error:
+        evaluate_recipe("tiny.yaml", trained)
+    differs = "other optimisation.lr: 0.001 there, 0.002 here" if kept else "another recipe or other code, and "
+    assert f"of the run {pointer['run']}, which is not that of tiny.yaml here: {differs}" in str(error.value)
+    assert str(error.value).endswith("; `memoir train tiny.yaml`")
+
+
+def test_a_variant_is_evaluated_and_published_by_its_name_with_its_own_values(trained, photos, tmp_path, cli):
+    other = shutil.copytree(photos, tmp_path / "Other", ignore=shutil.ignore_patterns("*.txt", "kodim 2*"))
+    overrides = [f"evaluation.benchmarks=[{{benchmark: jpeg-q20, data: {other}}}]", "optimisation.lr=0.002"]
+    run = f"tiny-{digest(origin(read_recipe('tiny.yaml', overrides), 'd1935'))}"
+    pointer = json.loads((trained / "tiny/checkpoint.json").read_text())
+    (tmp_path / "store/runs" / pointer["run"]).rename(tmp_path / "store/runs" / run)
+    own = {"run": run, "checkpoint": f"runs/{run}/step-00000006", "overrides": overrides}
+    (trained / "tiny+lr=0.002").mkdir()
+    (trained / "tiny+lr=0.002/checkpoint.json").write_text(json.dumps(pointer | own))
+    (trained / "tiny+lr=0.002/metrics.json").write_text("{}")
+    code, out, err = cli("evaluate", "--model", "tiny.yaml+lr=0.002")
+    assert code == 0, err
+    assert "Other/jpeg-q20 (2 images" in out
+    assert (trained / "tiny+lr=0.002/scores.json").is_file()
+    assert not (trained / "tiny/scores.json").exists()
+    code, out, err = cli("publish", "tiny.yaml+lr=0.002")
+    assert code == 0, err
+    (version,) = (tmp_path / "store/models/tiny+lr=0.002").glob("*/provenance.json")
+    assert json.loads(version.read_text())["overrides"] == overrides
+    image = str(other / "kodim 0.png")
+    models = ["tiny+lr=0.002", "store/models/tiny+lr=0.002", "runs/tiny+lr=0.002/published.json"]
+    for i, model in enumerate(models):
+        assert cli("restore", "--model", model, image, f"{i}.png")[0] == 0
+    assert len({Path(f"{i}.png").read_bytes() for i in range(3)}) == 1
+    pointer = json.loads((trained / "tiny+lr=0.002/checkpoint.json").read_text()) | {"overrides": overrides[:1]}
+    (trained / "tiny+lr=0.002/checkpoint.json").write_text(json.dumps(pointer))
+    assert "which is not that of tiny.yaml+lr=0.002 here" in cli("evaluate", "--model", "tiny.yaml+lr=0.002")[2]
+
+
+def test_a_pointer_whose_overrides_name_code_has_nothing_imported(trained):
+    path = trained / "tiny/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": ["model.name=harmful:Net"]}))
+    Path("harmful.py").write_text("from pathlib import Path\nPath('harmed').write_text('')\n")
+    with pytest.raises(UserError, match=r"model\.name"):
+        evaluate_recipe("tiny.yaml", trained)
+    assert not Path("harmed").exists()
+
+
+def test_without_a_store_and_a_project_one_line_says_what_to_give(trained, photos, tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(photos)
+    code, _, err = cli("restore", "--model", "tiny", "--runs", str(trained), "kodim 0.png", "out.png")
+    assert code == 1
+    assert err.startswith("memoir: which store? There is no params.yaml in ")
+    arguments = ["--runs", str(trained), "--store", str(tmp_path / "store"), "kodim 0.png", "out.png"]
+    assert cli("restore", "--model", "tiny", *arguments)[0] == 0

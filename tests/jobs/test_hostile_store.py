@@ -102,7 +102,7 @@ def team(tmp_path_factory) -> Path:
     """A place with runs/ of a trained recipe, `team`, a store that has it, and an image."""
     place = tmp_path_factory.mktemp("team")
     runs = untrained_run(place, RECIPE, metrics={"step": 6, "loss": 0.1}, scores=SCORES)
-    publish("tiny", str(place / "team"), runs)
+    publish("tiny", str(place / "team"), runs, str(place / "store"))
     write_image(place / "in.png", photograph(0, 20, 24, 1))
     return place
 
@@ -144,10 +144,7 @@ def test_a_hostile_published_model_is_one_line_and_reaches_nothing(team, tmp_pat
         one_line(lambda: models(uri))
         one_line(lambda: load_model(str(version), place / "runs"))
         one_line(lambda: list(restore(f"{uri}/models/tiny", place / "in.png", place / "out.png", place / "none")))
-        pointer = place / "runs/tiny/checkpoint.json"  # to the very place that publishing goes to
-        run = next(place.glob("store/runs/*/*"))
-        pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"uri": str(run)}))
-        one_line(lambda: publish("tiny", uri, place / "runs"))
+        one_line(lambda: publish("tiny", uri, place / "runs", str(place / "store")))
     assert {path.name for path in tmp_path.iterdir()} == {"canary", "sandbox"}
 
 
@@ -158,14 +155,12 @@ def test_hostile_results_of_a_recipe_are_one_line_and_reach_nothing(team, tmp_pa
     place = tmp_path / "sandbox"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(team, place)
-    pointer, run = place / "runs/tiny/checkpoint.json", next(place.glob("store/runs/*/*"))
-    pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {"uri": str(run)}))
+    store, run = str(place / "store"), next(place.glob("store/runs/*/step-*"))
     path = run / name if name == "recipe.json" else place / "runs/tiny" / name
     with canary(tmp_path) as outside:
-        value = nasty(tmp_path / "nowhere") if name == "checkpoint.json" else nasty(outside)  # its uri may be any store
-        path.write_text(json.dumps(mutated(data, json.loads(path.read_text()), value)))
-        one_line(lambda: load_model("tiny", place / "runs"))
-        one_line(lambda: publish("tiny", str(place / "other"), place / "runs"))
+        path.write_text(json.dumps(mutated(data, json.loads(path.read_text()), nasty(outside))))
+        one_line(lambda: load_model("tiny", place / "runs", store=store))
+        one_line(lambda: publish("tiny", str(place / "other"), place / "runs", store))
         one_line(lambda: write_report(["tiny"], place / "runs", place / "report"))
     assert {path.name for path in tmp_path.iterdir()} == {"canary", "sandbox"}
 
@@ -322,7 +317,7 @@ def test_a_published_model_fetches_no_other_file(tmp_path, vgg):
         f"{{name: drcnet, width: 4, levels: 2, cr: intra, vgg: '{vgg}'}}",
     ).replace("photos-jpeg", "rain-pairs")
     runs = untrained_run(tmp_path, recipe)
-    trained = load_model("tiny", runs)
+    trained = load_model("tiny", runs, store=str(tmp_path / "store"))
     with torch.inference_mode():
         assert trained.model.restore(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
     assert trained.model._features is None

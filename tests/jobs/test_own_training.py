@@ -136,19 +136,24 @@ def test_a_network_of_ones_own_is_trained_killed_resumed_evaluated_published_and
     assert "2 workers, from step-" in (workplace / "killed.log").read_text()
 
     runs = ("--runs", "runs-killed")
-    for arguments in (["evaluate", "--model", "tiny.yaml"], ["publish", "tiny.yaml", "--to", "team"]):
+    for arguments in (
+        ["evaluate", "--model", "tiny.yaml", "--store", "killed"],
+        ["publish", "tiny.yaml", "--to", "team", "--store", "killed"],
+    ):
         done = memoir(*arguments, *runs, cwd=workplace)
         assert done.returncode == 0, done.stderr
     published = json.loads((workplace / "runs-killed/tiny/published.json").read_text())
     assert published["sha256"] == undisturbed["sha256"]
     image = ("photos/val/0.png", "restored.png")
-    done = memoir("restore", *image, "--model", published["uri"], *runs, cwd=workplace)
+    done = memoir("restore", *image, "--model", f"team/{published['model']}", *runs, cwd=workplace)
     assert done.returncode == 1
     assert "--trust restorers.nafnet:NAFNet" in done.stderr
-    done = memoir("restore", *image, "--model", published["uri"], *runs, "--trust", "restorers", cwd=workplace)
+    done = memoir(
+        "restore", *image, "--model", f"team/{published['model']}", *runs, "--trust", "restorers", cwd=workplace
+    )
     assert done.returncode == 0, done.stderr
     assert (workplace / "restored.png").is_file()
-    provenance = json.loads((workplace / published["uri"] / "provenance.json").read_text())
+    provenance = json.loads((workplace / f"team/{published['model']}" / "provenance.json").read_text())
     assert provenance["network"]["source"] == undisturbed["source"]
 
     layers = workplace / "restorers/layers.py"

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import untrained_run
+from conftest import BEGAN, MACHINE, untrained_run
 from safetensors.torch import load_file, save_file
 
 from jobs.publishing.card import card as card_of
+from jobs.publishing.promote import promote, promotions
 from jobs.publishing.publish import FILES, models, publish
 from jobs.recipe import build_model, read_recipe
 from jobs.restoring.checkpoint import load_model
+from jobs.training.origin import digest, origin
 from pipeline.errors import UserError
 from pipeline.storage import storage
 from pipeline.task import read_task
@@ -64,7 +66,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def runs(tmp_path) -> Path:
+def runs(tmp_path, monkeypatch) -> Path:
+    """The folder of runs in the current directory, a project."""
+    monkeypatch.chdir(tmp_path)
     return train(tmp_path)
 
 
@@ -84,19 +88,17 @@ def store(request, tmp_path, monkeypatch) -> str:
     return f"s3://{name}/team"
 
 
-def git(*arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
-
-
 # a version
 
 
 def test_a_published_model_is_the_trained_one(store, runs):
     published = publish("tiny", store, runs)
-    assert published.pop("new")
-    assert json.loads((runs / "tiny" / "published.json").read_text()) == published
+    assert published["new"]
+    assert published["latest"]
     assert published["uri"] == f"{store}/models/tiny/{published['version']}"
+    named = {key: published[key] for key in ("model", "version", "sha256")}
+    assert json.loads((runs / "tiny" / "published.json").read_text()) == named
+    assert named["model"] == f"models/tiny/{published['version']}"  # whatever the store is called
     trained = load_model("tiny", runs)
     for reference in (published["uri"], f"{store}/models/tiny", f"{store}/models/tiny/"):
         model = load_model(reference, runs)
@@ -129,7 +131,7 @@ def test_a_version_says_all_that_a_reader_needs(tmp_path, runs):
         "| photos-test/jpeg-q20 | PSNR (dB) | 30.50 | **identical** |  |",
         "- Classic5/jpeg-q10: 5 images, gray-float@1 (colour=grey)",
         f"memoir restore --model {version} IN OUT",
-        "Apache License 2.0",
+        "Apache License 2.0. Nothing is said here of a licence of the weights",
     ):
         assert part in card
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=version, check=True, capture_output=True)
@@ -137,7 +139,8 @@ def test_a_version_says_all_that_a_reader_needs(tmp_path, runs):
 
 def test_the_store_lists_what_it_holds(store, runs, tmp_path):
     first = publish("tiny", store, runs)
-    second = publish("tiny", store, train(tmp_path / "again", seed=1))
+    again = train(tmp_path / "again", seed=1)
+    second = publish("tiny", store, again, str(again.parent / "store"))
     assert first["version"] != second["version"]
     held = {model["version"]: model for model in models(store)}
     assert set(held) == {first["version"], second["version"]}
@@ -145,8 +148,15 @@ def test_the_store_lists_what_it_holds(store, runs, tmp_path):
         "recipe": "tiny",
         "version": second["version"],
         "latest": True,
+        "names": ["latest"],
         "uri": second["uri"],
         "sha256": second["sha256"],
+        "task": "photos-jpeg",
+        "lineage": {
+            **{"data": "d1935", "run": "tiny-" + digest(origin(read_recipe("tiny.yaml"), "d1935")), "repository": None},
+            **{"commit": BEGAN["commit"], "dirty": None, "who": BEGAN["who"], "when": BEGAN["when"]},
+            "parent": first["version"],
+        },
         "scores": {key: {"psnr": row["psnr"], "ssim": row["ssim"]} for key, row in SCORES.items()},
     }
     assert not held[first["version"]]["latest"]
@@ -174,7 +184,7 @@ def test_publishing_twice_changes_nothing(store, runs):
 
 def test_the_version_follows_weights_recipe_and_scores_and_nothing_else(tmp_path, runs):
     def version(runs: Path, store: str = "team") -> str:
-        return publish("tiny", str(tmp_path / store), runs)["version"]
+        return publish("tiny", str(tmp_path / store), runs, str(runs.parent / "store"))["version"]
 
     first = version(runs)
     assert version(runs, "elsewhere") == first
@@ -196,40 +206,58 @@ def test_what_training_left_out_stands_in_the_card_and_in_the_provenance(tmp_pat
     path.write_text(json.dumps(pointer | {"notes": notes}))
     place = Path(publish("tiny", str(tmp_path / "team"), runs)["uri"])
     assert json.loads((place / "provenance.json").read_text())["notes"] == notes
-    assert f"\n\n- {notes[0]}\n\n## Scores" in (place / "card.md").read_text()
+    assert f"\n\n- {notes[0]}\n\n## Lineage" in (place / "card.md").read_text()
 
 
-def test_the_first_provenance_stays(tmp_path, runs, monkeypatch):
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    monkeypatch.chdir(repository)
-    git("init")
-    (repository / "code.py").write_text("")
-    git("add", ".")
-    git("commit", "-m", "first")
-    (repository / "dvc.lock").write_text("what the stages rewrite while they run")
-    uri = publish("tiny", str(tmp_path / "team"), runs)["uri"]
-    provenance = json.loads(Path(uri, "provenance.json").read_text())
-    assert (provenance["commit"], provenance["dirty"]) == (git("rev-parse", "HEAD"), False)
-    assert (provenance["run"], provenance["step"], provenance["world_size"]) == ("tiny-0", 6, 3)
-    assert provenance["data"] == {"task": "photos-jpeg", "digest": "d1935"}
+def test_the_provenance_is_that_of_the_training_and_the_first_one_stays(tmp_path, runs, monkeypatch, capsys):
+    began = next(tmp_path.glob("store/runs/*/began.json"))
+    more = {
+        "repository": "https://example.org/us",
+        "dirty": True,
+        "diff": "d" * 64,
+        "codec": "raw",
+        "shard_bytes": 65536,
+    }
+    began.write_text(json.dumps(BEGAN | more | {"licence": "CC-BY-4.0", "datasets": {"photos": {"layout": "folder"}}}))
+    place = Path(publish("tiny", str(tmp_path / "team"), runs)["uri"])
+    provenance = json.loads((place / "provenance.json").read_text())
+    for key in ("who", "when", "commit"):
+        assert provenance[key] == BEGAN[key]
+    for key in ("repository", "dirty", "diff"):
+        assert provenance[key] == more[key]
+    assert provenance["data"] == {
+        **{"task": "photos-jpeg", "digest": "d1935", "location": BEGAN["data"], "shard_bytes": 65536, "codec": "raw"},
+        **{"licence": "CC-BY-4.0", "datasets": {"photos": {"layout": "folder"}}},
+    }
+    assert (provenance["machine"], provenance["libraries"]) == (MACHINE, MACHINE["libraries"])
+    assert provenance["run"] == json.loads((runs / "tiny/checkpoint.json").read_text())["run"]
+    assert (provenance["step"], provenance["world_size"], provenance["parent"]) == (6, 3, None)
+    card = (place / "card.md").read_text()
+    for part in (BEGAN["commit"], "https://example.org/us", "CC-BY-4.0", BEGAN["who"], "changes that no commit has"):
+        assert part in card
+    assert capsys.readouterr().err == ""
+    before = contents(place)
+    began.write_text(json.dumps(BEGAN | {"who": "Bob"}))
+    assert not publish("tiny", str(tmp_path / "team"), runs)["new"]
+    assert contents(place) == before
+
+
+def test_a_training_that_recorded_nothing_is_told_in_one_line(tmp_path, runs, capsys):
+    for path in tmp_path.glob("store/runs/*/*.json"):
+        path.unlink()
+    place = Path(publish("tiny", str(tmp_path / "team"), runs)["uri"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("its training did not record who began it; the provenance says what is known")
+    provenance = json.loads((place / "provenance.json").read_text())
+    assert (provenance["commit"], provenance["machine"]) == (None, None)
     assert provenance["libraries"]["torch"] == torch.__version__
-    before = contents(Path(uri))
-
-    (repository / "code.py").write_text("changed")
-    elsewhere = publish("tiny", str(tmp_path / "elsewhere"), runs)["uri"]
-    assert json.loads(Path(elsewhere, "provenance.json").read_text())["dirty"] is True
-    git("commit", "-a", "-m", "second")
-    assert publish("tiny", str(tmp_path / "team"), runs)["uri"] == uri
-    assert contents(Path(uri)) == before
+    assert "not recorded" in (place / "card.md").read_text()
 
 
-def test_outside_git_there_is_no_commit(tmp_path, runs, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    uri = publish("tiny", str(tmp_path / "team"), runs)["uri"]
-    provenance = json.loads(Path(uri, "provenance.json").read_text())
-    assert (provenance["commit"], provenance["dirty"]) == (None, None)
+def test_a_record_that_is_none_is_one_line(tmp_path, runs):
+    next(tmp_path.glob("store/runs/*/began.json")).write_text(json.dumps(BEGAN | {"commit": "../../x"}))
+    with pytest.raises(UserError, match=r"began\.json: damaged, or of another version of memoir \(commit: "):
+        publish("tiny", str(tmp_path / "team"), runs)
 
 
 def test_simultaneous_publishers_of_one_model_make_one_version(tmp_path, runs):
@@ -341,7 +369,8 @@ def test_damaged_sums_are_no_licence_to_read(store, runs, sums):
 
 def test_a_whole_version_with_other_contents_is_not_taken_for_ours(tmp_path, runs):
     version = Path(publish("tiny", str(tmp_path / "team"), runs)["uri"])
-    other = Path(publish("tiny", str(tmp_path / "other"), train(tmp_path / "seed", seed=1))["uri"])
+    seeded = train(tmp_path / "seed", seed=1)
+    other = Path(publish("tiny", str(tmp_path / "other"), seeded, str(seeded.parent / "store"))["uri"])
     shutil.rmtree(version)
     shutil.copytree(other, version)
     with pytest.raises(UserError, match=r"model.safetensors: is there with other contents"):
@@ -511,3 +540,189 @@ def test_a_name_in_a_store_tells_the_terminal_nothing(runs, tmp_path, cli):
     assert code == 0
     assert "ti\\x1b[2Jny/" in out
     assert "\x1b" not in out
+
+
+# by the file that publishing leaves
+
+
+def test_published_json_stands_for_the_version_that_it_names_wherever_the_store_is(store, runs, tmp_path, cli):
+    named = runs / "tiny/published.json"
+    first = publish("tiny", store, runs)
+    kept = named.read_bytes()
+    again = train(tmp_path / "again", seed=1)
+    publish("tiny", store, again, str(again.parent / "store"))
+    assert load_model(f"{store}/models/tiny", runs).sha256 != first["sha256"]
+    assert load_model(str(named), runs, store=store).sha256 == first["sha256"]
+    if "://" not in store:
+        moved = Path(store).rename(tmp_path / "moved")
+        assert load_model(str(named), runs, store=str(moved)).uri == f"{moved}/{first['model']}"
+    assert named.read_bytes() == kept
+
+
+def test_a_version_that_the_store_lacks_is_one_line_with_the_store_and_what_to_do(runs, tmp_path):
+    published = publish("tiny", str(tmp_path / "team"), runs)
+    with pytest.raises(UserError) as error:
+        load_model(str(runs / "tiny/published.json"), runs, store=str(tmp_path / "mine"))
+    assert str(error.value).startswith(
+        f"{tmp_path}/mine: lacks {published['model']}, which {runs}/tiny/published.json names"
+    )
+    assert "`memoir store copy`" in str(error.value)
+    assert "ask who published it" in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["models/tiny/../../../x", "/etc", "models/../0123456789ab", "models/tiny/stable"])
+def test_a_published_json_that_leads_elsewhere_is_damaged(runs, tmp_path, model):
+    publish("tiny", str(tmp_path / "team"), runs)
+    path = runs / "tiny/published.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": model}))
+    with pytest.raises(UserError, match=r"published\.json: damaged, or of another version of memoir \(model: "):
+        load_model(str(path), runs, store=str(tmp_path / "team"))
+
+
+def test_a_published_json_of_other_weights_is_refused(runs, tmp_path):
+    publish("tiny", str(tmp_path / "team"), runs)
+    path = runs / "tiny/published.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"has other weights than .*published\.json names"):
+        load_model(str(path), runs, store=str(tmp_path / "team"))
+
+
+@pytest.mark.parametrize(("name", "key"), [("checkpoint", "checkpoint"), ("published", "model")])
+def test_a_pointer_with_a_uri_is_of_an_older_version_in_one_line(runs, tmp_path, name, key):
+    publish("tiny", str(tmp_path / "team"), runs)
+    path = runs / f"tiny/{name}.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in value.items() if k != key} | {"uri": f"store/{value[key]}"}))
+    reference = "tiny" if name == "checkpoint" else str(path)
+    with pytest.raises(UserError, match=rf"{name}\.json: of an older version of memoir; (train|publish) again$"):
+        load_model(reference, runs)
+
+
+def test_a_checkpoint_of_another_run_is_damaged(runs):
+    path = runs / "tiny/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": "tiny-0"}))
+    with pytest.raises(UserError, match=r"checkpoint\.json: damaged, .*checkpoint: of another run"):
+        load_model("tiny", runs)
+
+
+def test_a_folder_as_store_beside_a_dvc_remote_is_told_once(runs, tmp_path, cli):
+    assert cli("publish", "tiny")[2] == ""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    remote = team\n['remote \"team\"']\n    url = s3://bucket/dvc\n")
+    code, _, err = cli("publish", "tiny")
+    assert code == 0
+    (line,) = err.splitlines()
+    assert line.startswith(
+        f"{tmp_path}/store: a folder of this machine, so that colleagues who pull from the DVC remote team get"
+    )
+    assert "`memoir share init s3://...`" in line
+
+
+# names
+
+
+@pytest.mark.parametrize("how", ["variable", "copy"])
+def test_an_experiment_publishes_and_moves_no_name(runs, tmp_path, monkeypatch, cli, how):
+    first = publish("tiny", str(tmp_path / "store"), runs)
+    again = train(tmp_path / ".dvc/tmp/exps/tmp1", seed=1)
+    monkeypatch.chdir(again.parent)
+    if how == "variable":
+        again = train(tmp_path / "again", seed=1)
+        monkeypatch.chdir(again.parent)
+        monkeypatch.setenv("DVC_EXP_NAME", "brave-fox")
+    code, out, err = cli("publish", "tiny", "--to", str(tmp_path / "store"))
+    assert (code, err) == (0, "")
+    version = json.loads((again / "tiny/published.json").read_text())["version"]
+    assert out.splitlines()[-1].endswith(f"not the latest; `memoir promote tiny/{version} latest` makes it so")
+    assert load_model(f"{tmp_path}/store/models/tiny", runs).sha256 == first["sha256"]
+    assert cli("promote", f"tiny/{version}", "latest", "--store", str(tmp_path / "store"))[0] == 0
+    assert load_model(f"{tmp_path}/store/models/tiny", runs).sha256 != first["sha256"]
+
+
+def test_a_promoted_version_is_found_by_its_name_and_the_record_says_who_when_and_why(
+    store, runs, tmp_path, cli, monkeypatch
+):
+    monkeypatch.setattr("jobs.publishing.promote.author", lambda: "Ada")
+    first = publish("tiny", store, runs)
+    again = train(tmp_path / "again", seed=1)
+    second = publish("tiny", store, again, str(again.parent / "store"))
+    with pytest.raises(UserError, match=r"models/tiny: no version is called stable; known: latest"):
+        load_model(f"{store}/models/tiny@stable", runs)
+    for published, why in ((first, "the best on rain"), (second, "better")):
+        code, _, err = cli("promote", f"tiny/{published['version']}", "stable", "--why", why, "--store", store)
+        assert (code, err) == (0, "")
+        assert load_model(f"{store}/models/tiny@stable", runs).sha256 == published["sha256"]
+    records = promotions(storage(store), "tiny")
+    assert [
+        (r["who"], r["why"], r["version"], r["before"]) for r in sorted(records, key=lambda r: r["before"] or "")
+    ] == [
+        ("Ada", "the best on rain", first["version"], None),
+        ("Ada", "better", second["version"], first["version"]),
+    ]
+    assert {m["version"]: m["names"] for m in models(store)} == {
+        first["version"]: [],
+        second["version"]: ["latest", "stable"],
+    }
+    assert "  latest  stable  " in cli("models", store)[1]
+
+
+def test_no_record_is_lost_when_several_promote_at_once(store, runs):
+    version = publish("tiny", store, runs)["version"]
+    start = threading.Barrier(4)
+
+    def run(i: int) -> None:
+        start.wait()
+        promote(f"tiny/{version}", "stable", store, str(i))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(record["why"] for record in promotions(storage(store), "tiny")) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "why", "says"),
+    [
+        ("tiny", "stable", None, "tiny: not a version; expected RECIPE/VERSION"),
+        ("../x/0123456789ab", "stable", None, "not a version"),
+        ("tiny/0123456789ab", "stable", None, "no published model; did you mean|no published model; known"),
+        (None, "../stable", None, "not a name for a version"),
+        (None, "Stable", None, "not a name for a version"),
+        (None, "stable", "two\nlines", "--why: expected one line"),
+    ],
+)
+def test_a_promotion_of_nothing_is_one_line_and_leaves_nothing(store, runs, version, name, why, says):
+    held = publish("tiny", store, runs)["version"]
+    before = storage(store).names()
+    with pytest.raises(UserError, match=says):
+        promote(version or f"tiny/{held}", name, store, why)
+    assert storage(store).names() == before
+
+
+def test_models_are_chosen_by_task_benchmark_and_score(runs, tmp_path, cli, monkeypatch):
+    low = publish("tiny", str(tmp_path / "store"), runs)["version"]
+    scores = json.loads(json.dumps(SCORES))
+    scores["Classic5/jpeg-q10"]["psnr"] = 29.5
+    del scores["photos-test/jpeg-q20"]
+    (runs / "tiny/scores.json").write_text(json.dumps(scores))
+    high = publish("tiny", str(tmp_path / "store"), runs)["version"]
+
+    def shown(*arguments: str) -> list[str]:
+        code, out, _ = cli("models", "--json", *arguments)
+        assert code == 0
+        return [model["version"] for model in json.loads(out)]
+
+    assert shown() == sorted([low, high])
+    assert shown("--benchmark", "jpeg-q10", "--sort", "psnr") == [high, low]
+    assert shown("--sort", "psnr") == [low, high]  # of identical images it is infinite
+    assert shown("--benchmark", "jpeg-q10", "--min-psnr", "29") == [high]
+    assert shown("--benchmark", "photos-test/jpeg-q20") == [low]
+    assert shown("--task", "photos-jpeg") == sorted([low, high])
+    assert "did you mean 'photos-jpeg'" in cli("models", "--task", "photos-jpg")[2]
+    assert "known: " in cli("models", "--benchmark", "sr-x3")[2]
+    lines = cli("models", "--lineage", f"tiny/{high}")[1].splitlines()
+    for line in ("data: d1935", f"commit: {BEGAN['commit']}", f"parent: {low}", f"who: {BEGAN['who']}"):
+        assert f"tiny/{high}  {line}" in lines
+    assert cli("models", "--lineage", "tiny/0123456789ab")[0] == 1

@@ -54,12 +54,13 @@ def write_run(run: Path) -> None:
     checkpoint = {
         "recipe": run.name,
         "run": f"{run.name}-01",
-        "uri": "s",
+        "checkpoint": f"runs/{run.name}-01/step-00001200",
+        "samples": "s",
         "sha256": "a" * 64,
         "step": 1200,
         "data": data,
     }
-    published = {"uri": f"store/models/{run.name}/5", "version": "5", "sha256": "a" * 64}
+    published = {"model": f"models/{run.name}/{'5' * 12}", "version": "5" * 12, "sha256": "a" * 64}
     for name, value in (("checkpoint", checkpoint), ("scores", SCORES), ("published", published)):
         (run / f"{name}.json").write_text(json.dumps(value))
     (run / "curve.tsv").write_text(CURVE)
@@ -179,7 +180,7 @@ def test_the_protocol_is_spelt_out_once(runs):
 
 def test_a_section_names_the_version_and_its_weights(runs):
     text = report(runs).text
-    for expected in ("store/models/one/5", "a" * 16, "1,200 steps, run", "one-01", "photos-jpeg, digest", "d" * 16):
+    for expected in (f"models/one/{'5' * 12}", "a" * 16, "1,200 steps, run", "one-01", "photos-jpeg, digest", "d" * 16):
         assert expected in text
 
 

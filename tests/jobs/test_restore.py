@@ -15,8 +15,9 @@ from PIL import Image
 from stand_ins import Brighter, photograph
 
 from jobs.publishing.publish import publish
+from jobs.restoring import restore as module
 from jobs.restoring import tiles
-from jobs.restoring.restore import restore, restore_image
+from jobs.restoring.restore import restore_image
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
 from pipeline.images import read_image, read_picture, write_image
@@ -91,6 +92,11 @@ def test_enlarging_is_bicubic_and_comes_before_the_model():
 
 
 # files and folders
+
+
+def restore(model: str, source: Path, target: Path, runs: Path, **options: Any) -> Iterator[module.Restored]:
+    """`restore` with the store beside the folder of runs."""
+    return module.restore(model, source, target, runs, store=str(runs.parent / "store"), **options)
 
 
 def problems(*arguments: Any, **options: Any) -> list[str]:
@@ -193,7 +199,7 @@ def test_a_model_needs_no_task_file_here(runs, pictures, tmp_path, monkeypatch):
     problems("tiny", pictures, tmp_path / "before", runs)
     monkeypatch.setattr("pipeline.task.TASKS", tmp_path / "no tasks")
     problems("tiny", pictures, tmp_path / "trained", runs)
-    uri = publish("tiny", str(tmp_path / "team"), runs)["uri"]
+    uri = publish("tiny", str(tmp_path / "team"), runs, str(runs.parent / "store"))["uri"]
     problems(uri, pictures, tmp_path / "published", tmp_path / "no runs")
     for name in files(tmp_path / "before"):
         for after in ("trained", "published"):

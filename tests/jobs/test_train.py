@@ -80,7 +80,8 @@ def train(root: Path, store: str, *overrides: str, address: str | None = None) -
 
 def finish(root: Path, store: str, process: subprocess.Popen[bytes]) -> dict:
     assert process.wait(timeout=400) == 0, (root / f"{store}.log").read_text()
-    return json.loads((root / f"runs-{store}/tiny/checkpoint.json").read_text())
+    pointers = (root / f"runs-{store}").glob("tiny*/checkpoint.json")  # of the recipe, or of its variant
+    return json.loads(max(pointers, key=lambda path: path.stat().st_mtime_ns).read_text())
 
 
 def until(
