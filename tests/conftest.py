@@ -70,11 +70,12 @@ def tiny_photographs(root: Path) -> None:
 def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Path:
     """The checkpoint of a recipe `tiny` as `memoir train` leaves it, with random weights; returns the folder of runs.
 
-    recipe: the YAML file's text. results: JSON files beside the pointer, by name.
+    recipe: the YAML file's text. results: JSON files beside the pointer, by name; `scores` as `write_scores` takes them.
     """
     import torch
     from safetensors.torch import save_file
 
+    from jobs.evaluation.scores import write_scores
     from jobs.recipe import build_model, read_recipe
     from jobs.training.loop import weights
 
@@ -97,6 +98,8 @@ def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Pa
     }
     run = place / "runs/tiny"
     run.mkdir(parents=True, exist_ok=True)
+    if (scores := results.pop("scores", None)) is not None:
+        write_scores(run, scores)
     for name, value in {"checkpoint": pointer, **results}.items():
         (run / f"{name}.json").write_text(json.dumps(value))
     return place / "runs"
