@@ -74,6 +74,11 @@ def write_run(run: Path) -> None:
             write_image(run / "pictures" / role / file, np.full((12, 16), shade, np.uint8))
 
 
+def run_of(place: Path) -> Path:
+    write_run(place / "runs/one")
+    return place / "runs"
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     for recipe in ("one", "two"):
@@ -207,6 +212,13 @@ def test_images_with_other_metrics_than_their_row_are_an_error(runs):
     pq.write_table(table.drop_columns(["ssim"]), runs / "two/scores.parquet")
     with pytest.raises(UserError, match=r"two/scores.parquet: has other metrics of Classic5/jpeg-q10.*evaluate@two"):
         report(runs)
+
+
+def test_a_report_of_no_recipes_says_so(tmp_path):
+    page = Page(write_report([], tmp_path / "runs", tmp_path / "report"))
+    assert "There is nothing yet: params.yaml names no recipes." in page.text
+    assert (page.open, page.rows) == ([], [])
+    assert "There is nothing yet" not in Page(write_report(["one"], run_of(tmp_path), tmp_path / "report")).text
 
 
 # files and bytes
