@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.evaluation import commands as evaluation
 from pipeline.errors import MENDABLE, UserError, printable, some
 
 app = typer.Typer(
@@ -84,6 +85,9 @@ def ingest(
         say(f"{leak['kind']} copies in two splits: {a} and {b}", problem=True)
     if fail_on_leaks and done.leaks.num_rows:
         raise UserError(f"images in two splits: {done.leaks.num_rows}; remove them from one, see {out}/leaks.parquet")
+
+
+app.add_typer(evaluation.app)
 
 
 @app.command()

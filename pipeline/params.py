@@ -1,9 +1,11 @@
 """The file params.yaml, which lists the datasets, tasks and recipes that `dvc repro` works on, and where the team's store is."""
 
 import os
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config import Frozen, read_yaml
 from pipeline.raw.manifest import Source
@@ -12,10 +14,24 @@ FILE = Path("params.yaml")
 ENDPOINT = "AWS_ENDPOINT_URL"
 
 
+TAKEN = ("manifest", "listing")  # folders of data/ that are no task's
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) or name.endswith(".yaml"):
+        raise ValueError("a name is of letters, digits, '_', '-' and '.', without .yaml; rename it, and its file")
+    if name in TAKEN:
+        raise ValueError(f"data/{name} is the place of another stage; give it another name")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]  # of a task or a recipe: a word in a stage's command, a folder and a file
+
+
 class RecipeParams(Frozen):
     """What dvc.yaml must know about a recipe."""
 
-    task: str
+    task: Name
 
 
 class Params(Frozen):
@@ -33,8 +49,8 @@ class Params(Frozen):
         description=f"URL of the S3 server, where it is not Amazon's; the variable {ENDPOINT} goes first",
     )
     datasets: dict[str, Source]
-    tasks: tuple[str, ...]
-    recipes: dict[str, RecipeParams]
+    tasks: tuple[Name, ...]
+    recipes: dict[Name, RecipeParams]
 
 
 def read_params(path: Path) -> Params:

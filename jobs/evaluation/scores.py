@@ -49,7 +49,9 @@ class Scores(Document):
         return self
 
 
-RowName = Annotated[str, Field(pattern=r"^[^/\x00-\x1f\x7f]{1,500}/[^/\x00-\x1f\x7f]{1,500}$")]  # <data set>/<benchmark>
+RowName = Annotated[
+    str, Field(pattern=r"^[^/\x00-\x1f\x7f]{1,500}/[^/\x00-\x1f\x7f]{1,500}$")
+]  # <data set>/<benchmark>
 AllScores = dict[RowName, Scores]
 
 
@@ -63,7 +65,9 @@ def write_scores(run: Path, rows: dict[str, dict[str, Any]]) -> None:
     """Write scores.json and protocols.json into a folder. rows: by <data set>/<benchmark>, as `read_scores` gives them."""
     figures = {name: {key: value for key, value in row.items() if key in METRICS} for name, row in rows.items()}
     rest = {name: {key: value for key, value in row.items() if key not in METRICS} for name, row in rows.items()}
-    (run / "protocols.json").unlink(missing_ok=True)  # written last: a kill in between leaves no protocols of older scores
+    (run / "protocols.json").unlink(
+        missing_ok=True
+    )  # written last: a kill in between leaves no protocols of older scores
     for name, value in (("scores.json", figures), ("protocols.json", rest)):
         write_bytes(run / name, (json.dumps(value, indent=1) + "\n").encode())
 

@@ -303,7 +303,9 @@ def test_benchmarks_with_other_metrics_and_in_tiles_stand_in_one_table(shadow, t
     assert whole["baseline"] == tiled["baseline"]
     assert whole["psnr"] != tiled["psnr"]
     assert scores == read_scores(runs / "tiny", "again")
-    figures = json.loads((runs / "tiny/scores.json").read_text())  # DVC's metrics: one number of each benchmark and metric
+    figures = json.loads(
+        (runs / "tiny/scores.json").read_text()
+    )  # DVC's metrics: one number of each benchmark and metric
     assert figures["shadow-istd/pairs-y"] == {"psnr": whole["psnr"], "ssim": whole["ssim"]}
     assert all(isinstance(value, float) for row in figures.values() for value in row.values())
     assert not any("blended" in row for row in scores.values())  # the images are smaller than a tile
