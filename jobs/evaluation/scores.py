@@ -8,28 +8,29 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from jobs.documents import Document, Line, check_document, read_document
 from jobs.evaluation.metrics import METRICS, measured
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
-Figures = dict[str, float | None]  # by the metric's name; None: the infinite PSNR of identical images
+Number = Annotated[float, Strict()]  # no text that looks like one: it is printed and published as it stands
+Figures = dict[str, Number | None]  # by the metric's name; None: the infinite PSNR of identical images
 
 
 class Blended(Document):
     """How near blended tiles come to the whole image, for one image: see jobs.restoring.tiles.blended_distance."""
 
     image: Line
-    psnr: float | None
+    psnr: Number | None
 
 
 class Scores(Document):
     """A row of both files: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
 
     figures: Figures = Field(min_length=1)
-    images: int = Field(ge=0)
+    images: int = Field(ge=0, strict=True)
     protocol: Line
     baseline: Figures
     paper: dict[Line, Figures]

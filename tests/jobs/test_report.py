@@ -169,6 +169,9 @@ def test_scores_without_a_figure_are_refused(runs):
     for other, says in (
         ({**lacking, "baseline": {}}, "figures"),
         (row | {"baseline": {"psnr": 27.82}}, "baseline has other metrics"),
+        (row | {"baseline": {"psnr": "27.82", "ssim": 0.7595}}, "baseline.psnr"),
+        (row | {"blended": {"image": "a", "psnr": "50"}}, "blended.psnr"),
+        (row | {"images": "2"}, "images"),
     ):
         write_scores(runs / "one", {"Classic5/jpeg-q10": other})
         with pytest.raises(UserError, match=rf"one/scores.json and protocols.json: .*{says}.*evaluate@one"):

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.raw import listing
 from pipeline.raw.listing import MEMORY, Contents, digest_of, list_source, list_sources
 from pipeline.raw.manifest import Source
+from pipeline.raw.sources import local_folder
 from pipeline.storage import storage
 
 
@@ -97,7 +98,14 @@ def test_what_cannot_be_read_is_listed_as_such(photos):
 
 
 def test_lines_of_a_digest_do_not_run_into_each_other():
-    alike = [[("a", "b"), ("c",)], [("a", "b", "c")], [("ab", "c")], [("a",), ("b", "c")], [("a", "b\n\0c")]]
+    alike = [
+        [("a", "b"), ("c",)],
+        [("a", "b", "c")],
+        [("ab", "c")],
+        [("a", "bc")],
+        [("a",), ("b", "c")],
+        [("a", "b\n\0c")],
+    ]
     assert len({digest_of(lines) for lines in alike}) == len(alike)
     assert digest_of([(os.fsdecode(b"\xff"), "")]) != digest_of([(os.fsdecode(b"\xfe"), "")])
 
@@ -148,3 +156,10 @@ def test_a_listing_that_is_none_is_one_line(photos, text):
     Path("before.json").write_text(text)
     with pytest.raises(UserError, match=r"^before.json: not what `memoir list` writes; remove it$"):
         list_sources(sources("gone"), Path("before.json"), Contents())
+
+
+def test_an_object_that_is_replaced_within_a_second_is_copied_anew(photos, s3):
+    bucket = storage(f"{s3}/raw")
+    for contents in (b"aaaa", b"bbbb", b"cccc"):  # of one length
+        bucket.write("train/a.png", contents)
+        assert (local_folder(f"{s3}/raw") / "train/a.png").read_bytes() == contents
