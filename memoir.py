@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.evaluation import commands as evaluation
 from jobs.publishing.commands import Store
 from jobs.publishing.commands import app as publishing
 from pipeline.checkout import hand_over
@@ -73,6 +74,8 @@ def ingest(
         say(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
         if count.warned:
             say(f"{count.dataset}: of the used, {count.warned} with a warning", problem=True)
+        if count.licence is None:
+            say(f"{count.dataset}: its licence is not known; say `licence:` beside it in params.yaml", problem=True)
         for difference in count.differences:
             say(f"{count.dataset}: accepted: {difference}", problem=True)
     for leak in done.leaks.to_pylist():
@@ -80,6 +83,9 @@ def ingest(
         say(f"{leak['kind']} copies in two splits: {a} and {b}", problem=True)
     if fail_on_leaks and done.leaks.num_rows:
         raise UserError(f"images in two splits: {done.leaks.num_rows}; remove them from one, see {out}/leaks.parquet")
+
+
+app.add_typer(evaluation.app)
 
 
 @app.command()
@@ -194,6 +200,8 @@ def inspect(
         return
     planes = f"{found['colour']} planes of {found['bits']} bits"
     say(f"{path}: task {found['task']}, {planes}, digest {found['digest'][:16]}")
+    for name, licence in found["licences"].items():
+        say(f"  {name}: licence {licence or f'not known; say `licence:` beside {name} in params.yaml'}")
     for split, values in found["splits"].items():
         sizes = ", ".join(f"{name} {w}x{h}" for name, (w, h) in values["sizes"].items())
         levels = ", ".join(f"{level}: {n:,}" for level, n in values["levels"].items())

@@ -3,8 +3,9 @@
 import os
 import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config import Frozen, read_limited, read_yaml
 from pipeline.errors import UserError
@@ -14,10 +15,24 @@ FILE = Path("params.yaml")
 ENDPOINT = "AWS_ENDPOINT_URL"
 
 
+TAKEN = ("manifest", "listing")  # folders of data/ that are no task's
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) or name.endswith(".yaml"):
+        raise ValueError("a name is of letters, digits, '_', '-' and '.', without .yaml; rename it, and its file")
+    if name in TAKEN:
+        raise ValueError(f"data/{name} is the place of another stage; give it another name")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]  # of a task or a recipe: a word in a stage's command, a folder and a file
+
+
 class RecipeParams(Frozen):
     """What dvc.yaml must know about a recipe."""
 
-    task: str = Field(description="the one that the recipe's `data.task` names")
+    task: Name = Field(description="the one that the recipe's `data.task` names")
 
 
 class Params(Frozen):
@@ -35,8 +50,8 @@ class Params(Frozen):
         description=f"URL of the S3 server, where it is not Amazon's; the variable {ENDPOINT} goes first",
     )
     datasets: dict[str, Source] = Field(description="raw data sets, by names of letters, digits, _ and -")
-    tasks: tuple[str, ...] = Field(description="names of files in pipeline/tasks: what is built")
-    recipes: dict[str, RecipeParams] = Field(description="names of files in jobs/recipes: what is trained")
+    tasks: tuple[Name, ...] = Field(description="names of files in pipeline/tasks: what is built")
+    recipes: dict[Name, RecipeParams] = Field(description="names of files in jobs/recipes: what is trained")
 
 
 def read_params(path: Path) -> Params:

@@ -143,11 +143,12 @@ class Bucket(Storage):
     """A bucket, or a part of one. boto3 finds endpoint, credentials and region in AWS's variables and files."""
 
     class Entry(NamedTuple):
-        """One object: its name, bytes, and when it was written, in seconds since 1970."""
+        """One object: its name, bytes, when it was written, in seconds since 1970, and its ETag, another for other contents."""
 
         name: str
         size: int
         modified: int
+        etag: str
 
     def __init__(self, bucket: str, prefix: str) -> None:
         """Nothing is sent yet. Raises UserError for settings that boto3 refuses."""
@@ -183,7 +184,12 @@ class Bucket(Storage):
                 Bucket=self.bucket, Prefix=self.prefix + prefix
             )
             return sorted(
-                self.Entry(each["Key"].removeprefix(self.prefix), each["Size"], int(each["LastModified"].timestamp()))
+                self.Entry(
+                    each["Key"].removeprefix(self.prefix),
+                    each["Size"],
+                    int(each["LastModified"].timestamp()),
+                    each.get("ETag", ""),
+                )
                 for page in pages
                 for each in page.get("Contents", ())
             )

@@ -79,12 +79,13 @@ MACHINE = {"python": "3.12.1", "cpu": "A CPU", "instructions": "AVX2", "librarie
 def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Path:
     """The checkpoint of a recipe `tiny` as `memoir train` leaves it, with random weights; returns the folder of runs.
 
-    recipe: the YAML file's text. results: JSON files beside the pointer, by name. `place` is a project, whose store has the
-    checkpoint.
+    recipe: the YAML file's text. results: JSON files beside the pointer, by name; `scores` as `write_scores` takes them.
+    `place` is a project, whose store has the checkpoint.
     """
     import torch
     from safetensors.torch import save_file
 
+    from jobs.evaluation.scores import write_scores
     from jobs.recipe import build_model, read_recipe
     from jobs.training.loop import weights
     from jobs.training.origin import digest, origin
@@ -113,6 +114,8 @@ def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Pa
     }
     folder = place / "runs/tiny"
     folder.mkdir(parents=True, exist_ok=True)
+    if (scores := results.pop("scores", None)) is not None:
+        write_scores(folder, scores)
     for name, value in {"checkpoint": pointer, **results}.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     return place / "runs"

@@ -1,11 +1,9 @@
 """Scores of a model under the papers' protocols: per image and in the mean, beside the degraded input and the paper's row."""
 
-import json
 import math
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,9 @@ from rich.console import Console
 from rich.progress import track
 
 from jobs.evaluation.benchmark import Benchmark, Pair, benchmark
+from jobs.evaluation.items import items
 from jobs.evaluation.protocols import Score, mean
+from jobs.evaluation.scores import write_scores
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Trained, load_model, read_checkpoint
@@ -27,11 +27,7 @@ from jobs.training.origin import other_run
 from jobs.variant import reference
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
-from pipeline.files import write_bytes
-from pipeline.images import SUFFIXES, UnusableImageError, read_image, source_image, write_image
-from pipeline.layouts import layout
-from pipeline.layouts.base import Row
-from pipeline.layouts.files import listed, natural, safe_key, suffix_fault
+from pipeline.images import UnusableImageError, write_image
 from pipeline.raw.manifest import write_table
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
@@ -72,81 +68,21 @@ def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun, bits: B
     for an image that cannot be used: a mean over fewer images than the published set would not be comparable.
     """
     folder = Path(run.data)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not a folder of images")
-    items = published_pairs(which, run, bits) if which.kind == "pairs" else clean_images(which, folder, bits)
+    found, passed_by = items(which, run)
+    for line in passed_by:
+        sys.stderr.write(f"not scored: {printable(line)}\n")
     scored = []
     console = Console(stderr=True)  # stdout is for the scores
-    for path, key, prepare in track(items, f"{dataset_name(folder)} {which.name}", transient=True, console=console):
+    for item in track(found, f"{dataset_name(folder)} {which.name}", transient=True, console=console):
         try:
-            pairs = prepare()
+            pairs = item.pairs(which, bits)
             outputs = [restore(pair.lq, which.tile) for pair in pairs]
             scores = [which.score(output, pair) for output, pair in zip(outputs, pairs, strict=True)]
             baseline = [which.score(pair.lq, pair) for pair in pairs]
         except (UnusableImageError, UserError) as error:
-            raise UserError(f"{path}: {error}") from None
-        scored.append(Scored(key, mean(scores), mean(baseline), pairs[0], outputs[0]))
+            raise UserError(f"{item.files[0].path}: {error}") from None
+        scored.append(Scored(item.key, mean(scores), mean(baseline), pairs[0], outputs[0]))
     return scored
-
-
-Item = tuple[Path, str, Callable[[], list[Pair]]]  # its path for errors, its name for tables, and its pairs
-
-
-def clean_images(which: Benchmark, folder: Path, bits: Bits) -> list[Item]:
-    """The images of a folder, which the benchmark degrades itself; other files in it are named on stderr.
-
-    Raises UserError if there are none.
-    """
-    paths = []
-    for entry in listed(folder):
-        path = folder / entry.name
-        if path.is_dir():
-            sys.stderr.write(printable(f"not scored: {path}: a folder") + "\n")
-        elif fault := suffix_fault(path):
-            sys.stderr.write(printable(f"not scored: {path}: {fault}") + "\n")
-        else:
-            paths.append(path)
-    if not paths:
-        raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
-
-    def prepare(path: Path) -> list[Pair]:
-        return which.prepare(read_image(path, bits=bits)[0])
-
-    return [(path, safe_key(path.stem), partial(prepare, path)) for path in paths]
-
-
-def published_pairs(which: Benchmark, run: BenchmarkRun, bits: Bits) -> list[Item]:
-    """The test images, or those of another split, of a data set in its published layout.
-
-    Raises UserError if there are none, or if one is amiss.
-    """
-    if run.layout is None:
-        raise UserError(f"{which.name}: pairs are found by their layout: --layout NAME, or layout: NAME in the recipe")
-    name, _, variant = run.layout.partition(":")
-    rows = [row for row in layout(name, "pairs", Path(run.data), variant or None).rows() if row.split == run.split]
-    rows = [row for row in rows if run.subset in (None, row.scene)]
-    amiss = next((row for row in rows if row.reject_reason), None)
-    if amiss is not None:
-        raise UserError(f"{amiss.path}: {amiss.reject_reason}")
-    targets = {row.group: row for row in rows if row.role == "gt"}
-    masks = {row.group: row for row in rows if row.role == "mask"} if which.protocol.regions else {}
-    inputs = sorted((row for row in rows if row.role == "lq"), key=lambda row: natural(row.key))
-    if not inputs:
-        raise UserError(
-            f"{run.data}: no {run.split} pairs{f' of {run.subset}' if run.subset else ''} in layout {run.layout}"
-        )
-
-    lacking = next((row for row in inputs if which.protocol.regions and row.group not in masks), None)
-    if lacking is not None:
-        raise UserError(
-            f"{lacking.path}: no mask, and {which.name} scores the shadow by it; give a layout that has masks"
-        )
-
-    def prepare(lq: Row) -> list[Pair]:
-        sources = [lq, targets[lq.group], *([masks[lq.group]] if masks else [])]
-        return [which.pair(*(source_image(row.path, row.part, bits=bits)[0] for row in sources))]
-
-    return [(row.path, row.key, partial(prepare, row)) for row in inputs]
 
 
 def dataset_name(folder: Path) -> str:
@@ -210,8 +146,9 @@ def evaluate_recipe(
     """All benchmarks of a recipe, or of a variant of it, on its checkpoint. trust, store: see `load_model`.
 
     Raises UserError for a checkpoint that the recipe and the code, as they are here, would not make of the same data.
-    Writes runs/<recipe>/scores.json (with `blended`, see `blended_distance`, of each benchmark's first image),
-    scores.parquet (per image) and pictures/{input,output,target}/ of the first images of each benchmark. A model with a
+    Writes runs/<recipe>/scores.json and protocols.json (see jobs.evaluation.scores; `blended` is `blended_distance` of each
+    benchmark's first image), scores.parquet (per image) and pictures/{input,output,target}/ of the first images of each
+    benchmark. A model with a
     memory also gets pictures/memory/, which shows what each item responds to in the first image.
     """
     given, name = reference(recipe_name)
@@ -258,7 +195,7 @@ def evaluate_recipe(
     columns = list(dict.fromkeys(column for row in rows for column in row))  # null for a metric that a row lacks
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
     write_table(runs / name / "scores.parquet", table)
-    write_bytes(runs / name / "scores.json", (json.dumps(scores, indent=1) + "\n").encode())
+    write_scores(runs / name, scores)
     return scores
 
 

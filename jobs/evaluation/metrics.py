@@ -72,12 +72,12 @@ METRICS = {metric.name: metric for metric in (PSNR, SSIM, *(each[i] for i in ran
 
 
 def measured(row: Mapping[str, Any]) -> list[Metric]:
-    """The metrics that a row of scores.json has, in the order of tables."""
+    """The metrics that a row of scores has, in the order of tables."""
     return [metric for name, metric in METRICS.items() if name in row]
 
 
 def table(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """A row of scores.json as text: for each metric its heading, the degraded input, the output, and what was published."""
+    """A row of scores as text: for each metric its heading, the degraded input, the output, and what was published."""
     lines = []
     for metric in measured(row):
         published = {method: figures[metric.name] for method, figures in row["paper"].items() if metric.name in figures}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ import yaml
 
 from jobs.documents import Provenance, read_document
 from jobs.evaluation.metrics import measured
-from jobs.evaluation.scores import AllScores, Metrics
+from jobs.evaluation.scores import Metrics, read_scores
 from jobs.project import in_experiment, pointers_only
 from jobs.publishing.card import card
 from jobs.publishing.promote import point
@@ -56,13 +56,16 @@ def publish(recipe: str, to: str, runs: Path, store: str | None = None) -> dict[
     given, name = reference(recipe)
     trust = named_here(given, bare_name(given))
     checkpoint = read_checkpoint(name, runs, store)
-    scores = _results(runs / name / "scores.json", AllScores, f"memoir evaluate --model {name}")
-    training = _results(runs / name / "metrics.json", dict[str, Any], f"memoir train {name}")
+    scores = _results(lambda mend: read_scores(runs / name, mend), f"memoir evaluate --model {name}")
+    path = runs / name / "metrics.json"
+    training = _results(
+        lambda mend: read_document(path.read_bytes(), dict[str, Any], str(path), mend), f"memoir train {name}"
+    )
     task = checkpoint.task
     sha256 = checkpoint.pointer["sha256"]
     if any(row.get("weights", sha256) != sha256 for row in scores.values()):
         raise UserError(
-            f"{runs / name}/scores.json: scores of other weights; run `memoir evaluate --model {name}` again"
+            f"{runs / name}/protocols.json: scores of other weights; run `memoir evaluate --model {name}` again"
         )
     content = {"model": sha256, "recipe": checkpoint.recipe, "task": task, "scores": scores}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -128,12 +131,12 @@ def models(uri: str) -> list[dict[str, Any]]:
     return found
 
 
-def _results(path: Path, kind: Any, command: str) -> dict[str, Any]:
-    """A JSON file that an earlier stage wrote. Raises UserError if there is none."""
+def _results(read: Callable[[str], dict[str, Any]], command: str) -> dict[str, Any]:
+    """What an earlier stage wrote. read: takes what a message ends with. Raises UserError if there is none."""
     try:
-        return read_document(path.read_bytes(), kind, str(path), f"run `{command}` again")
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; `{command}` writes it") from None
+        return read(f"run `{command}` again")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not found; `{command}` writes it") from None
 
 
 def _upload(

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from jobs.documents import Pointer, Published, read_document
 from jobs.evaluation.metrics import METRICS, Metric, measured
-from jobs.evaluation.scores import AllScores, Figures, Scores
+from jobs.evaluation.scores import AllScores, Figures, Scores, read_scores
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
@@ -189,7 +189,11 @@ def _command(path: Path, stage: str) -> str:
 
 def _section(recipe: str, run: Path, out: Path) -> Section:
     checkpoint = _read(run / "checkpoint.json", Pointer, "train")
-    scores = _read(run / "scores.json", AllScores, "evaluate")
+    try:
+        held = read_scores(run, f"make it again: {_command(run / 'scores.json', 'evaluate')}")
+    except FileNotFoundError as error:
+        raise _missing(Path(error.filename), "evaluate") from None
+    scores = TypeAdapter(AllScores).validate_python(held)
     published = _read(run / "published.json", Published, "publish")
     if published.sha256 != checkpoint.sha256:
         raise _damaged(run / "published.json", "publish", "is of other weights than checkpoint.json")

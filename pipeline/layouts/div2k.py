@@ -11,6 +11,7 @@ class DIV2K(Layout):
     """
 
     name = "div2k"
+    licence = "academic research only; the copyright is the photographers'"
     tree = "{DIV2K_train_HR,DIV2K_valid_HR}/*.png"
     counts = (
         Count("train", "gt", 800, causes={900: "the 100 validation images are among the training images"}),

@@ -59,6 +59,7 @@ class BSD100(SharpSet):
     """The 100 validation images of BSDS500 under their numbers. Source: Martin et al., ICCV 2001."""
 
     name = "bsd100"
+    licence = "non-commercial research and education (Berkeley)"
     folders = ("BSD100", "BSDS100", "B100")
     counts = (Count("test", "gt", 100),)
 
@@ -87,6 +88,7 @@ class LIVE1(SharpSet):
     """
 
     name = "live1"
+    licence = "any use, with the copyright notice of LIVE, University of Texas at Austin"
     folders = ("LIVE1_{variant}", "LIVE1")
     variants = ("color", "gray")
     counts = (Count("test", "gt", 29),)

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
-from pipeline.config import Frozen
+from pipeline.config import Frozen, parse_json
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
@@ -52,6 +52,9 @@ SCHEMA = pa.schema(
 )
 
 
+Licence = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+
+
 class Source(Frozen):
     """One raw dataset, as `params.yaml` names it under `datasets`."""
 
@@ -59,13 +62,15 @@ class Source(Frozen):
     root: str = Field(description="its folder, relative to where memoir runs, or s3://bucket/prefix")
     variant: str | None = None
     allow_counts: bool = Field(False, description="take it though it holds more or fewer images than were published")
+    licence: Licence | None = Field(None, description="of its images; null: what the layout knows of the publication")
 
 
 @dataclass(frozen=True)
 class Counts:
     """The counts of one dataset, files and parts of files: found = used + rejected.
 
-    warned: the used ones with a warning. differences: how the counts differ from the published ones.
+    warned: the used ones with a warning. differences: how the counts differ from the published ones. licence: of the images,
+    None where neither params.yaml nor the layout knows one.
     """
 
     dataset: str
@@ -74,6 +79,7 @@ class Counts:
     rejected: int
     differences: tuple[str, ...] = ()
     warned: int = 0
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
     """Read every image of the sources once; write out/manifest.parquet (used), out/rejects.parquet and out/leaks.parquet.
 
     A pair with an unusable half is rejected; a target with many inputs keeps its usable inputs. The manifest's metadata
-    records each dataset's layout and its differences from the published counts. allow_counts: accept these in all sources.
+    records each dataset's layout, its licence and its differences from the published counts. allow_counts: accept these in all sources.
     Raises UserError for an empty or unusable dataset and for counts that differ and are not allowed; then nothing is
     written.
     """
@@ -122,13 +128,20 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
                 )
             counts.append(
                 Counts(
-                    name, len(records), len(good), len(bad), differences, sum(r["warning"] is not None for r in good)
+                    name,
+                    len(records),
+                    len(good),
+                    len(bad),
+                    differences,
+                    sum(r["warning"] is not None for r in good),
+                    source.licence or raw.licence,
                 )
             )
             used += good
             rejects += bad
     datasets = {
-        each.dataset: sources[each.dataset].model_dump(mode="json") | {"differences": each.differences}
+        each.dataset: sources[each.dataset].model_dump(mode="json")
+        | {"differences": each.differences, "licence": each.licence}
         for each in counts
     }
     manifest = pa.Table.from_pylist(used, SCHEMA.with_metadata({"memoir": json.dumps(datasets)}))
@@ -255,3 +268,15 @@ def read_manifest(path: Path) -> pa.Table:
     if table is None or not table.schema.equals(SCHEMA) or table["reject_reason"].null_count < len(table):
         raise UserError(f"{path}: not a manifest, or a damaged one; run `memoir ingest` again")
     return table
+
+
+def licences(manifest: pa.Table) -> dict[str, str | None]:
+    """The licence of each dataset of a manifest, None where it is not known; a table without this metadata names none."""
+    try:
+        datasets = parse_json((manifest.schema.metadata or {})[b"memoir"], "manifest.parquet")
+        found = {name: each.get("licence") for name, each in datasets.items()}
+        return TypeAdapter(dict[str, Licence | None]).validate_python(found)
+    except KeyError:
+        return {}
+    except (UserError, ValueError, AttributeError):
+        raise UserError("manifest.parquet: its list of datasets is damaged; run `memoir ingest` again") from None

@@ -1,6 +1,7 @@
 """Raw photographs in a bucket: a copy for whoever needs the folder, single files for the nodes of a cluster."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -46,7 +47,9 @@ def local_folder(root: str) -> Path:
             bucket.download(entry.name, path)
         except (NotADirectoryError, IsADirectoryError, FileExistsError):
             raise UserError(f"{root}/{entry.name}: one object's key is the folder of another; rename it") from None
-        os.utime(path, (entry.modified, entry.modified))
+        # An object of this very second may be replaced within it, which its time would not show: it is copied once more.
+        settled = time.time() - entry.modified > 2
+        os.utime(path, (entry.modified, entry.modified) if settled else (0, 0))
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(fetch, entries))

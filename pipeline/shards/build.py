@@ -33,7 +33,7 @@ from pipeline.config import bare_name, parse_json
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
-from pipeline.raw.manifest import read_manifest, write_table
+from pipeline.raw.manifest import licences, read_manifest, write_table
 from pipeline.raw.sources import is_remote
 from pipeline.shards.encode import UnusableImagesError, samples, shard_negatives
 from pipeline.shards.format import (
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 def build(
     task_name: str, manifest: Path, out: Path, *, cpus: int | None = None, store: str | None = None
 ) -> dict[str, Any]:
-    """Build a task's shards into out/<split>/, with out/index.parquet and out/shards.json.
+    """Build a task's shards into out/<split>/, with out/index.parquet, out/shards.json and out/versions.json.
 
     Shards that an earlier or killed build finished are taken from the store. The bytes depend on the images, the task,
     `versions` and the format; not on cpus, block counts or kills.
@@ -357,18 +357,20 @@ def _fill(
             listed = {"split": shard.split, **{name: entry[name] for name in ("name", "bytes", "sha256", "groups")}}
             shards.append(listed | {"members": len(entry["rows"])})
     images, rejects = _accounted(manifest, task, [shard for shard, _ in built])
+    known = licences(manifest)
+    named = {source.partition("/")[0] for sources in task.splits.values() for source in sources}
     write_table(folder / "rejects.parquet", rejects)
     tables = {path.stem: path for path in (folder / "pairs.parquet", folder / "negatives.parquet") if path.exists()}
     listing = {
         "task": bare_name(task_name),
         "format": FORMAT,
-        "versions": versions(),
         "colour": task.colour,
         "codec": task.codec,
         **({} if task.bits == 8 else {"bits": task.bits}),  # the default is left out, as in older builds
         "degradation": task.degradation.model_dump(mode="json"),
         "negatives": task.negatives.model_dump(mode="json") if task.negatives else None,
         "splits": {split: list(sources) for split, sources in task.splits.items()},
+        "licences": {name: known.get(name) for name in sorted(named)},
         "images": images,
         "digest": dataset_digest(shards),
         "index_sha256": file_sha256(folder / "index.parquet"),
@@ -376,7 +378,9 @@ def _fill(
         "negatives_sha256": file_sha256(tables["negatives"]) if "negatives" in tables else None,
         "shards": shards,
     }
-    write_bytes(folder / "shards.json", (json.dumps(listing, indent=1) + "\n").encode())
+    # The versions lie beside: other ones that give the same bytes are the same dataset to all who look at shards.json.
+    for name, value in (("versions.json", versions()), ("shards.json", listing)):
+        write_bytes(folder / name, (json.dumps(value, indent=1) + "\n").encode())
     return listing
 
 

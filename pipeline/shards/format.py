@@ -94,13 +94,18 @@ class Listing(Frozen):
 
     task: str = Field(pattern=r"^[^/\x00-\x1f\x7f]{1,255}$")
     format: int = Field(ge=FORMAT, le=FORMAT)
-    versions: dict[str, str] = Field(description="of the libraries that decided the bytes")
+    versions: dict[str, str] | None = Field(
+        None, exclude=True, description="of libraries: older builds have them here, others in versions.json"
+    )
     colour: Literal["y", "gray", "rgb"]
     codec: Literal["raw", "png"]
     bits: Bits = Field(8, description="a channel, of all arrays; 8 is not written")
     degradation: Annotated[dict[str, Any], _as_task(AnyDegradation)]
     splits: dict[Literal["train", "val", "test"], tuple[str, ...]] = Field(
         description="split of the shards: its sources, as <dataset>/<split>"
+    )
+    licences: dict[str, Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")] | None] = Field(
+        default_factory=dict, description="of each data set in the splits; null: not known"
     )
     digest: Sha256 = Field(description="`dataset_digest` of the shards")
     index_sha256: Sha256

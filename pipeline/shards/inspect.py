@@ -26,7 +26,7 @@ WHITE, BLACK, GREY, RED = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 
 def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict[str, Any]:
     """Summarise what `memoir build` wrote into `folder`, and draw a contact sheet of it, a PNG.
 
-    Returns {"task", "digest", "colour", "bits", "splits"}. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
+    Returns {"task", "digest", "colour", "bits", "licences", "splits"}; a licence that is not known is None. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
     `bytes` of its shards, `sizes` the [width, height] of its `min`, `median` and `max` image by number of pixels, `levels`
     the number of samples at each level. With `patch`, the side of a recipe's patches, "smaller" too: the images that are
     smaller than a patch and in no batch.
@@ -66,7 +66,7 @@ def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict
         sheet.paste(strip, (GAP, top))
         top += strip.height
     write_image(contact_sheet, np.asarray(sheet))
-    return {name: listing[name] for name in ("task", "digest", "colour", "bits")} | {"splits": splits}
+    return {name: listing[name] for name in ("task", "digest", "colour", "bits", "licences")} | {"splits": splits}
 
 
 def _heading(title: str, note: str) -> Image.Image:

@@ -148,7 +148,7 @@ def test_a_hostile_published_model_is_one_line_and_reaches_nothing(team, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"canary", "sandbox"}
 
 
-@pytest.mark.parametrize("name", ["checkpoint.json", "scores.json", "metrics.json", "recipe.json"])
+@pytest.mark.parametrize("name", ["checkpoint.json", "scores.json", "protocols.json", "metrics.json", "recipe.json"])
 @EXAMPLES
 @given(data=st.data())
 def test_hostile_results_of_a_recipe_are_one_line_and_reach_nothing(team, tmp_path, name, data):

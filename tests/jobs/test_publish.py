@@ -14,6 +14,7 @@ import torch
 from conftest import BEGAN, MACHINE, untrained_run
 from safetensors.torch import load_file, save_file
 
+from jobs.evaluation.scores import write_scores
 from jobs.publishing.card import card as card_of
 from jobs.publishing.promote import promote, promotions
 from jobs.publishing.publish import FILES, models, publish
@@ -191,9 +192,9 @@ def test_the_version_follows_weights_recipe_and_scores_and_nothing_else(tmp_path
     assert version(train(tmp_path / "seed", seed=1)) != first
     (runs / "tiny" / "metrics.json").write_text("{}")
     assert version(runs) == first
-    (runs / "tiny" / "scores.json").write_text(json.dumps(SCORES | {"x/jpeg-q10": SCORES["photos-test/jpeg-q20"]}))
+    write_scores(runs / "tiny", SCORES | {"x/jpeg-q10": SCORES["photos-test/jpeg-q20"]})
     assert version(runs) != first
-    (runs / "tiny" / "scores.json").write_text(json.dumps(SCORES))
+    write_scores(runs / "tiny", SCORES)
     recipe = next(tmp_path.glob("store/runs/*/*/recipe.json"))
     recipe.write_text(recipe.read_text().replace('"workers": 3', '"workers": 4'))
     assert version(runs) != first
@@ -391,7 +392,12 @@ def test_a_version_that_lost_a_file_is_named(tmp_path, runs):
 
 @pytest.mark.parametrize(
     ("missing", "command"),
-    [("checkpoint.json", "memoir train tiny"), ("scores.json", "memoir evaluate --model tiny")],
+    [
+        ("checkpoint.json", "memoir train tiny"),
+        ("metrics.json", "memoir train tiny"),
+        ("scores.json", "memoir evaluate --model tiny"),
+        ("protocols.json", "memoir evaluate --model tiny"),
+    ],
 )
 def test_only_what_is_trained_and_evaluated_is_published(tmp_path, runs, missing, command):
     (runs / "tiny" / missing).unlink()
@@ -485,12 +491,10 @@ def test_a_pointer_to_a_version_that_is_gone_is_named(store, runs):
 
 
 def test_scores_of_other_weights_are_not_published(store, runs):
-    (name,) = (path.parent.name for path in runs.glob("*/scores.json"))
-    path = runs / name / "scores.json"
-    scores = json.loads(path.read_text())
+    name = "tiny"
     pointer = json.loads((runs / name / "checkpoint.json").read_text())
     for weights_sha256, fits in ((pointer["sha256"], True), ("0" * 64, False)):
-        path.write_text(json.dumps({key: {**row, "weights": weights_sha256} for key, row in scores.items()}))
+        write_scores(runs / name, {key: {**row, "weights": weights_sha256} for key, row in SCORES.items()})
         if fits:
             publish(name, store, runs)
         else:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.evaluation.scores import write_scores
 from jobs.report import BOTTOM, LEFT, RIGHT, TOP, _chart, _number, write_report
 from pipeline.errors import UserError
 from pipeline.images import write_image
@@ -61,8 +62,9 @@ def write_run(run: Path) -> None:
         "data": data,
     }
     published = {"model": f"models/{run.name}/{'5' * 12}", "version": "5" * 12, "sha256": "a" * 64}
-    for name, value in (("checkpoint", checkpoint), ("scores", SCORES), ("published", published)):
+    for name, value in (("checkpoint", checkpoint), ("published", published)):
         (run / f"{name}.json").write_text(json.dumps(value))
+    write_scores(run, SCORES)
     (run / "curve.tsv").write_text(CURVE)
     columns = ("dataset", "benchmark", "image", "psnr", "ssim", "baseline_psnr", "baseline_ssim")
     rows = [dict(zip(columns, image, strict=True)) for image in IMAGES]
@@ -71,6 +73,11 @@ def write_run(run: Path) -> None:
         for row in (rows[0], rows[2]):
             file = f"{row['dataset']}-{row['benchmark']}-{row['image']}.png"
             write_image(run / "pictures" / role / file, np.full((12, 16), shade, np.uint8))
+
+
+def run_of(place: Path) -> Path:
+    write_run(place / "runs/one")
+    return place / "runs"
 
 
 @pytest.fixture
@@ -151,26 +158,40 @@ def test_an_infinite_psnr_is_shown_as_one(runs):
 def test_a_metric_that_is_better_lower_says_so(runs):
     row = {"psnr": 28.0, "lab_mae_pi_480": 6.5, "images": 1, "protocol": "istd@1 (x)", "paper": {"A": {"psnr": 28.03}}}
     scores = SCORES | {"ISTD/pairs-istd": row | {"baseline": {"psnr": 20.0, "lab_mae_pi_480": 14.25}}}
-    (runs / "one/scores.json").write_text(json.dumps(scores))
+    write_scores(runs / "one", scores)
     rows = report(runs).rows
     assert ["Lab MAE pi 480 (lower is better)", "14.25", "6.50", "−7.75", "none"] in rows
     assert ["ISTD", "pairs-istd", "PSNR (dB)", "20.00", "28.00", "+8.00", "A 28.03", "1", "istd@1"] in rows
 
 
 def test_scores_without_a_figure_are_refused(runs):
-    path = runs / "one/scores.json"
-    path.write_text(json.dumps({"Classic5/jpeg-q10": {"images": 2, "protocol": "x", "baseline": {}, "paper": {}}}))
-    with pytest.raises(UserError, match=r"one/scores.json: .*figures.*evaluate@one"):
+    row = SCORES["Classic5/jpeg-q10"]
+    lacking = {key: value for key, value in row.items() if key not in ("psnr", "ssim")}
+    for other, says in (
+        ({**lacking, "baseline": {}}, "figures"),
+        (row | {"baseline": {"psnr": 27.82}}, "baseline has other metrics"),
+        (row | {"baseline": {"psnr": "27.82", "ssim": 0.7595}}, "baseline.psnr"),
+        (row | {"blended": {"image": "a", "psnr": "50"}}, "blended.psnr"),
+        (row | {"images": "2"}, "images"),
+    ):
+        write_scores(runs / "one", {"Classic5/jpeg-q10": other})
+        with pytest.raises(UserError, match=rf"one/scores.json and protocols.json: .*{says}.*evaluate@one"):
+            report(runs)
+
+
+@pytest.mark.parametrize("name", ["scores.json", "protocols.json"])
+@pytest.mark.parametrize("value", [["no rows"], {"Classic5/jpeg-q10": "no row"}])
+def test_scores_of_another_form_are_refused(runs, name, value):
+    (runs / "one" / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=rf"one/{name}: .*evaluate@one"):
         report(runs)
-    other = SCORES["Classic5/jpeg-q10"] | {"baseline": {"psnr": 27.82}}
-    path.write_text(json.dumps({"Classic5/jpeg-q10": other}))
-    with pytest.raises(UserError, match=r"one/scores.json: .*baseline has other metrics.*evaluate@one"):
-        report(runs)
-    path.write_text(json.dumps(["no rows"]))
-    with pytest.raises(UserError, match=r"one/scores.json: .*evaluate@one"):
-        report(runs)
-    path.write_text(json.dumps({"Classic5/jpeg-q10": "no row"}))
-    with pytest.raises(UserError, match=r"one/scores.json: .*evaluate@one"):
+
+
+def test_scores_and_protocols_of_other_benchmarks_are_refused(runs):
+    rows = json.loads((runs / "one/protocols.json").read_text())
+    del rows["Classic5/jpeg-q10"]
+    (runs / "one/protocols.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"one/protocols.json: has other benchmarks than scores.json.*evaluate@one"):
         report(runs)
 
 
@@ -195,6 +216,13 @@ def test_images_with_other_metrics_than_their_row_are_an_error(runs):
     pq.write_table(table.drop_columns(["ssim"]), runs / "two/scores.parquet")
     with pytest.raises(UserError, match=r"two/scores.parquet: has other metrics of Classic5/jpeg-q10.*evaluate@two"):
         report(runs)
+
+
+def test_a_report_of_no_recipes_says_so(tmp_path):
+    page = Page(write_report([], tmp_path / "runs", tmp_path / "report"))
+    assert "There is nothing yet: params.yaml names no recipes." in page.text
+    assert (page.open, page.rows) == ([], [])
+    assert "There is nothing yet" not in Page(write_report(["one"], run_of(tmp_path), tmp_path / "report")).text
 
 
 # files and bytes
@@ -255,6 +283,7 @@ def test_restored_pictures_are_shown_whatever_their_names(runs):
         ("checkpoint.json", "train"),
         ("curve.tsv", "train"),
         ("scores.json", "evaluate"),
+        ("protocols.json", "evaluate"),
         ("scores.parquet", "evaluate"),
         ("pictures", "evaluate"),
         ("published.json", "publish"),

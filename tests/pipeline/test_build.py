@@ -30,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, source_image, write_image
 from pipeline.loading.loader import Loader, Position
 from pipeline.raw import sources
+from pipeline.raw.manifest import Source, ingest
 from pipeline.sampling.patches import Grid
 from pipeline.shards import build as stage
 from pipeline.shards.build import STORE, versions
@@ -428,9 +429,36 @@ def test_a_worker_with_other_libraries_is_refused(filled, monkeypatch):
 
 
 def test_the_versions_are_those_of_all_libraries_that_decode_or_change_pixels(filled):
-    recorded = filled.build()["versions"]
+    filled.build()
+    recorded = json.loads(Path("data/tiny/versions.json").read_text())
     assert recorded == versions()
     assert recorded.keys() == {"numpy", "opencv", "pillow", "scipy", "simplejpeg"}
+
+
+def test_other_versions_that_give_the_same_bytes_are_the_same_dataset(filled, monkeypatch):
+    filled.build()
+    before = Path("data/tiny/shards.json").read_bytes()
+    others = versions() | {"numpy": "0.0"}
+    monkeypatch.setattr(stage, "versions", lambda: others)
+    assert filled.build()["encoded"] > 0  # it cannot know beforehand
+    assert Path("data/tiny/shards.json").read_bytes() == before
+    assert json.loads(Path("data/tiny/versions.json").read_text()) == others
+
+
+def test_an_older_build_with_the_versions_in_it_is_read(filled):
+    filled.build()
+    path = Path("data/tiny/shards.json")
+    listing = json.loads(path.read_text())
+    path.write_text(json.dumps({**listing, "versions": versions()}))
+    assert read_shards_json(path.parent) == {"bits": 8, "shards_in": None, **listing}
+
+
+def test_shards_json_has_the_licence_of_each_dataset_of_its_splits(filled):
+    assert filled.build()["licences"] == {"photos": None}
+    source = Source(layout="folder", root="photos", licence="CC0")
+    ingest({"photos": source, "others": source.model_copy(update={"licence": "MIT"})}, Path("data/manifest"))
+    assert filled.build()["licences"] == {"photos": "CC0"}
+    assert read_shards_json(Path("data/tiny"))["licences"] == {"photos": "CC0"}
 
 
 def test_a_store_in_a_file_is_one_line(filled, cli):

@@ -52,7 +52,7 @@ def write_dataset(folder: Path, kind: str, channels: int, splits: dict[str, list
     listing = {
         "task": "tiny",
         "format": FORMAT,
-        "versions": {},
+        "licences": {"photos": "CC BY 4.0", "mine": None},
         "colour": "rgb" if channels == 3 else "y",
         "degradation": DEGRADATIONS[kind],
         "splits": {},
@@ -185,6 +185,7 @@ def test_images_smaller_than_a_patch_are_named(data, tmp_path, cli):
     assert code == 0
     assert "  train: smaller than a patch of 30x30: 2, train-1, train-2\n" in out
     assert "  val: smaller than a patch of 30x30: none\n" in out
+    assert "  photos: licence CC BY 4.0\n  mine: licence not known; say `licence:` beside mine in params.yaml\n" in out
 
 
 def test_images_of_16_bits_are_drawn_in_8(builder, tmp_path, cli):

@@ -14,9 +14,10 @@ import yaml
 from conftest import encode, photograph
 
 from pipeline.errors import UserError
+from pipeline.layouts import LAYOUTS
 from pipeline.raw import manifest
 from pipeline.raw.leaks import perceptual_hash
-from pipeline.raw.manifest import Room, Source, ingest, read_manifest
+from pipeline.raw.manifest import Room, Source, ingest, licences, read_manifest
 
 MANIFEST = Path("data/manifest/manifest.parquet")
 REJECTS = Path("data/manifest/rejects.parquet")
@@ -252,7 +253,7 @@ def test_images_are_in_memory_as_many_at_a_time_as_there_is_room_for(workplace, 
 def write_params(layout: str = "folder") -> None:
     params = {
         "store": "store",
-        "datasets": {"photos": {"layout": layout, "root": "photos"}},
+        "datasets": {"photos": {"layout": layout, "root": "photos", "licence": "CC0"}},
         "tasks": [],
         "recipes": {},
     }
@@ -291,3 +292,33 @@ def test_a_full_disk_is_one_line(workplace, cli, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     assert cli("ingest") == (1, "", "memoir: data/manifest/rejects.parquet: No space left on device\n")
     assert list(Path("data/manifest").iterdir()) == []
+
+
+def test_the_licence_is_the_publications_or_what_params_yaml_says_and_an_unknown_one_is_told(workplace, cli):
+    for name in ("Set5/a.png", "BSD100/a.png"):
+        workplace.add(name, photograph(0, 20, 20))
+    said = {"allow_counts": True, "root": "photos"}
+    params = {
+        "bsd": {"layout": "bsd100", **said},
+        "ours": {"layout": "bsd100", **said, "licence": "by permission"},
+        "five": {"layout": "set5", **said},
+    }
+    Path("params.yaml").write_text(yaml.safe_dump({"store": "s", "datasets": params, "tasks": [], "recipes": {}}))
+    code, _, err = cli("ingest")
+    assert code == 0
+    found = licences(read_manifest(MANIFEST))
+    assert found == {"bsd": LAYOUTS["bsd100"].licence, "ours": "by permission", "five": None}
+    assert found["bsd"] is not None
+    assert [line for line in err.splitlines() if "licence" in line] == [
+        "five: its licence is not known; say `licence:` beside it in params.yaml"
+    ]
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b'{"a": 1}', b'{"a": {"licence": "x\\ny"}}'])
+def test_licences_of_a_damaged_manifest_are_one_line(workplace, metadata):
+    workplace.add("train/a.png", photograph(0, 20, 20))
+    workplace.ingest()
+    table = read_manifest(MANIFEST)
+    assert licences(table.replace_schema_metadata({})) == {}
+    with pytest.raises(UserError, match=r"list of datasets is damaged; run `memoir ingest` again"):
+        licences(table.replace_schema_metadata({"memoir": metadata}))

@@ -81,7 +81,14 @@ def reasons() -> dict[str, str]:
 def test_a_whole_dataset_and_an_absent_split_are_no_difference(whole):
     assert run() == ()
     assert recorded() == {
-        "rain": {"layout": "streaks", "root": "photos", "variant": None, "allow_counts": False, "differences": []}
+        "rain": {
+            "layout": "streaks",
+            "root": "photos",
+            "variant": None,
+            "allow_counts": False,
+            "licence": None,
+            "differences": [],
+        }
     }
 
 
@@ -212,7 +219,7 @@ def test_a_pair_of_two_sizes_is_rejected_whole_and_so_is_one_with_a_mask_of_anot
 
 
 def write_params(layout: str, **source: object) -> None:
-    datasets = {"rain": {"layout": layout, "root": "photos"} | source}
+    datasets = {"rain": {"layout": layout, "root": "photos", "licence": "CC0"} | source}
     params = {"store": "store", "datasets": datasets, "tasks": [], "recipes": {}}
     Path("params.yaml").write_text(yaml.safe_dump(params))
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.errors import UserError
 from pipeline.params import in_project, read_params, use_endpoint
@@ -42,3 +43,21 @@ def test_an_endpoint_that_is_no_server_is_refused(tmp_path: Path, endpoint: str)
     path.write_text(PARAMS + f"endpoint: '{endpoint}'\n")
     with pytest.raises(UserError, match=r"params.yaml:5: endpoint"):
         read_params(path)
+
+
+@pytest.mark.parametrize("name", ["two words", "a/b", "-x", "x.yaml", "", "é", "manifest", "listing", ".x", "a\n"])
+def test_a_name_that_a_stage_cannot_have_is_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "params.yaml"
+    for given in ({"tasks": [name]}, {"recipes": {name: {"task": "t"}}}, {"recipes": {"r": {"task": name}}}):
+        path.write_text(yaml.safe_dump({"store": "store", "datasets": {}, "tasks": [], "recipes": {}} | given))
+        with pytest.raises(
+            UserError, match=r"params.yaml:\d: .*(a name is of letters|place of another stage)"
+        ) as error:
+            read_params(path)
+        assert "\n" not in str(error.value)
+
+
+def test_dots_in_names_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("store: store\ndatasets: {}\ntasks: [t.1]\nrecipes: {v1.5_a-b: {task: t.1}}\n")
+    assert list(read_params(path).recipes) == ["v1.5_a-b"]

@@ -1,0 +1,47 @@
+"""`memoir list`, the stage that looks at all raw data: the data sets, and the test images of the recipes."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import printable
+
+app = typer.Typer()
+
+
+@app.command("list")
+def list_data(
+    params: Annotated[Path, typer.Option(help="YAML file that names datasets and recipes")] = Path("params.yaml"),
+    out: Annotated[Path, typer.Option(help="folder for the listing")] = Path("data/listing"),
+    runs: Annotated[Path, typer.Option(help="folder of the stages' results, made if it is missing")] = Path("runs"),
+) -> None:
+    """Digests of the raw data, for the stages to see that it changed."""
+    from jobs.evaluation.listing import list_tests
+    from jobs.recipe import read_recipe
+    from pipeline.files import write_bytes
+    from pipeline.params import read_params
+    from pipeline.raw.listing import Contents, list_sources
+
+    asked, contents = read_params(params), Contents()
+    file = out / "datasets.json"
+    sources, lines = list_sources(asked.datasets, file, contents)
+    tests = {}
+    for recipe in asked.recipes:
+        path = out / "tests" / f"{recipe}.json"
+        found, more = list_tests(read_recipe(recipe), path, contents)
+        tests[path] = [each.model_dump(mode="json") for each in found]
+        lines += [f"{recipe}: {line}" for line in more]
+    for line in lines:
+        typer.echo(printable(line), err=True)
+    for name, listed in sources.items():
+        typer.echo(printable(f"{name}: {listed.files:,} files, {listed.bytes:,} bytes; digest {listed.digest[:16]}"))
+    values: dict[Path, Any] = {file: {name: each.model_dump(mode="json") for name, each in sources.items()}, **tests}
+    for path, value in values.items():
+        write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+    for path in out.glob("tests/*.json"):
+        if path not in tests:
+            path.unlink()  # of a recipe that params.yaml no longer names
+    contents.save()
+    runs.mkdir(exist_ok=True)  # what the stage `report` depends on must exist, also where no recipe has made it
