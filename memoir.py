@@ -62,7 +62,7 @@ def ingest(
         bool, typer.Option("--fail-on-leaks", help="exit 1 if an image stands in two splits")
     ] = False,
 ) -> None:
-    """Raw folders -> manifest.parquet + rejects.parquet + leaks.parquet."""
+    """Raw folders -> the manifest of images + rejects.parquet + leaks.parquet."""
     from pipeline.params import read_params
     from pipeline.raw.manifest import ingest
 
@@ -87,17 +87,21 @@ def ingest(
 @app.command()
 def build(
     task: Annotated[str, typer.Argument(help="name of a file in pipeline/tasks, or a YAML file")],
-    manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.parquet"),
+    manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.json"),
     data: Data = Path("data"),
     cpus: Annotated[int | None, typer.Option(min=1, help="shards built at a time; all CPUs by default")] = None,
     store: Annotated[
-        str | None, typer.Option(help="folder or s3://bucket/prefix that keeps built shards for other machines too")
+        str | None,
+        typer.Option(help="keeps built shards for other machines too: folder or s3:// URI; `shards` of params.yaml"),
     ] = None,
 ) -> None:
     """Manifest -> shards + index."""
     from pipeline.config import bare_name
+    from pipeline.params import FILE, in_project, read_params
     from pipeline.shards.build import build
 
+    if store is None and FILE.exists() and (shards := read_params(FILE).shards):
+        store = in_project(shards)
     out = data / bare_name(task)
     listing = build(task, manifest, out, cpus=cpus, store=store)
     shards, images = listing["shards"], listing["images"]
@@ -106,6 +110,12 @@ def build(
     )
     for reason, (number, path) in listing["reasons"].items():
         say(f"{out}: {number:,} not used, {reason} (the first: {path})", problem=True)
+    if listing["others"]:
+        say(
+            f"{out}: the build that was there is of other libraries, with which the bytes may differ, so its shards were not "
+            f"taken: {listing['others']}; install what requirements.lock says",
+            problem=True,
+        )
     width, height = listing["smallest"]
     say(f"{out}: the smallest image to train on is {width}x{height}; one that holds no patch is in no batch")
     say(

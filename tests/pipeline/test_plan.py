@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cuts import minima
 from pipeline.errors import UserError
 from pipeline.layouts.files import LONGEST_KEY
 from pipeline.raw.manifest import SCHEMA
-from pipeline.shards.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest, unused
+from pipeline.shards.plan import ShardPlan, _nbytes, plan, recipe_digest, unused
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
 
 AVERAGE = 2**16
@@ -147,7 +148,7 @@ def groups(seed: int, number: int) -> list[Sized]:
 def cut(groups: list[Sized], average: int) -> list[tuple[Sized, ...]]:
     """The shards."""
     hashes = [int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) for key, _ in groups]
-    ends = _minima(hashes, list(itertools.accumulate(size for _, size in groups)), average // 2)
+    ends = minima(hashes, list(itertools.accumulate(size for _, size in groups)), average // 2)
     return [tuple(groups[a:b]) for a, b in itertools.pairwise([0, *(end + 1 for end in ends), len(groups)])]
 
 
@@ -159,7 +160,7 @@ def test_no_shard_is_under_half_the_average_unless_it_is_alone(sizes, salt):
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 30)), max_size=60, unique_by=lambda g: g[0]))
-def test_the_cuts_are_the_local_minima(groups):
+def test_the_cuts_are_the_localminima(groups):
     """Against the definition, written down without its clever order."""
     window = 50
     hashes, ends = [h for h, _ in groups], list(itertools.accumulate(n for _, n in groups))
@@ -170,7 +171,7 @@ def test_the_cuts_are_the_local_minima(groups):
         and ends[-1] - end >= window
         and all(hashes[i] < h for h, e in zip(hashes, ends, strict=True) if e != end and abs(e - end) < window)
     ]
-    assert _minima(hashes, ends, window) == expected
+    assert minima(hashes, ends, window) == expected
 
 
 def test_shards_have_about_the_average_size():
@@ -252,7 +253,7 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
     versions = {"opencv": "5", "numpy": "2"}
 
     def digest(*rows, names=None, versions=versions, **changes):
-        shard = ShardPlan("train", table(rows or [row("a")]), np.arange(len(rows) or 1), names)
+        shard = ShardPlan("train", table(rows or [row("a")]), np.arange(len(rows) or 1), names, 0)
         return recipe_digest(shard, task(**changes), versions)
 
     assert digest(row("a", path="there/a.png")) == digest()
@@ -274,7 +275,7 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
 
 
 def test_a_task_of_8_bits_has_the_recipe_that_it_had_before_there_were_others():
-    shard = ShardPlan("train", table([row("a")]), np.arange(1), None)
+    shard = ShardPlan("train", table([row("a")]), np.arange(1), None, 0)
     assert recipe_digest(shard, task(), {"opencv": "5"}).startswith("7e85b988bb235f61")
 
 
@@ -345,14 +346,14 @@ def test_of_pairs_what_belongs_to_an_image_of_16_bits_is_left_out_with_it(deep):
 
 
 def test_the_size_of_the_frames_and_their_target_change_the_shard():
-    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("lq-0",))
+    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("lq-0",), 0)
     kinds = [{"size": size, "target": target} for size in (None, 32, 64) for target in (None, "mean")]
     digests = {recipe_digest(shard, task(degradation=TimeLapse(kind="timelapse", **kind)), {}) for kind in kinds}
     assert len(digests) == len(kinds)
 
 
 def test_which_pairs_of_a_scene_are_drawn_changes_no_shard():
-    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("frame-0",))
+    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("frame-0",), 0)
     digests = {
         recipe_digest(shard, task(degradation=TimeLapse(kind="timelapse", pairs_per_scene=n)), {})
         for n in (1, 2, "all")
