@@ -14,10 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import MENDABLE, UserError, printable, some
+from pipeline.shards.commands import cache
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
+
+app.add_typer(cache, name="cache")
 
 Json = Annotated[bool, typer.Option("--json", help="for machines")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]

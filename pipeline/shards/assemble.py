@@ -109,7 +109,7 @@ def _fill(
 def _linked(folder: Path, shard: ShardPlan, recipe: str) -> dict[str, Any]:
     """Link a shard from the store into the folder; returns what the store remembers of it."""
     entry = kept.entry(recipe)
-    if pc.unique(shard.files["group"]).to_pylist() != list(dict.fromkeys(row["key"] for row in entry["rows"])):
+    if not kept.same_groups(shard, entry["rows"]):
         raise UserError(
             f"{kept.STORE}/{kept.remembered(recipe)}: has other images than the plan; remove it, and build again"
         )

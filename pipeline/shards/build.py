@@ -76,7 +76,7 @@ def build(
     recipes = [recipe_digest(shard, task, versions()) for shard in shards]
     with kept.claimed():
         shared = storage(store) if store else None
-        built, others = kept.stored(recipes, out, shared, versions())
+        built, others = kept.stored(dict(zip(recipes, shards, strict=True)), out, shared, versions())
         todo = {recipe: shard for recipe, shard in zip(recipes, shards, strict=True) if recipe not in built}
         failures: set[str] = set()
         rejects: list[dict[str, str]] = []

@@ -31,6 +31,7 @@ from pipeline.shards.format import (
     table_file,
     verify_shard,
 )
+from pipeline.shards.plan import ShardPlan
 from pipeline.storage import Storage
 from pipeline.tables import INDEX_SCHEMA, check_index
 
@@ -97,29 +98,29 @@ def whole(recipe: str) -> bool:
 
 
 def stored(
-    recipes: list[str], out: Path, shared: Storage | None, versions: dict[str, str]
+    shards: dict[str, ShardPlan], out: Path, shared: Storage | None, versions: dict[str, str]
 ) -> tuple[set[str], str | None]:
     """Bring shards that are elsewhere into the store; returns which recipes have whole shards there then.
 
-    out: where an earlier build may have been left, or pulled to. shared: a store where other machines may have put shards.
+    shards: those that are wanted, by recipe. out: where an earlier build may have been left, or pulled to. shared: a store where other machines may have put shards.
     Returns also how the versions of libraries with which the earlier build was made differ from `versions`, in which case its
     shards have other recipes; None: they do not.
     """
-    found = {recipe for recipe in recipes if whole(recipe)}
+    found = {recipe for recipe in shards if whole(recipe)}
     others = None
     for find in _earlier(out):
-        if found.issuperset(recipes):
+        if found.issuperset(shards):
             break
         try:
             listing = read_listing(path.read_bytes(), str(out)) if (path := find("shards.json")) else None
         except (OSError, UserError):  # of an older version, for instance: it is built anew
             continue
         if listing:
-            found |= _taken(set(recipes) - found, find, listing)
+            found |= _taken({recipe: shards[recipe] for recipe in shards.keys() - found}, find, listing)
             others = others or _differing(listing["versions"], versions)
-    if shared and not found.issuperset(recipes):
+    if shared and not found.issuperset(shards):
         there = set(shared.names("recipes/"))
-        found |= download([each for each in recipes if each not in found and remembered(each) in there], shared)
+        found |= download([each for each in shards if each not in found and remembered(each) in there], shared)
     return found, others
 
 
@@ -154,14 +155,19 @@ def _earlier(out: Path) -> Iterator[Find]:
         yield pulled
 
 
-def _taken(recipes: set[str], find: Find, listing: dict[str, Any]) -> set[str]:
+def same_groups(shard: ShardPlan, rows: list[dict[str, Any]]) -> bool:
+    """Whether these rows of an index are of the groups that the plan puts into the shard, in their order."""
+    return bool(pc.unique(shard.files["group"]).to_pylist() == list(dict.fromkeys(row["key"] for row in rows)))
+
+
+def _taken(wanted: dict[str, ShardPlan], find: Find, listing: dict[str, Any]) -> set[str]:
     """Link shards of a built dataset into the store, each with its recipe; returns the recipes that are then there.
 
-    The dataset may be anybody's: what is not whole is not taken, and is encoded again.
+    The dataset may be anybody's: what is not whole, or of other groups, is not taken, and is encoded again.
     """
     taken: set[str] = set()
     for part, shards in parts(listing):
-        chosen = [shard for shard in shards if shard["recipe"] in recipes]
+        chosen = [shard for shard in shards if shard["recipe"] in wanted]
         table = find(table_file("index", part["index"]))
         try:
             if not chosen or table is None or table.stat().st_size > PART_BYTES:
@@ -174,7 +180,7 @@ def _taken(recipes: set[str], find: Find, listing: dict[str, Any]) -> set[str]:
             of_it = pc.and_(pc.equal(index["split"], shard["split"]), pc.equal(index["shard"], shard["name"]))
             rows = index.filter(of_it).to_pylist()
             with suppress(OSError):
-                if path is not None and not verify_shard(path, shard, rows):
+                if path and same_groups(wanted[shard["recipe"]], rows) and not verify_shard(path, shard, rows):
                     _put(path.resolve(), shard, rows)
                     taken.add(shard["recipe"])
     return taken
