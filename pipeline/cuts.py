@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-PART = 4096  # images that a part of a table describes on average: up to a megabyte of the index, less of the manifest
+PART = 2048  # images that a part of a table describes on average: half a megabyte of the index, less of the manifest
 
 
 def minima(hashes: Sequence[int], ends: Sequence[int], window: int) -> list[int]:

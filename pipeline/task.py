@@ -69,7 +69,7 @@ class Negatives(Frozen):
         (1.0, 0.95, 0.90), description="of I; so many as `number` are taken, drawn by `seed` if there are more"
     )
     kept: Literal["planned", "stored"] = Field(
-        "planned", description="as rows of negatives.parquet, from which the loader mixes, or mixed, in the shards"
+        "planned", description="as rows of a table, from which the loader mixes, or mixed, in the shards"
     )
     seed: int = 0
 

@@ -36,7 +36,7 @@ from pipeline.task import AnyDegradation, Negatives, recorded
 LISTING = 3  # the version of shards.json and the tables that it names
 TABLES = ("index", "pairs", "negatives")
 SCHEMAS = {"index": INDEX_SCHEMA, "pairs": PAIRS_SCHEMA, "negatives": NEGATIVES_SCHEMA}
-PART_BYTES = 2**30  # the most bytes of a part of a table; a build writes about one megabyte
+PART_BYTES = 2**30  # the most bytes of a part of a table; a build writes less than a megabyte
 
 Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
 

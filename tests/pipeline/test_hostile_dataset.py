@@ -194,6 +194,25 @@ def test_a_shards_json_of_impossible_shards_is_refused_as_a_whole(built, changes
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        [{"shards": 1}],
+        [{"shards": 0}, {}],
+        [{}, {}],
+        [{"index": "../../canary/file"}],
+        [{"negatives": None}],
+        [{"pairs": "0" * 64}],
+        [],
+    ],
+)
+def test_tables_of_other_shards_or_of_another_kind_are_refused_as_a_whole(built, changes):
+    listing = json.loads((built["photos"] / "shards.json").read_text())
+    listing["parts"] = [listing["parts"][0] | each for each in changes]
+    with pytest.raises(UserError, match=r"^here: damaged, or of another version of memoir \((parts|tables|the tables)"):
+        read_listing(json.dumps(listing).encode(), "here")
+
+
+@pytest.mark.parametrize(
     ("place", "shards_in", "fits"),
     [
         ("s3://team/data/x", "s3://team/shards", True),
