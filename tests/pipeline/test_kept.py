@@ -200,7 +200,8 @@ def test_a_part_of_the_index_that_was_lost_spoils_no_other(filled, monkeypatch):
 def test_pruning_removes_what_no_dataset_names_and_nothing_else(filled, cli):
     first = filled.build()
     old = {shard["name"] for shard in first["shards"]}
-    new = {shard["name"] for shard in edited(filled)["shards"]}
+    shards = edited(filled)["shards"]
+    new = {shard["name"] for shard in shards}
     assert old - new
     gone = sum((kept.STORE / name).stat().st_size for name in old - new)
     code, out, err = cli("cache", "show")
@@ -215,6 +216,7 @@ def test_pruning_removes_what_no_dataset_names_and_nothing_else(filled, cli):
     said = f".cache/shards: {len(old - new)} shards removed, {gone:,} bytes, {gone:,} of them freed\n"
     assert (code, out, err) == (0, said, "")
     assert {path.name for path in kept.STORE.glob("*.tar")} == new
+    assert {path.stem for path in kept.STORE.glob("recipes/*")} == {shard["recipe"] for shard in shards}
     assert unneeded(Path("data")) == []
     assert contents(OUT) == before
     assert filled.build()["encoded"] == 0
