@@ -19,10 +19,13 @@ from jobs.publishing.commands import app as publishing
 from pipeline.checkout import hand_over
 from pipeline.console import Json, say
 from pipeline.errors import MENDABLE, UserError, some
+from pipeline.shards.commands import cache
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
+
+app.add_typer(cache, name="cache")
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]
 Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
@@ -61,7 +64,7 @@ def ingest(
         bool, typer.Option("--fail-on-leaks", help="exit 1 if an image stands in two splits")
     ] = False,
 ) -> None:
-    """Raw folders -> manifest.parquet + rejects.parquet + leaks.parquet."""
+    """Raw folders -> the manifest of images + rejects.parquet + leaks.parquet."""
     from pipeline.params import read_params
     from pipeline.raw.manifest import ingest
 
@@ -91,7 +94,7 @@ app.add_typer(evaluation.app)
 @app.command()
 def build(
     task: Annotated[str, typer.Argument(help="name of a file in pipeline/tasks, or a YAML file")],
-    manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.parquet"),
+    manifest: Annotated[Path, typer.Option(help="what `memoir ingest` wrote")] = Path("data/manifest/manifest.json"),
     data: Data = Path("data"),
     cpus: Annotated[int | None, typer.Option(min=1, help="shards built at a time; all CPUs by default")] = None,
     store: Annotated[
@@ -114,6 +117,12 @@ def build(
     )
     for reason, (number, path) in listing["reasons"].items():
         say(f"{out}: {number:,} not used, {reason} (the first: {path})", problem=True)
+    if listing["others"]:
+        say(
+            f"{out}: the build that was there is of other libraries, with which the bytes may differ, so its shards were not "
+            f"taken: {listing['others']}; install what requirements.lock says",
+            problem=True,
+        )
     width, height = listing["smallest"]
     say(f"{out}: the smallest image to train on is {width}x{height}; one that holds no patch is in no batch")
     say(

@@ -62,13 +62,10 @@ BLOCK = 512  # bytes: members of a tar file begin at multiples of it
 MEBI = 2**20
 
 
-def read_table(
-    source: bytes | Path, schema: pa.Schema, where: str, *, split: str | None = None, rows: int | None = None
-) -> pa.Table:
+def read_table(source: bytes | Path, schema: pa.Schema, where: str, *, rows: int | None = None) -> pa.Table:
     """A Parquet table with the columns of `schema`, in order; nulls only where they may be.
 
-    source: contents, or a file. where: for messages. split: only its rows are returned. rows: the number in the whole table;
-    None: unknown. Memory is in proportion to the rows: a short text that a table repeats a billion times, or a text of a
+    source: contents, or a file. where: for messages. rows: their number; None: unknown. Memory is in proportion to the rows: a short text that a table repeats a billion times, or a text of a
     gigabyte, is refused before it is written out.
     Raises UserError for a file that is not such a table.
     """
@@ -83,7 +80,7 @@ def read_table(
                 part = _written_out(file.read_row_group(group), schema, where)
                 if len(part) != file.metadata.row_group(group).num_rows:
                     raise _damaged(where, f"row group {group} has {len(part):,} rows and says otherwise")
-                found.append(part if split is None else part.filter(pc.equal(part["split"], split)))
+                found.append(part)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

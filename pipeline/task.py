@@ -69,7 +69,7 @@ class Negatives(Frozen):
         (1.0, 0.95, 0.90), description="of I; so many as `number` are taken, drawn by `seed` if there are more"
     )
     kept: Literal["planned", "stored"] = Field(
-        "planned", description="as rows of negatives.parquet, from which the loader mixes, or mixed, in the shards"
+        "planned", description="as rows of a table, from which the loader mixes, or mixed, in the shards"
     )
     seed: int = 0
 
@@ -100,8 +100,11 @@ class Task(Frozen):
         "raw",
         description="of the images in the shards: raw pixels, which load many times faster, or PNG, which is smaller",
     )
-    shard_bytes: int = Field(
-        256 * 2**20, ge=2**16, description="size that shards have on average, in bytes; without stored negatives"
+    shard_bytes: int | None = Field(
+        None,
+        ge=2**16,
+        description="size that shards have on average, in bytes, without stored negatives; null: it follows the split, "
+        "see pipeline.shards.plan.average_bytes",
     )
 
     @field_validator("splits")

@@ -156,8 +156,14 @@ class Workplace:
 
     def build(self, cpus: int | None = None, store: str | None = None, **changes: Any) -> dict[str, Any]:
         """Build the task into data/tiny."""
-        manifest, out = Path("data/manifest/manifest.parquet"), Path("data/tiny")
+        manifest, out = Path("data/manifest/manifest.json"), Path("data/tiny")
         return stage.build(self.task(**changes), manifest, out, cpus=cpus, store=store)
+
+
+def table_file(folder: Path, table: str = "index") -> Path:
+    """The only part of a table in a small dataset."""
+    (path,) = (folder / table).iterdir()
+    return path
 
 
 def tree(root: Path, *files: str) -> Path:

@@ -145,7 +145,7 @@ def place(workplace: Workplace, without_ray: None) -> Workplace:
     for i, name in enumerate(("train/0.png", "train/1.png", "val/0.png")):
         workplace.add(name, photograph(i, 48, 56, 1))
     workplace.ingest()
-    stage.build("photos-sr", Path("data/manifest/manifest.parquet"), Path("data/photos-sr"))
+    stage.build("photos-sr", Path("data/manifest/manifest.json"), Path("data/photos-sr"))
     write_image(Path("datasets/photos/test/0.png"), photograph(3, 40, 44, 1))
     return workplace
 

@@ -34,7 +34,7 @@ from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.errors import UserError
 from pipeline.patience import Pauses
-from pipeline.shards.format import file_sha256
+from pipeline.shards.format import TABLES, file_sha256, table_file
 from pipeline.storage import Bucket, Folder, Storage
 
 CODE = ("memoir.py", "pipeline", "jobs")  # what a job is given
@@ -379,9 +379,9 @@ def send(built: Folder, listing: dict[str, Any], store: Bucket) -> str:
     data = f"data/{hashlib.sha256(text).hexdigest()[:16]}"
     folder = f"{data}/{listing['task']}"
     if f"{folder}/shards.json" not in _held(store, f"{folder}/"):
-        for table in ("index", "pairs", "negatives"):
-            if sha256 := listing[f"{table}_sha256"]:
-                put(f"{folder}/{table}.parquet", built.root / f"{table}.parquet", sha256)
+        for part, table in ((part, table) for part in listing["parts"] for table in TABLES if part[table]):
+            name = table_file(table, part[table])
+            put(f"{folder}/{name}", built.root / name, part[table])
         store.write(f"{folder}/shards.json", text)  # last: with it the dataset is whole
     _say(f"{store.uri}: {len(lacking)} of {len(shards)} shards sent, {total:,} bytes")
     return f"{store.uri}/{data}"

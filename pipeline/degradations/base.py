@@ -91,7 +91,7 @@ class Degradation(Frozen):
 
     @property
     def of_frames(self) -> bool:
-        """Whether samples are pairs of frames, which have no targets, and stand in pairs.parquet."""
+        """Whether samples are pairs of frames, which have no targets, and stand in a table of their own."""
         return False
 
     @property

@@ -1,11 +1,13 @@
 """The table of raw images: which files there are, what each is for, and which cannot be used and why."""
 
+import hashlib
+import itertools
 import json
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config import Frozen, parse_json
 from pipeline.cpus import available_cpus
+from pipeline.cuts import PART, minima
 from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
 from pipeline.images import UnusableImageError, picture_size, pixel_limit, source_facts
@@ -25,6 +28,8 @@ from pipeline.layouts.base import Count, Row
 from pipeline.raw.leaks import leaks, perceptual_hash
 from pipeline.raw.sources import is_remote, local_folder
 
+MANIFEST = "manifest.json"  # says of which parts the table of images consists
+PARTS = "images"  # the folder of the parts, beside it
 MIN_SIDE = 16  # pixels; smaller images hold no patch and no SSIM window
 
 SCHEMA = pa.schema(
@@ -93,10 +98,11 @@ class Ingested:
 
 
 def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False) -> Ingested:
-    """Read every image of the sources once; write out/manifest.parquet (used), out/rejects.parquet and out/leaks.parquet.
+    """Read every image of the sources once; write out/manifest.json (of those used, as `write_manifest` does), and
+    out/rejects.parquet and out/leaks.parquet.
 
-    A pair with an unusable half is rejected; a target with many inputs keeps its usable inputs. The manifest's metadata
-    records each dataset's layout, its licence and its differences from the published counts. allow_counts: accept these in all sources.
+    A pair with an unusable half is rejected; a target with many inputs keeps its usable inputs. The manifest records each
+    dataset's layout, its licence and its differences from the published counts. allow_counts: accept these in all sources.
     Raises UserError for an empty or unusable dataset and for counts that differ and are not allowed; then nothing is
     written.
     """
@@ -144,11 +150,11 @@ def ingest(sources: dict[str, Source], out: Path, *, allow_counts: bool = False)
         | {"differences": each.differences, "licence": each.licence}
         for each in counts
     }
-    manifest = pa.Table.from_pylist(used, SCHEMA.with_metadata({"memoir": json.dumps(datasets)}))
+    manifest = pa.Table.from_pylist(used, SCHEMA)
     rejected, shared = pa.Table.from_pylist(rejects, SCHEMA), leaks(manifest)
     write_table(out / "rejects.parquet", rejected)
     write_table(out / "leaks.parquet", shared)
-    write_table(out / "manifest.parquet", manifest)
+    write_manifest(out, manifest, datasets)
     warned = [(row["path"], row["warning"]) for row in used if row["warning"]]
     return Ingested(counts, rejected, shared, warned)
 
@@ -249,34 +255,85 @@ def _differences(published: tuple[Count, ...], good: list[dict[str, Any]], bad: 
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file atomically; equal tables give equal bytes under one version of pyarrow."""
+    write_bytes(path, _parquet(table))
+
+
+def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(path, sink.getvalue().to_pybytes())
+    return bytes(sink.getvalue().to_pybytes())
+
+
+class Part(Frozen):
+    """Some rows of the manifest: a file of PARTS, named by the start of its sha256."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int = Field(ge=0)
+
+    @property
+    def file(self) -> str:
+        return f"{self.sha256[:16]}.parquet"
+
+
+class Contents(Frozen):
+    """What manifest.json says. parts: in order, those of the table."""
+
+    datasets: dict[str, dict[str, Any]] = Field(description="layout, root and differences from the published counts")
+    parts: tuple[Part, ...] = Field(min_length=1)
+
+
+def write_manifest(out: Path, table: pa.Table, datasets: dict[str, Any]) -> None:
+    """Write the table of images that are used, in parts that end at images with a least sha256, and out/manifest.json last.
+
+    So an edit of the images changes the parts near it, and `dvc push` moves no others. Files of older parts are removed.
+    """
+    hashes = [int(value[:16], 16) for value in table["sha256"].to_pylist()]
+    ends = [cut + 1 for cut in minima(hashes, range(1, len(hashes) + 1), PART // 2)]
+    parts = []
+    for begin, end in itertools.pairwise([0, *ends, len(table)]):
+        data = _parquet(table.slice(begin, end - begin))
+        part = Part(sha256=hashlib.sha256(data).hexdigest(), rows=end - begin)
+        write_bytes(out / PARTS / part.file, data)
+        parts.append(part)
+    contents = Contents(datasets=datasets, parts=tuple(parts))
+    write_bytes(out / MANIFEST, (contents.model_dump_json(indent=1) + "\n").encode())
+    current = {part.file for part in parts}
+    for path in (out / PARTS).iterdir():
+        if path.name not in current:
+            path.unlink()
 
 
 def read_manifest(path: Path) -> pa.Table:
-    """The manifest that `ingest` wrote. Raises UserError if there is none, or another file in its place."""
+    """The manifest that `ingest` wrote, with its datasets as metadata. path: of its manifest.json. Raises UserError if there is none, or it is damaged."""
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        contents = Contents.model_validate(parse_json(path.read_bytes(), str(path)))
     except FileNotFoundError:
         raise UserError(f"{path}: no manifest; run `memoir ingest` first") from None
-    except PermissionError:
-        raise
-    except (pa.ArrowException, OSError):
-        table = None
-    if table is None or not table.schema.equals(SCHEMA) or table["reject_reason"].null_count < len(table):
-        raise UserError(f"{path}: not a manifest, or a damaged one; run `memoir ingest` again")
+    except (IsADirectoryError, UserError, ValidationError):
+        raise UserError(f"{path}: not a manifest, or a damaged one; run `memoir ingest` again") from None
+    table = pa.concat_tables(_read_part(path.parent / PARTS / part.file, part) for part in contents.parts)
+    return table.replace_schema_metadata({"memoir": json.dumps(contents.datasets)})
+
+
+def _read_part(path: Path, part: Part) -> pa.Table:
+    table = None
+    with suppress(FileNotFoundError, pa.ArrowException):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() == part.sha256:
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                table = file.read()
+    if table is None or not table.schema.equals(SCHEMA) or table["reject_reason"].null_count != part.rows:
+        raise UserError(f"{path}: missing, or not a part of the manifest; run `memoir ingest` again, or `dvc pull`")
     return table
 
 
 def licences(manifest: pa.Table) -> dict[str, str | None]:
     """The licence of each dataset of a manifest, None where it is not known; a table without this metadata names none."""
     try:
-        datasets = parse_json((manifest.schema.metadata or {})[b"memoir"], "manifest.parquet")
+        datasets = parse_json((manifest.schema.metadata or {})[b"memoir"], "manifest.json")
         found = {name: each.get("licence") for name, each in datasets.items()}
         return TypeAdapter(dict[str, Licence | None]).validate_python(found)
     except KeyError:
         return {}
     except (UserError, ValueError, AttributeError):
-        raise UserError("manifest.parquet: its list of datasets is damaged; run `memoir ingest` again") from None
+        raise UserError("manifest.json: its list of datasets is damaged; run `memoir ingest` again") from None

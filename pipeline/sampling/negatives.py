@@ -11,7 +11,7 @@ from pipeline.task import Negatives
 
 
 class Negative(NamedTuple):
-    """One row of negatives.parquet: N = (permille I + (1000 - permille) J) / 1000.
+    """One row of the table of negatives: N = (permille I + (1000 - permille) J) / 1000.
 
     key, level: those of the degraded image that it belongs to; J is its target. k: the negative's number there, from 0 on.
     partner, partner_level: those of I, which is the degraded image itself where negatives are intra.

@@ -9,6 +9,7 @@ owners or host names are in them.
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import struct
@@ -28,10 +29,14 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_
 from pipeline.config import Frozen, parse_json
 from pipeline.depth import Bits
 from pipeline.errors import UserError
-from pipeline.shards.plan import FORMAT
 from pipeline.storage import Bucket, Folder, Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index, check_numbers, read_table
 from pipeline.task import AnyDegradation, Negatives, recorded
+
+LISTING = 3  # the version of shards.json and the tables that it names
+TABLES = ("index", "pairs", "negatives")
+SCHEMAS = {"index": INDEX_SCHEMA, "pairs": PAIRS_SCHEMA, "negatives": NEGATIVES_SCHEMA}
+PART_BYTES = 2**30  # the most bytes of a part of a table; a build writes less than a megabyte
 
 Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, columns of the index
 
@@ -80,6 +85,28 @@ class Shard(Frozen):
         return self
 
 
+class Part(Frozen):
+    """The rows of some shards in each table: <table>/<the start of their sha256>.parquet, so that an edit moves few files."""
+
+    shards: int = Field(ge=1, description="it describes so many, from the first that no part before it describes")
+    index: Sha256
+    pairs: Sha256 | None = Field(None, description="which tasks of pairs of frames have")
+    negatives: Sha256 | None = Field(None, description="which tasks with negatives have")
+
+    def has(self, pairs: bool, negatives: bool) -> bool:
+        """Whether it has these tables."""
+        return ((self.pairs is not None), (self.negatives is not None)) == (pairs, negatives)
+
+
+VERSIONS = "versions.json"  # beside shards.json: library -> version that the dataset was built with
+RECIPES = "recipes.json"  # <split>/<name> of a shard -> its `recipe_digest`: whoever needs the same takes this shard
+
+
+def table_file(table: str, sha256: str) -> str:
+    """The name of a part of a table in a dataset."""
+    return f"{table}/{sha256[:16]}.parquet"
+
+
 Kind = TypeVar("Kind")
 
 
@@ -93,10 +120,7 @@ class Listing(Frozen):
     """The contents of shards.json, which list what a build consists of."""
 
     task: str = Field(pattern=r"^[^/\x00-\x1f\x7f]{1,255}$")
-    format: int = Field(ge=FORMAT, le=FORMAT)
-    versions: dict[str, str] | None = Field(
-        None, exclude=True, description="of libraries: older builds have them here, others in versions.json"
-    )
+    format: int = Field(ge=LISTING, le=LISTING)
     colour: Literal["y", "gray", "rgb"]
     codec: Literal["raw", "png"]
     bits: Bits = Field(8, description="a channel, of all arrays; 8 is not written")
@@ -108,13 +132,11 @@ class Listing(Frozen):
         default_factory=dict, description="of each data set in the splits; null: not known"
     )
     digest: Sha256 = Field(description="`dataset_digest` of the shards")
-    index_sha256: Sha256
     negatives: Annotated[dict[str, Any] | None, _as_task(Negatives | None)] = None
     images: dict[Literal["found", "used", "rejected"], int] = Field(
         description="of the sources; found = used + rejected"
     )
-    pairs_sha256: Sha256 | None = Field(None, description="of pairs.parquet, which tasks of pairs of frames have")
-    negatives_sha256: Sha256 | None = Field(None, description="of negatives.parquet, which tasks with negatives have")
+    parts: tuple[Part, ...] = Field(min_length=1, description="of the tables")
     shards: tuple[Shard, ...] = Field(min_length=1)
     shards_in: str | None = Field(
         None, description="URI of a store that has them by name; null: <split>/ beside this file"
@@ -122,10 +144,11 @@ class Listing(Frozen):
 
     @model_validator(mode="after")
     def _tables(self) -> "Listing":
-        if (self.pairs_sha256 is not None) != recorded(self.degradation).of_frames:
-            raise ValueError("pairs.parquet belongs to scenes without targets")
-        if (self.negatives_sha256 is not None) != (self.negatives is not None):
-            raise ValueError("negatives.parquet belongs to negatives")
+        of_frames, negatives = recorded(self.degradation).of_frames, self.negatives is not None
+        if not all(part.has(of_frames, negatives) for part in self.parts):
+            raise ValueError("tables of pairs belong to scenes without targets, and tables of negatives to negatives")
+        if sum(part.shards for part in self.parts) != len(self.shards):
+            raise ValueError("the tables are of other shards")
         if len({(shard.split, shard.name) for shard in self.shards}) < len(self.shards):
             raise ValueError("a shard is listed twice")
         return self
@@ -185,7 +208,13 @@ def samples_digest(listing: dict[str, Any]) -> str:
     """What the samples of a built dataset depend on, as JSON: shards, online degradation, pairs and negatives."""
     degradation = listing["degradation"]
     online = degradation if recorded(degradation).online else None
-    return json.dumps([listing["digest"], online, listing["pairs_sha256"], listing["negatives_sha256"]])
+    return json.dumps([listing["digest"], online, _table_sum(listing, "pairs"), _table_sum(listing, "negatives")])
+
+
+def _table_sum(listing: dict[str, Any], table: str) -> str | None:
+    """A digest of a table, that of its only part if it has one; None: the dataset has no such table."""
+    sums = [part[table] for part in listing["parts"] if part[table]]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest() if sums else None
 
 
 @lru_cache(maxsize=4096)
@@ -259,9 +288,11 @@ def read_listing(data: bytes, where: str) -> dict[str, Any]:
     raise UserError(f"{where}: damaged, or of another version of memoir ({what}); build again")
 
 
-def shard_sizes(listing: dict[str, Any]) -> dict[str, int]:
-    """The bytes of each shard that shards.json lists, by <split>/<name>."""
-    return {f"{shard['split']}/{shard['name']}": shard["bytes"] for shard in listing["shards"]}
+def parts(listing: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each part of the tables, as shards.json lists it, with the shards that it describes."""
+    shards = iter(listing["shards"])
+    for part in listing["parts"]:
+        yield part, list(itertools.islice(shards, part["shards"]))
 
 
 def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
@@ -291,55 +322,62 @@ def verify(place: Storage | Path) -> Iterator[str]:
     store = store_of_shards(place, listing)
     if dataset_digest(listing["shards"]) != listing["digest"]:
         yield f"{place.uri}/shards.json: its dataset digest does not match its shards; build again"
-    by_shard: dict[tuple[str, str], list[dict[str, Any]]] | None = None  # None: no index to compare with
-    for name in ("index", "pairs", "negatives"):
-        if listing[f"{name}_sha256"]:
-            where = f"{place.uri}/{name}.parquet"
-            with _local(place, f"{name}.parquet") as table:
-                if not table.exists():
-                    yield f"{where}: missing; build again, or `dvc pull`"
-                elif file_sha256(table) != listing[f"{name}_sha256"]:
-                    yield f"{where}: damaged, or of another build than shards.json; build again"
-                else:
-                    try:
-                        held = read_checked(table, name, listing, where)
-                    except UserError as error:
-                        yield str(error)
-                        continue
-                    if name == "index":
-                        by_shard = _by_shard(held)
-    expected = {(shard["split"], shard["name"]) for shard in listing["shards"]}
+    by_shard: dict[tuple[str, str], list[dict[str, Any]]] = {}  # without those of a part that is damaged
+    expected = set()
+    for part, shards in parts(listing):
+        for table in (name for name in TABLES if part[name]):
+            name = table_file(table, part[table])
+            expected.add(name)
+            with _local(place, name) as path:
+                try:
+                    held = read_part(path, table, part, shards, listing, f"{place.uri}/{name}")
+                except UserError as error:
+                    yield str(error)
+                    continue
+            if table == "index":
+                by_shard |= {(shard["split"], shard["name"]): [] for shard in shards} | _by_shard(held)
+    expected |= {f"{shard['split']}/{shard['name']}" for shard in listing["shards"]}
     for name in place.names():
-        if name.count("/") == 1 and name.endswith(".tar") and tuple(name.split("/")) not in expected:
+        if name.count("/") == 1 and name.endswith((".tar", ".parquet")) and name not in expected:
             yield f"{place.uri}/{name}: not in shards.json; remove it, or build again"
     for shard in listing["shards"]:
-        rows = None if by_shard is None else by_shard.get((shard["split"], shard["name"]), [])
+        rows = by_shard.get((shard["split"], shard["name"]))
         name = shard["name"] if listing["shards_in"] else f"{shard['split']}/{shard['name']}"
         with _local(store, name) as path:
-            if problem := _verify_shard(path, shard, rows):
+            if problem := verify_shard(path, shard, rows):
                 yield f"{store.uri}/{name}: {problem}"
 
 
-def read_checked(
-    source: bytes | Path, name: str, listing: dict[str, Any], where: str, split: str | None = None
+def read_part(
+    source: bytes | Path,
+    table: str,
+    part: dict[str, Any],
+    shards: list[dict[str, Any]],
+    listing: dict[str, Any],
+    where: str,
 ) -> pa.Table:
-    """A table of a dataset, with every row checked.
+    """A part of a table of a dataset, with every row checked.
 
-    source: contents, or a file. name: index, pairs or negatives. listing: as `read_listing` returns it. where: for messages.
-    split: only its rows are returned, and checked. Raises UserError, which names the row.
+    source: contents, or a file. table: index, pairs or negatives. part, shards: as `parts` gives them. listing: as
+    `read_listing` returns it. where: for messages. Raises UserError, which names the row, also for a missing file.
     """
-    if name == "index":
-        rows = sum(shard["members"] for shard in listing["shards"])
-        table = read_table(source, INDEX_SCHEMA, where, split=split, rows=rows)
-        check_index(table, shard_sizes(listing), listing["codec"], listing["bits"], where)
-    elif name == "pairs":
-        table = read_table(source, PAIRS_SCHEMA, where, split=split)
-        check_numbers(table, {"v": 0, "w": 0}, {}, where)
+    if isinstance(source, Path) and not source.is_file():
+        raise UserError(f"{where}: missing; build again, or `dvc pull`")
+    found = file_sha256(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+    if found != part[table]:
+        raise UserError(f"{where}: damaged, or of another build than shards.json; build again")
+    if table == "index":
+        held = read_table(source, INDEX_SCHEMA, where, rows=sum(shard["members"] for shard in shards))
+        sizes = {f"{shard['split']}/{shard['name']}": shard["bytes"] for shard in shards}
+        check_index(held, sizes, listing["codec"], listing["bits"], where)
+    elif table == "pairs":
+        held = read_table(source, PAIRS_SCHEMA, where)
+        check_numbers(held, {"v": 0, "w": 0}, {}, where)
     else:
-        table = read_table(source, NEGATIVES_SCHEMA, where, split=split)
+        held = read_table(source, NEGATIVES_SCHEMA, where)
         least = dict.fromkeys(("level", "k", "permille", "partner_level"), 0)
-        check_numbers(table, least, {"permille": 1000, "k": listing["negatives"]["number"] - 1}, where)
-    return table
+        check_numbers(held, least, {"permille": 1000, "k": listing["negatives"]["number"] - 1}, where)
+    return held
 
 
 def _by_shard(index: pa.Table) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -362,7 +400,8 @@ def _local(store: Storage, name: str) -> Iterator[Path]:
         yield Path(copy, "file")
 
 
-def _verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]] | None) -> str:
+def verify_shard(path: Path, shard: dict[str, Any], rows: list[dict[str, Any]] | None) -> str:
+    """What is wrong with a shard, and how to mend it; nothing if it is whole. shard: as listed. rows: of the index, if known."""
     if not path.exists():
         return "missing; build again, or `dvc pull`"
     size = path.stat().st_size

@@ -6,19 +6,22 @@ It works on whole columns, since there may be 10 million groups and more.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.cuts import PART, minima
 from pipeline.errors import UserError, nearest
 from pipeline.layouts.base import Split
 from pipeline.layouts.files import LONGEST_KEY, natural, safe_key
 from pipeline.task import Task
 
-FORMAT = 2  # the version of shards and index: raise it when equal inputs would give other bytes
+FORMAT = 2  # the version of shards: raise it when equal inputs would give other bytes
+SHARDS = 128  # the least number of shards that the size which follows a split aims at
+SMALLEST, LARGEST = 2**16, 2**26  # bytes: the limits of that size. A shard may have four times the average, hardly more
 
 # The columns of the manifest that a plan needs.
 COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", "sha256", "width", "height", "channels"]
@@ -52,13 +55,14 @@ class ShardPlan:
     """The groups of one shard, in order.
 
     manifest: the table of all images. rows: the shard's rows in it, those of a group adjacent. names: the names of their
-    members, as in `File`; None if all are gt.
+    members, as in `File`; None if all are gt. cut: the hash of its last group.
     """
 
     split: Split
     manifest: pa.Table
     rows: np.ndarray
     names: tuple[str, ...] | None
+    cut: int
 
     @property
     def files(self) -> pa.Table:
@@ -97,13 +101,38 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
         names = task.degradation.names(manifest, rows, first)
         nbytes = _nbytes(manifest, rows, first, task)
         group_ends = np.cumsum(np.add.reduceat(nbytes, first)).tolist()
-        ends = [int(first[cut + 1]) for cut in _minima(hashes, group_ends, task.shard_bytes // 2)]
-        for begin, end in itertools.pairwise([0, *ends, len(rows)]):
-            shards.append(
-                ShardPlan(split, manifest, rows[begin:end], None if names is None else tuple(names[begin:end]))
-            )
+        average = task.shard_bytes or average_bytes(group_ends[-1])
+        cuts = minima(hashes, group_ends, average // 2)
+        ends = [int(first[cut + 1]) for cut in cuts]
+        for begin, end, cut in zip([0, *ends], [*ends, len(rows)], [*cuts, -1], strict=True):
+            members = None if names is None else tuple(names[begin:end])
+            shards.append(ShardPlan(split, manifest, rows[begin:end], members, hashes[cut]))
     _check_splits(manifest, splits)
     return shards
+
+
+def average_bytes(total: int) -> int:
+    """The size that shards of a split have on average where the task does not say one. total: bytes of the split.
+
+    It is the greatest power of two of which the split has at least SHARDS, within SMALLEST and LARGEST: some 85 to 256
+    shards, or as many as there are groups, up to 8 GiB, and more shards of LARGEST beyond.
+    It depends on the total alone, and as a power of two it stays while the total grows from one power to the next: until
+    then an edit of k images changes some 3k shards at most. Where the total passes a power of two, the size doubles. Every
+    second cut or so falls away, and no new one appears: nearly all shards are encoded and pushed again, once for each
+    doubling of the split. `shard_bytes` in the task avoids that.
+    """
+    power = 1 << (max(total // SHARDS, 1).bit_length() - 1)
+    return min(LARGEST, max(SMALLEST, power))
+
+
+def parts(shards: list[ShardPlan]) -> list[int]:
+    """How many shards, one after the other, each part of a dataset's tables describes: their sum is that of all shards.
+
+    A part ends at a shard whose own cut is the least nearby, so it stays where it is while its shards change.
+    """
+    ends = np.cumsum([len(shard.rows) for shard in shards]).tolist()
+    cuts = minima([shard.cut for shard in shards], ends, PART // 2)
+    return [b - a for a, b in itertools.pairwise([0, *(cut + 1 for cut in cuts), len(shards)])]
 
 
 def _rows(manifest: pa.Table, source: str, task: Task) -> np.ndarray:
@@ -236,25 +265,6 @@ def _check_splits(manifest: pa.Table, splits: dict[Split, np.ndarray]) -> None:
             names = list(splits)
             first, second = (f"{manifest['path'][int(rows[each])].as_py()} ({names[split[each]]})" for each in (a, b))
             raise UserError(f"{second} and {first} are the same image: remove one of them")
-
-
-def _minima(hashes: Sequence[int], ends: Sequence[int], window: int) -> list[int]:
-    """The last groups of shards: those with the least hash within `window` bytes to either side.
-
-    Such local minima are at least a window apart, and each depends on nothing that is further away than a window: an
-    edit in one place changes at most three shards. No minimum is nearer to an end of the split than a window.
-    ends: ascending, where each group ends. With a window of half an average shard, shards have that average.
-    """
-    minima: list[int] = []
-    rising: list[tuple[int, bool]] = []  # ascending hashes, and whether no lower one lies within the window before
-    for i, value in enumerate(hashes):
-        while rising and hashes[rising[-1][0]] > value:
-            j, lowest = rising.pop()
-            if lowest and ends[i] - ends[j] >= window:
-                minima.append(j)
-        rising.append((i, ends[i] - (ends[rising[-1][0]] if rising else 0) >= window))
-    minima += [j for j, lowest in rising if lowest and ends[-1] - ends[j] >= window]
-    return sorted(minima)
 
 
 def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str:

@@ -3,11 +3,11 @@
 Everything is in columns: an image costs tens of bytes here, not an object.
 """
 
-import hashlib
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,22 @@ from pipeline.depth import unit
 from pipeline.errors import UserError
 from pipeline.shards.cache import Lease, ShardCache
 from pipeline.shards.format import (
+    PART_BYTES,
     damaged,
     described,
     file_sha256,
-    read_checked,
+    parts,
+    read_part,
     read_shards_json,
     samples_digest,
     store_of_shards,
+    table_file,
 )
 from pipeline.storage import Folder, storage
 from pipeline.task import recorded
 
 CACHE = Path(os.environ.get("MEMOIR_CACHE", ".cache/remote"))  # copies of remote shards, by content
+TABLES_AT_A_TIME = 8  # parts of a table that are read at a time
 OPEN = 64  # shards that are mapped at a time
 DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
 
@@ -117,15 +121,24 @@ class ShardSet:
 
     def _table(self, name: str) -> pa.Table:
         """The rows of this split in a table that belongs to shards.json."""
-        path = f"{self.place}/{name}.parquet"
-        refusal = UserError(f"{path}: missing, or of another build than shards.json; run `memoir build` again")
-        try:
-            data = self.source.read(f"{name}.parquet")
-        except FileNotFoundError:
-            raise refusal from None
-        if hashlib.sha256(data).hexdigest() != self.listing[f"{name}_sha256"]:
-            raise refusal
-        return read_checked(data, name, self.listing, path, self.split)
+
+        def read(part: dict[str, Any], shards: list[dict[str, Any]]) -> pa.Table:
+            file = table_file(name, part[name])
+            where = f"{self.place}/{file}"
+            try:
+                data = self.source.read(file, PART_BYTES)
+            except FileNotFoundError:
+                raise UserError(f"{where}: missing; run `memoir build` again, or `dvc pull`") from None
+            held = read_part(data, name, part, shards, self.listing, where)
+            return held.filter(pc.equal(held["split"], self.split))
+
+        wanted = [
+            (part, shards)
+            for part, shards in parts(self.listing)
+            if any(shard["split"] == self.split for shard in shards)
+        ]
+        with ThreadPoolExecutor(TABLES_AT_A_TIME) as pool:  # a bucket takes its time to answer
+            return pa.concat_tables(pool.map(read, *zip(*wanted, strict=True))).combine_chunks()
 
     def _rows(self, index: pa.Table) -> None:
         names = pa.array([shard["name"] for shard in self.shards])
@@ -169,7 +182,7 @@ class ShardSet:
 
     def _versions(self) -> None:
         none = np.full(len(self._keys), -1, np.int64)
-        if self.listing["pairs_sha256"]:
+        if self.degradation.of_frames:
             pairs = self._table("pairs")
             self.sample = self._samples(pairs["key"], "pairs")
             v, w = (pairs[name].to_numpy().astype(np.int64) for name in ("v", "w"))
@@ -193,13 +206,13 @@ class ShardSet:
         """The samples that the rows of a table name by their keys."""
         sample = pc.index_in(keys, self._keys)
         if sample.null_count:
-            raise UserError(f"{self.place}/{table}.parquet: not of these images; run `memoir build` again")
+            raise UserError(f"{self.place}/{table}: not of these images; run `memoir build` again")
         return sample.to_numpy().astype(np.int64)
 
     def _negatives(self, table: pa.Table) -> None:
         k = self.listing["negatives"]["number"]
         sample = self._samples(table["key"], "negatives")
-        refusal = UserError(f"{self.place}/negatives.parquet: not of these images; run `memoir build` again")
+        refusal = UserError(f"{self.place}/negatives: not of these images; run `memoir build` again")
         fits = len(table) == k * len(self) and (sample == np.repeat(self.sample, k)).all()
         if not fits or (table["level"].to_numpy() != np.repeat(self.level, k)).any():
             raise refusal

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Workplace, photograph, untrained_run
+from conftest import Workplace, photograph, table_file, untrained_run
 
 from jobs.publishing.publish import models, publish
 from jobs.recipe import Recipe
@@ -150,24 +150,32 @@ def put_right(folder: Path, name: Path) -> None:
     """Give a file of a dataset that was changed the sums and the name that fit it, wherever they stand."""
     listing = parse_json((folder / "shards.json").read_bytes(), "shards.json")
     sha256 = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    if name.suffix == ".parquet":
-        listing[f"{name.stem}_sha256"] = sha256
+    if name.suffix == ".parquet" and name.parent.name:
+        _rename_table(folder, listing, name.parent.name, name.stem, sha256)
     elif name.suffix == ".tar":
         named = f"{sha256[:16]}.tar"
         (shard,) = (shard for shard in listing["shards"] if shard["name"] == name.name)
         shard |= {"name": named, "sha256": sha256, "bytes": (folder / name).stat().st_size}
         listing["digest"] = dataset_digest(listing["shards"])
         (folder / name).rename(folder / name.with_name(named))
-        index = pq.read_table(folder / "index.parquet")
+        path = table_file(folder)
+        index = pq.read_table(path)
         names = [named if old == name.name else old for old in index["shard"].to_pylist()]
         index = index.set_column(index.schema.get_field_index("shard"), "shard", pa.array(names, pa.string()))
-        (folder / "index.parquet").unlink()
-        pq.write_table(index, folder / "index.parquet")
-        listing["index_sha256"] = hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest()
+        path.unlink()
+        pq.write_table(index, path)
+        _rename_table(folder, listing, "index", path.stem, hashlib.sha256(path.read_bytes()).hexdigest())
     else:
         return
     (folder / "shards.json").unlink()
     (folder / "shards.json").write_text(json.dumps(listing))
+
+
+def _rename_table(folder: Path, listing: dict, table: str, old: str, sha256: str) -> None:
+    """Give a part of a table the name of its contents, in the folder and in shards.json."""
+    (part,) = (part for part in listing["parts"] if (part[table] or "").startswith(old))
+    part[table] = sha256
+    (folder / table / f"{old}.parquet").rename(folder / table / f"{sha256[:16]}.parquet")
 
 
 def _built(place: Path) -> list[Path]:

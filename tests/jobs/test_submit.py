@@ -23,7 +23,7 @@ import psutil
 import pytest
 import ray
 import yaml
-from conftest import SECRET, TINY_PARAMS, Workplace, photograph
+from conftest import SECRET, TINY_PARAMS, Workplace, photograph, table_file
 from http_fakes import answering
 from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
@@ -414,11 +414,12 @@ def test_a_dataset_in_a_bucket_is_verified_there(root, s3, cli):
     whole = storage(s3).read(f"shards/{cut}")
     storage(s3).write(f"shards/{cut}", whole[:-1])
     storage(s3).remove(f"shards/{other}")
-    storage(place).write("index.parquet", b"")
+    (index,) = storage(place).names("index/")
+    storage(place).write(index, b"")
     code, out, err = cli("verify", place)
     assert (code, out) == (1, "")
     damaged, *lines = err.splitlines()
-    assert damaged.startswith(f"{place}/index.parquet: damaged")
+    assert damaged.startswith(f"{place}/{index}: damaged")
     assert sorted(lines) == [
         f"{s3}/shards/{other}: missing; build again, or `dvc pull`",
         f"{s3}/shards/{cut}: truncated: {len(whole) - 1:,} bytes of {len(whole):,}; build again",
@@ -455,7 +456,7 @@ def test_only_what_a_bucket_lacks_is_sent(root, s3, capsys, monkeypatch):
 
 
 def test_a_damaged_shard_or_table_never_reaches_a_bucket(root, s3):
-    for path in (min((root / "data/tiny/train").glob("*.tar")), root / "data/tiny/index.parquet"):
+    for path in (min((root / "data/tiny/train").glob("*.tar")), table_file(root / "data/tiny")):
         whole = path.read_bytes()
         path.unlink()  # not through its hard link in the store of builds
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import SECRET, Workplace, encode, photograph
+from conftest import SECRET, Workplace, encode, photograph, table_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,12 +30,14 @@ from pipeline.errors import UserError
 from pipeline.images import read_image, source_image, write_image
 from pipeline.loading.loader import Loader, Position
 from pipeline.raw import sources
-from pipeline.raw.manifest import Source, ingest
+from pipeline.raw.manifest import Source, ingest, read_manifest
 from pipeline.sampling.patches import Grid
+from pipeline.shards import assemble, kept
 from pipeline.shards import build as stage
-from pipeline.shards.build import STORE, versions
+from pipeline.shards.build import versions
 from pipeline.shards.encode import UnusableImagesError, sample_planes, samples
 from pipeline.shards.format import file_sha256, read_shards_json, verify
+from pipeline.shards.kept import STORE
 from pipeline.shards.plan import File, Group
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage import storage
@@ -63,6 +65,12 @@ def filled(workplace, without_ray) -> Workplace:
     """Ten photographs in several shards, ingested; builds need no Ray."""
     fill(workplace)
     return workplace
+
+
+def forget() -> None:
+    """Remove the shards that were built, also from the output."""
+    shutil.rmtree(STORE)
+    shutil.rmtree(OUT, ignore_errors=True)
 
 
 # the members of a sample
@@ -115,7 +123,7 @@ def test_a_published_pair_is_stored_as_it_is_with_its_mask(workplace, without_ra
     }
     workplace.ingest("istd:istd")
     workplace.build(degradation={"kind": "paired"}, colour="rgb")
-    rows = pq.read_table(OUT / "index.parquet").to_pylist()
+    rows = pq.read_table(OUT / "index").to_pylist()
     assert [(row["key"], row["member"], row["role"], row["level"]) for row in rows] == [
         (f"photos-train-{i}", member, role, level)
         for i in range(2)
@@ -170,18 +178,18 @@ def test_time_lapse_scenes_are_stored_once_and_their_pairs_are_rows(workplace, w
         workplace.add(f"train/{scene}/{frame}.png", photograph(ord(scene) + frame, 20, 20, 1))
     workplace.ingest("scenes")
     first = workplace.build(degradation={"kind": "timelapse"})
-    members = [row["member"] for row in pq.read_table(OUT / "index.parquet").to_pylist()]
+    members = [row["member"] for row in pq.read_table(OUT / "index").to_pylist()]
     assert members == [*(f"frame-{i}.npy" for i in range(4)), "json"] * 2
-    pairs = pq.read_table(OUT / "pairs.parquet").to_pylist()
+    pairs = pq.read_table(OUT / "pairs").to_pylist()
     assert [(row["key"], row["v"], row["w"]) for row in pairs] == [
         (f"photos-train-{scene}", v, w) for scene in "ab" for v in range(4) for w in range(v + 1, 4)
     ]
     second = workplace.build(degradation={"kind": "timelapse", "pairs_per_scene": 2})
     assert second["encoded"] == 0
     assert second["digest"] == first["digest"]
-    assert pq.read_table(OUT / "pairs.parquet").num_rows == 4
+    assert pq.read_table(OUT / "pairs").num_rows == 4
     assert list(verify(OUT)) == []
-    (OUT / "pairs.parquet").write_bytes(b"x")
+    table_file(OUT, "pairs").write_bytes(b"x")
     assert [problem.split(": ", 1)[1] for problem in verify(OUT)] == [
         "damaged, or of another build than shards.json; build again"
     ]
@@ -201,6 +209,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_cpus_or_on_ray(workplace, monk
         assert listing["encoded"] == len(listing["shards"]) > 4
         built.append(digests(OUT))
         STORE.parent.rename(f"cache-{cpus}")
+        shutil.rmtree(OUT)
     monkeypatch.setattr(stage, "FEW", 100)
     monkeypatch.setattr(stage, "connect", None)  # it would fail if Ray were asked for
     workplace.build()
@@ -228,6 +237,7 @@ def test_a_build_takes_from_the_store_what_is_there_and_whole(filled):
     damaged.write_bytes(b"damaged")
     assert filled.build()["encoded"] == len(names[::2]) + 1
     assert digests(OUT) == before
+    shutil.rmtree(OUT)
     for recipe, text in zip(sorted((STORE / "recipes").iterdir()), ("", "[]", "{}", '{"name": 1}'), strict=False):
         recipe.write_text(text)
     assert filled.build()["encoded"] == 4
@@ -299,6 +309,7 @@ def test_a_build_killed_three_times_at_random_moments_ends_in_the_same_bytes(wor
     assert not list(STORE.rglob("*.tmp"))
     after_kills = digests(OUT)
     STORE.parent.rename("cache-of-the-killed")
+    shutil.rmtree(OUT)
     assert workplace.build()["encoded"] == len(listing["shards"])
     assert digests(OUT) == after_kills
 
@@ -335,7 +346,7 @@ def test_temporary_files_stay_while_another_build_uses_the_store(filled, monkeyp
     assert not any(path.exists() for path in LEFTOVERS)
 
 
-OTHER = "from pipeline.shards.build import _claimed, STORE\nwith _claimed(STORE): pass"
+OTHER = "from pipeline.shards.kept import claimed\nwith claimed(): pass"
 
 
 def test_two_builds_of_one_task_at_a_time_both_succeed(filled):
@@ -346,7 +357,7 @@ def test_two_builds_of_one_task_at_a_time_both_succeed(filled):
     def again() -> None:
         try:
             for _ in range(5):
-                stage.build("tiny.yaml", Path("data/manifest/manifest.parquet"), OUT)
+                stage.build("tiny.yaml", Path("data/manifest/manifest.json"), OUT)
         except BaseException as error:  # whatever it is, it must reach the test
             failures.append(error)
 
@@ -387,7 +398,7 @@ def test_a_failing_build_leaves_the_last_one_alone(filled):
 
 def test_many_failures_are_counted_and_the_first_are_named(filled, monkeypatch):
     shards = len(filled.build()["shards"])
-    shutil.rmtree(STORE)
+    forget()
     changed = [filled.add(f"train/{i}.png", b"changed") for i in range(10)]
     monkeypatch.setattr(stage, "SHOWN", 2)
     with pytest.raises(UserError) as error:
@@ -445,14 +456,6 @@ def test_other_versions_that_give_the_same_bytes_are_the_same_dataset(filled, mo
     assert json.loads(Path("data/tiny/versions.json").read_text()) == others
 
 
-def test_an_older_build_with_the_versions_in_it_is_read(filled):
-    filled.build()
-    path = Path("data/tiny/shards.json")
-    listing = json.loads(path.read_text())
-    path.write_text(json.dumps({**listing, "versions": versions()}))
-    assert read_shards_json(path.parent) == {"bits": 8, "shards_in": None, **listing}
-
-
 def test_shards_json_has_the_licence_of_each_dataset_of_its_splits(filled):
     assert filled.build()["licences"] == {"photos": None}
     source = Source(layout="folder", root="photos", licence="CC0")
@@ -497,10 +500,10 @@ def test_a_disk_that_fills_up_at_the_end_leaves_the_last_build(filled, cli, monk
     before = digests(OUT)
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "data/.tiny.tmp/index.parquet")
+        raise OSError(errno.ENOSPC, "No space left on device", "data/.tiny.tmp/rejects.parquet")
 
-    monkeypatch.setattr(stage, "write_table", full)
-    assert cli("build", "tiny.yaml") == (1, "", "memoir: data/.tiny.tmp/index.parquet: No space left on device\n")
+    monkeypatch.setattr(assemble, "write_table", full)
+    assert cli("build", "tiny.yaml") == (1, "", "memoir: data/.tiny.tmp/rejects.parquet: No space left on device\n")
     assert digests(OUT) == before
     assert sorted(path.name for path in OUT.parent.iterdir()) == ["manifest", "tiny"]
 
@@ -523,7 +526,7 @@ def test_the_commands_errors_are_one_line_each(workplace, cli, without_ray):
         return err
 
     assert said("build", "photo-jpeg").startswith("memoir: unknown task 'photo-jpeg'; did you mean 'photos-jpeg'?")
-    assert said("build", "photos-jpeg").endswith("manifest.parquet: no manifest; run `memoir ingest` first\n")
+    assert said("build", "photos-jpeg").endswith("manifest.json: no manifest; run `memoir ingest` first\n")
     workplace.add("train/1.png", photograph(1, 20, 20))
     workplace.ingest()
     workplace.task(splits={"train": ["photo/train"]})
@@ -543,7 +546,7 @@ def test_the_chroma_of_a_colour_jpeg_is_coded_as_the_task_says(workplace, withou
         workplace.build(colour="rgb", degradation=degradation)
         (version,) = ShardSet(OUT, "train").versions()
         assert (version.planes["lq"] == jpeg(read_image(path)[0], 30, subsampling)).all()
-        rows = pq.read_table(OUT / "index.parquet").to_pylist()
+        rows = pq.read_table(OUT / "index").to_pylist()
         assert {"jpeg": 30, "subsampling": subsampling} in [json.loads(r["parameters"] or "null") for r in rows]
 
 
@@ -594,15 +597,15 @@ def test_the_mean_of_a_scene_is_stored_once_beside_its_frames(workplace, without
         workplace.add(f"train/{scene}/{frame}.png", pixels)
     workplace.ingest("scenes")
     listing = workplace.build(degradation=MEAN | {"size": size}, **SCENES)
-    rows = pq.read_table(OUT / "index.parquet").to_pylist()
+    rows = pq.read_table(OUT / "index").to_pylist()
     assert [(row["member"], row["role"], row["level"]) for row in rows] == [
         ("gt.npy", "gt", None),
         *((f"lq-{i}.npy", "lq", i) for i in range(3)),
         ("json", "json", None),
     ] * 2
     assert [row["parameters"] for row in rows[::5]] == ['{"mean": 3}'] * 2
-    assert listing["pairs_sha256"] is None
-    assert not (OUT / "pairs.parquet").exists()
+    assert listing["parts"][0].keys() == {"shards", "index"}
+    assert not (OUT / "pairs").exists()
     assert list(verify(OUT)) == []
     versions = list(ShardSet(OUT, "train").versions())
     assert [(version.key, version.level) for version in versions] == [
@@ -696,7 +699,7 @@ def test_what_one_machine_built_another_takes_from_the_shared_store(filled, kind
     # a damaged copy in the store is not believed
     name = first["shards"][0]["name"]
     storage(store).write(name, b"damaged")
-    shutil.rmtree(STORE)
+    forget()
     assert other.build(store=store)["encoded"] == 1
     assert digests(OUT) == before
     assert len(storage(store).read(name)) == first["shards"][0]["bytes"]
@@ -706,9 +709,10 @@ def test_a_shard_that_is_there_is_read_once_when_another_machine_s_recipe_comes(
     store = f"file://{tmp_path}/shared"
     names = [shard["name"] for shard in filled.build(store=store)["shards"]]
     shutil.rmtree(STORE / "recipes")
+    shutil.rmtree(OUT)
     (STORE / names[0]).unlink()
     read = []
-    monkeypatch.setattr(stage, "file_sha256", lambda path: [read.append(path.name), file_sha256(path)][1])
+    monkeypatch.setattr(kept, "file_sha256", lambda path: [read.append(path.name), file_sha256(path)][1])
     assert filled.build(store=store)["encoded"] == 0
     assert sorted(name for name in read if name.endswith(".tar")) == sorted(names)
 
@@ -724,21 +728,21 @@ def test_photographs_in_a_bucket_give_the_shards_of_a_folder(filled, s3, monkeyp
     upload(filled.root / "photos", f"{s3}/raw")
     for path in (filled.root / "photos").rglob("*.png"):
         path.unlink()
-    shutil.rmtree(STORE)
+    forget()
     filled.ingest(root=f"{s3}/raw")
-    manifest = pq.read_table("data/manifest/manifest.parquet")
+    manifest = read_manifest(Path("data/manifest/manifest.json"))
     assert all(path.startswith(f"{s3}/raw/") for path in manifest["path"].to_pylist())
     assert filled.build()["encoded"] > 0
     assert [shard["sha256"] for shard in read_shards_json(OUT)["shards"]] == before
     # a node that has no copy reads the bucket
     shutil.rmtree(sources.MIRROR)
-    shutil.rmtree(STORE)
+    forget()
     filled.build()
     assert [shard["sha256"] for shard in read_shards_json(OUT)["shards"]] == before
     # an object that changed is found by its content
     path = manifest["path"][0].as_py()
     storage(f"{s3}/raw").write(path.removeprefix(f"{s3}/raw/"), b"changed")
-    shutil.rmtree(STORE)
+    forget()
     with pytest.raises(UserError, match=f"{path}: changed since it was ingested; run `memoir ingest` again$"):
         filled.build()
 
@@ -776,7 +780,7 @@ def test_a_bucket_of_photographs_that_cannot_be_read_says_what_is_missing(workpl
     with pytest.raises(UserError, match=problem) as error:
         workplace.ingest(root=s3 if uri == "empty" else uri)
     assert SECRET not in str(error.value)
-    assert not Path("data/manifest/manifest.parquet").exists()
+    assert not Path("data/manifest/manifest.json").exists()
 
 
 def test_a_copy_of_a_bucket_follows_it(workplace, s3):
@@ -853,7 +857,7 @@ def test_a_task_of_16_bits_stores_both_depths_as_the_same_pictures(mixed, codec)
     assert listing["images"] == {"found": 10, "used": 10, "rejected": 0}
     assert json.loads((OUT / "shards.json").read_text())["bits"] == 16
     assert list(verify(OUT)) == []
-    rows = [row for row in pq.read_table(OUT / "index.parquet").to_pylist() if row["role"] != "json"]
+    rows = [row for row in pq.read_table(OUT / "index").to_pylist() if row["role"] != "json"]
     assert {row["dtype"] for row in rows} == {"uint16"}
     assert all((row["offset"] + row["header"]) % 64 == 0 for row in rows if codec == "raw")
     for row in rows:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Workplace, photograph
+from conftest import Workplace, photograph, table_file
 from fuzz.readers import _built, put_right, read_dataset
 from hostile import EXAMPLES, canary, mutated, nasty, one_line
 from hypothesis import given
@@ -71,7 +71,7 @@ def test_a_hostile_shards_json_is_one_line_and_reaches_nothing(built, tmp_path, 
 @given(data=st.data())
 def test_a_hostile_table_is_one_line_and_reaches_nothing(built, tmp_path, kind, table, data):
     folder = sandbox(built[kind], tmp_path)
-    held = pq.read_table(folder / f"{table}.parquet")
+    held = pq.read_table(folder / table)
     name = data.draw(st.sampled_from(held.schema.names))
     rows = held.to_pylist()
     with canary(tmp_path) as outside:
@@ -89,8 +89,9 @@ def test_a_hostile_table_is_one_line_and_reaches_nothing(built, tmp_path, kind, 
             changed = held.set_column(held.schema.get_field_index(name), name, pa.array(range(len(held)), pa.float32()))
         sink = io.BytesIO()
         pq.write_table(changed, sink)
-        replace(folder / f"{table}.parquet", sink.getvalue())
-        put_right(folder, Path(f"{table}.parquet"))
+        path = table_file(folder, table)
+        replace(path, sink.getvalue())
+        put_right(folder, path.relative_to(folder))
         read_all(folder)
 
 
@@ -101,7 +102,7 @@ def test_a_hostile_shard_is_one_line_and_reaches_nothing(built, tmp_path, kind, 
     folder = sandbox(built[kind], tmp_path)
     path = next(folder.glob("train/*.tar"))
     contents = bytearray(path.read_bytes())
-    heads = sorted({row["offset"] for row in pq.read_table(folder / "index.parquet").to_pylist()})
+    heads = sorted({row["offset"] for row in pq.read_table(folder / "index").to_pylist()})
     for _ in range(data.draw(st.integers(1, 4))):  # of headers of tar and of what is in it, most of all
         at = data.draw(st.sampled_from(heads)) + data.draw(st.integers(-512, 200))
         contents[at % len(contents)] = data.draw(st.integers(0, 255))
@@ -158,18 +159,19 @@ def _here(without_ray): ...
 @pytest.mark.parametrize("offset", [-(2**62), -512, 512 * 10**12, 2**63 - 512, 1])
 def test_an_index_that_points_out_of_its_shard_names_the_row(built, tmp_path, offset):
     folder = sandbox(built["photos"], tmp_path)
-    table = pq.read_table(folder / "index.parquet", schema=INDEX_SCHEMA)
+    table = pq.read_table(folder / "index", schema=INDEX_SCHEMA)
     offsets = table["offset"].to_pylist()
     offsets[1] = offset
     table = table.set_column(table.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
-    (folder / "index.parquet").unlink()
-    pq.write_table(table, folder / "index.parquet")
-    put_right(folder, Path("index.parquet"))
+    path = table_file(folder)
+    path.unlink()
+    pq.write_table(table, path)
+    put_right(folder, path.relative_to(folder))
     with pytest.raises(
-        UserError, match=r"index\.parquet: row 1: it(s offset is no place of a member| lies outside its shard)"
+        UserError, match=r"index/\w+\.parquet: row 1: it(s offset is no place of a member| lies outside its shard)"
     ):
         ShardSet(folder, "train")
-    assert any("index.parquet: row 1: it" in line for line in verify(folder))
+    assert any(".parquet: row 1: it" in line for line in verify(folder))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,25 @@ def test_a_shards_json_of_impossible_shards_is_refused_as_a_whole(built, changes
     listing = json.loads((built["photos"] / "shards.json").read_text())
     listing["shards"][0] |= changes
     with pytest.raises(UserError, match=r"^here: damaged, or of another version of memoir \(shards\.0"):
+        read_listing(json.dumps(listing).encode(), "here")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [{"shards": 1}],
+        [{"shards": 0}, {}],
+        [{}, {}],
+        [{"index": "../../canary/file"}],
+        [{"negatives": None}],
+        [{"pairs": "0" * 64}],
+        [],
+    ],
+)
+def test_tables_of_other_shards_or_of_another_kind_are_refused_as_a_whole(built, changes):
+    listing = json.loads((built["photos"] / "shards.json").read_text())
+    listing["parts"] = [listing["parts"][0] | each for each in changes]
+    with pytest.raises(UserError, match=r"^here: damaged, or of another version of memoir \((parts|tables|the tables)"):
         read_listing(json.dumps(listing).encode(), "here")
 
 
@@ -253,7 +274,7 @@ def test_a_table_of_another_schema_says_which_column(change, message):
 def test_a_member_that_is_another_array_than_the_index_says_is_named(built, tmp_path, kind):
     folder = sandbox(built[kind], tmp_path)
     path = next(folder.glob("train/*.tar"))
-    row = next(row for row in pq.read_table(folder / "index.parquet").to_pylist() if row["split"] == "train")
+    row = next(row for row in pq.read_table(folder / "index").to_pylist() if row["split"] == "train")
     contents = bytearray(path.read_bytes())
     if kind == "photos":
         contents = contents.replace(b"(24, 20, 1)", b"(20, 24, 1)", 1)

@@ -16,9 +16,17 @@ from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.raw.manifest import write_table
-from pipeline.shards.format import INDEX_SCHEMA, dataset_digest, file_sha256, json_member, npy_member, write_shard
+from pipeline.shards.format import (
+    INDEX_SCHEMA,
+    LISTING,
+    dataset_digest,
+    file_sha256,
+    json_member,
+    npy_member,
+    table_file,
+    write_shard,
+)
 from pipeline.shards.inspect import CROP, ROWS, ZOOM, _detail, inspect
-from pipeline.shards.plan import FORMAT
 from pipeline.shards.shard_set import ShardSet, validation_pair
 
 DEGRADATIONS = {
@@ -49,9 +57,12 @@ def write_dataset(folder: Path, kind: str, channels: int, splits: dict[str, list
             rows += [{"split": split, **entry} for entry in entries]
             shards.append({"split": split, "groups": len(pair), "members": len(entries), **shard})
     write_table(folder / "index.parquet", pa.Table.from_pylist(rows, INDEX_SCHEMA))
+    sha256 = file_sha256(folder / "index.parquet")
+    (folder / "index").mkdir()
+    (folder / "index.parquet").rename(folder / table_file("index", sha256))
     listing = {
         "task": "tiny",
-        "format": FORMAT,
+        "format": LISTING,
         "licences": {"photos": "CC BY 4.0", "mine": None},
         "colour": "rgb" if channels == 3 else "y",
         "degradation": DEGRADATIONS[kind],
@@ -59,7 +70,7 @@ def write_dataset(folder: Path, kind: str, channels: int, splits: dict[str, list
         "codec": "raw",
         "images": {"found": 0, "used": 0, "rejected": 0},
         "digest": dataset_digest(shards),
-        "index_sha256": file_sha256(folder / "index.parquet"),
+        "parts": [{"shards": len(shards), "index": sha256}],
         "shards": shards,
     }
     (folder / "shards.json").write_text(json.dumps(listing))

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import photograph
+from conftest import photograph, table_file
+from fuzz.readers import put_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,6 @@ from pipeline.loading.symmetry import dihedral, gather, turn
 from pipeline.normal import counter_normal
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.cache import ShardCache
-from pipeline.shards.format import file_sha256
 from pipeline.shards.shard_set import ShardSet, validation_pair
 from pipeline.storage import storage
 
@@ -280,8 +280,11 @@ def test_a_world_that_does_not_divide_the_batch_is_told_which_do(jpeg):
 def test_the_index_of_another_build_is_refused(jpeg, noise, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(jpeg, folder)
-    shutil.copyfile(noise / "index.parquet", folder / "index.parquet")
-    with pytest.raises(UserError, match=r"index\.parquet: missing, or of another build than shards\.json"):
+    shutil.copyfile(table_file(noise), table_file(folder))
+    with pytest.raises(UserError, match=r"index/\w+\.parquet: damaged, or of another build than shards\.json"):
+        load(folder)
+    table_file(folder).unlink()
+    with pytest.raises(UserError, match=r"index/\w+\.parquet: missing; run `memoir build` again, or `dvc pull`"):
         load(folder)
 
 
@@ -574,8 +577,8 @@ def test_the_negatives_belong_to_the_digest_and_a_table_of_another_build_is_refu
     assert ShardSet(folders[0], "train").listing["digest"] == ShardSet(folders[1], "train").listing["digest"]
     copy = tmp_path / "tiny"
     shutil.copytree(folders[0], copy)
-    shutil.copyfile(folders[1] / "negatives.parquet", copy / "negatives.parquet")
-    with pytest.raises(UserError, match=r"negatives\.parquet: missing, or of another build than shards\.json"):
+    shutil.copyfile(table_file(folders[1], "negatives"), table_file(copy, "negatives"))
+    with pytest.raises(UserError, match=r"negatives/\w+\.parquet: damaged, or of another build than shards\.json"):
         load(copy)
 
 
@@ -800,7 +803,7 @@ def damage(folder: Path, tmp_path: Path) -> tuple[Path, Path, str]:
     """A copy of a built dataset in which a pixel of one lq has changed: (folder, shard, member)."""
     copy = tmp_path / "damaged"
     shutil.copytree(folder, copy)
-    rows = pq.read_table(copy / "index.parquet").to_pylist()
+    rows = pq.read_table(copy / "index").to_pylist()
     row = next(row for row in rows if row["role"] == "lq" and row["split"] == "train" and row["shape"][0] > PATCH)
     path = copy / "train" / row["shard"]
     data = bytearray(path.read_bytes())
@@ -1049,14 +1052,15 @@ def test_masks_that_only_some_samples_have_are_said_to_be_left_out(builder, tmp_
         builder("loader-masks", images, layout="istd:istd", degradation={"kind": "paired"}, colour="rgb"), folder
     )
     assert load(folder).left_out == []
-    index = pq.read_table(folder / "index.parquet")
+    index = pq.read_table(folder / "index")
     gone = pc.and_(pc.equal(index["role"], "mask"), pc.equal(index["key"], "photos-train-1"))
-    pq.write_table(index.filter(pc.invert(gone)), folder / "index.parquet")
+    path = table_file(folder)
+    pq.write_table(index.filter(pc.invert(gone)), path)
     listing = json.loads((folder / "shards.json").read_text())
     (of_it,) = (shard for shard in listing["shards"] if shard["name"] == index.filter(gone)["shard"][0].as_py())
     of_it["members"] -= 1
-    listing["index_sha256"] = file_sha256(folder / "index.parquet")
     (folder / "shards.json").write_text(json.dumps(listing))
+    put_right(folder, path.relative_to(folder))
     loader = load(folder)
     assert loader.left_out == ["no mask is in the batches, for 1 of 3 have none: photos-train-1"]
     assert "mask" not in loader.cut(Position())

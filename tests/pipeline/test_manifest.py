@@ -1,6 +1,8 @@
 import errno
 import hashlib
+import json
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -17,9 +21,9 @@ from pipeline.errors import UserError
 from pipeline.layouts import LAYOUTS
 from pipeline.raw import manifest
 from pipeline.raw.leaks import perceptual_hash
-from pipeline.raw.manifest import Room, Source, ingest, licences, read_manifest
+from pipeline.raw.manifest import SCHEMA, Room, Source, ingest, licences, read_manifest, write_manifest
 
-MANIFEST = Path("data/manifest/manifest.parquet")
+MANIFEST = Path("data/manifest/manifest.json")
 REJECTS = Path("data/manifest/rejects.parquet")
 
 
@@ -174,23 +178,74 @@ def test_an_unknown_layout_names_the_nearest(workplace):
 
 
 def test_what_is_no_manifest_is_one_line(workplace):
-    with pytest.raises(UserError, match=r"manifest\.parquet: no manifest; run `memoir ingest` first$"):
+    with pytest.raises(UserError, match=r"manifest\.json: no manifest; run `memoir ingest` first$"):
         read_manifest(MANIFEST)
     workplace.add("train/1.png", photograph(0, 20, 20))
     workplace.add("train/2.png", b"")
     workplace.ingest()
-    cut = MANIFEST.parent / "cut.parquet"
-    other = MANIFEST.parent / "other.parquet"
-    changed = MANIFEST.parent / "changed.parquet"
     data = MANIFEST.read_bytes()
-    cut.write_bytes(data[: len(data) // 2])
-    changed.write_bytes(data[:40] + bytes(40) + data[80:])
-    pq.write_table(pq.read_table(MANIFEST).select(["key"]), other)
-    for path in (REJECTS, MANIFEST.parent, cut, other, changed):
-        with pytest.raises(
-            UserError, match=r"^data/manifest[^\n]*: not a manifest, or a damaged one; run `memoir ingest`"
-        ):
+    said = r"^data/manifest[^\n]*: not a manifest, or a damaged one; run `memoir ingest`"
+    for path in (REJECTS, MANIFEST.parent):
+        with pytest.raises(UserError, match=said):
             read_manifest(path)
+    for changed in (b"", data[: len(data) // 2], b"[]", data.replace(b'"rows": 1', b'"rows": -1')):
+        assert changed != data
+        MANIFEST.write_bytes(changed)
+        with pytest.raises(UserError, match=said):
+            read_manifest(MANIFEST)
+    MANIFEST.write_bytes(data)
+    assert len(read_manifest(MANIFEST)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: pq.write_table(pq.read_table(path).select(["key"]), path),
+        lambda path: shutil.copy(REJECTS, path),
+    ],
+)
+def test_a_part_of_the_manifest_that_is_missing_or_damaged_is_one_line(workplace, change):
+    workplace.add("train/1.png", photograph(0, 20, 20))
+    workplace.add("train/2.png", b"")
+    workplace.ingest()
+    (part,) = (MANIFEST.parent / "images").iterdir()
+    for rename in (False, True):  # with the sum of the damaged file in manifest.json, too
+        change(part)
+        if rename and part.exists():
+            sha256 = hashlib.sha256(part.read_bytes()).hexdigest()
+            part = part.rename(part.with_name(f"{sha256[:16]}.parquet"))
+            contents = json.loads(MANIFEST.read_text())
+            MANIFEST.write_text(json.dumps(contents | {"parts": [{"sha256": sha256, "rows": 1}]}))
+        with pytest.raises(
+            UserError, match=r"^data/manifest/images/\w+\.parquet: missing, or not a part of the manifest; run"
+        ):
+            read_manifest(MANIFEST)
+        if not part.exists():
+            return
+
+
+def test_an_edit_changes_few_parts_of_the_manifest_and_leaves_no_other_files(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        dict.fromkeys(SCHEMA.names) | {"dataset": "d", "split": "train", "key": str(i), "role": "gt", "path": str(i)}
+        for i in range(40_000)
+    ]
+    for row in rows:
+        row["sha256"] = rng.bytes(32).hex()
+    before = None
+    for edited in (rows, rows[:700] + rows[703:], rows[:25_000] + rows[3:4] + rows[25_000:]):
+        table = pa.Table.from_pylist(edited, SCHEMA)
+        write_manifest(tmp_path, table, {})
+        assert read_manifest(tmp_path / "manifest.json").equals(table)
+        files = {path.name for path in (tmp_path / "images").iterdir()}
+        assert {
+            f"{part['sha256'][:16]}.parquet" for part in json.loads((tmp_path / "manifest.json").read_text())["parts"]
+        } == files
+        assert len(files) > 3
+        assert before is None or 1 <= len(files - before) <= 3
+        before = before or files
 
 
 # memory

@@ -14,7 +14,7 @@ from pipeline.layouts import LAYOUTS
 from pipeline.layouts.base import Count, Layout, Row, Split
 from pipeline.raw.manifest import Source, ingest, read_manifest
 
-MANIFEST = Path("data/manifest/manifest.parquet")
+MANIFEST = Path("data/manifest/manifest.json")
 
 
 class Streaks(Layout):
@@ -63,7 +63,7 @@ def run(allow: bool = False, everywhere: bool = False) -> tuple[str, ...]:
 
 
 def recorded() -> dict:
-    return json.loads(read_manifest(MANIFEST).schema.metadata[b"memoir"])
+    return json.loads(MANIFEST.read_text())["datasets"]
 
 
 def used() -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.images import UnusableImageError
 from pipeline.loading.loader import Loader, Position
 from pipeline.sampling.patches import RandomCrops
+from pipeline.shards import kept
 from pipeline.shards.format import read_shards_json, verify
 from pipeline.shards.inspect import inspect
 from pipeline.shards.shard_set import ShardSet
@@ -110,11 +112,10 @@ def test_a_class_degrades_each_image_at_its_levels_and_is_recorded_with_its_sour
 
 
 def test_its_bytes_belong_to_image_level_and_seed_whoever_builds(place, monkeypatch):
-    from pipeline.shards import build as stage
-
     digests = set()
     for cpus in (1, 3):
-        monkeypatch.setattr(stage, "STORE", Path(f".cache/{cpus}"))
+        monkeypatch.setattr(kept, "STORE", Path(f".cache/{cpus}"))
+        shutil.rmtree(OUT, ignore_errors=True)  # else its shards are taken
         digests.add(place.build(degradation=fog(), cpus=cpus)["digest"])
     assert len(digests) == 1
     first = built()
@@ -189,7 +190,8 @@ def test_workers_of_ray_find_it_too(place, monkeypatch, ray_cluster):
 
     here = place.build(degradation=fog())["digest"]
     monkeypatch.setattr(stage, "FEW", 0)
-    monkeypatch.setattr(stage, "STORE", Path(".cache/ray"))
+    monkeypatch.setattr(kept, "STORE", Path(".cache/ray"))
+    shutil.rmtree(OUT)
     assert place.build(degradation=fog())["digest"] == here
 
 

@@ -5,13 +5,15 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cuts import minima
 from pipeline.errors import UserError
 from pipeline.layouts.files import LONGEST_KEY
 from pipeline.raw.manifest import SCHEMA
-from pipeline.shards.plan import ShardPlan, _minima, _nbytes, plan, recipe_digest, unused
+from pipeline.shards import plan as module
+from pipeline.shards.plan import ShardPlan, _nbytes, average_bytes, parts, plan, recipe_digest, unused
 from pipeline.task import Jpeg, Noise, Paired, Task, TimeLapse
 
 AVERAGE = 2**16
@@ -147,7 +149,7 @@ def groups(seed: int, number: int) -> list[Sized]:
 def cut(groups: list[Sized], average: int) -> list[tuple[Sized, ...]]:
     """The shards."""
     hashes = [int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) for key, _ in groups]
-    ends = _minima(hashes, list(itertools.accumulate(size for _, size in groups)), average // 2)
+    ends = minima(hashes, list(itertools.accumulate(size for _, size in groups)), average // 2)
     return [tuple(groups[a:b]) for a, b in itertools.pairwise([0, *(end + 1 for end in ends), len(groups)])]
 
 
@@ -159,7 +161,7 @@ def test_no_shard_is_under_half_the_average_unless_it_is_alone(sizes, salt):
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 30)), max_size=60, unique_by=lambda g: g[0]))
-def test_the_cuts_are_the_local_minima(groups):
+def test_the_cuts_are_the_localminima(groups):
     """Against the definition, written down without its clever order."""
     window = 50
     hashes, ends = [h for h, _ in groups], list(itertools.accumulate(n for _, n in groups))
@@ -170,7 +172,7 @@ def test_the_cuts_are_the_local_minima(groups):
         and ends[-1] - end >= window
         and all(hashes[i] < h for h, e in zip(hashes, ends, strict=True) if e != end and abs(e - end) < window)
     ]
-    assert _minima(hashes, ends, window) == expected
+    assert minima(hashes, ends, window) == expected
 
 
 def test_shards_have_about_the_average_size():
@@ -194,6 +196,69 @@ def test_an_edit_changes_three_shards_at_the_most(per_shard):
         larger = [*before[:place], (before[place][0], 59_000), *before[place + 1 :]]
         for after in (inserted, deleted, larger):
             assert len(set(cut(after, average)) - shards) <= 3
+
+
+# the size that follows the split
+
+
+def default_cut(groups: list[Sized]) -> list[tuple[Sized, ...]]:
+    return cut(groups, average_bytes(sum(size for _, size in groups)))
+
+
+@pytest.mark.parametrize("number", [1, 40, 64, 90, 200, 255, 256, 400, 1000, 5000])
+def test_a_split_has_at_least_64_shards_or_as_many_as_it_has_groups(number):
+    for seed in range(20):
+        shards = default_cut([(key, 40 * size) for key, size in groups(seed, number)])
+        assert min(64, round(0.9 * number)) <= len(shards) <= 300
+
+
+def test_the_shards_of_a_large_split_stay_under_256_mib():
+    sizes = [
+        sum(size for _, size in shard) for shard in default_cut([(key, 50 * size) for key, size in groups(1, 20_000)])
+    ]
+    assert sum(sizes) > 2**33
+    assert max(sizes) <= 2**28
+    assert 0.9 * 2**26 < np.mean(sizes) < 1.1 * 2**26
+
+
+@given(st.integers(0, 2**45), st.integers(0, 2**45))
+def test_the_size_is_a_power_of_two_that_grows_with_the_total(a, b):
+    sizes = [average_bytes(total) for total in sorted((a, b))]
+    assert sizes == sorted(sizes)
+    assert all(2**16 <= size <= 2**26 and size.bit_count() == 1 for size in sizes)
+    assert average_bytes(2**27) == 2 * average_bytes(2**27 - 1) == 2**20
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9))
+@settings(max_examples=30)
+def test_an_edit_of_k_images_changes_at_most_3k_shards_except_where_the_size_doubles(seed, k):
+    rng = random.Random(seed)
+    before = groups(seed, rng.randrange(300, 3000))
+    after = list(before)
+    for i in range(k):
+        place = rng.randrange(len(after))
+        new = (f"{after[place][0]}-{i}", rng.randrange(20_000, 60_000))
+        after[place : place + rng.randrange(2)] = rng.choice([[], [new]])
+    totals = [average_bytes(sum(size for _, size in each)) for each in (before, after)]
+    if totals[0] == totals[1]:
+        assert len(set(default_cut(after)) - set(default_cut(before))) <= 3 * k
+
+
+def test_where_the_size_doubles_every_cut_is_one_of_the_cuts_before():
+    each = groups(3, 3000)
+    few, many = ({shard[-1] for shard in cut(each, average)} for average in (2**21, 2**20))
+    assert few < many
+    assert len(many) > 1.5 * len(few)
+
+
+@pytest.mark.parametrize("part", [2, 40, 10**6])
+def test_every_shard_is_in_one_part_of_the_tables(part, monkeypatch):
+    monkeypatch.setattr(module, "PART", part)
+    rows = [row(f"scene{i}", split) for split in ("train", "val") for i in range(150)]
+    shards = plan(table(rows), task(splits={"train": ("photos/train",), "val": ("photos/val",)}))
+    counts = parts(shards)
+    assert sum(counts) == len(shards)
+    assert {2: len(shards) - 1, 10**6: 1}.get(part, 5) <= len(counts) <= len(shards)
 
 
 # pairs and scenes
@@ -252,7 +317,7 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
     versions = {"opencv": "5", "numpy": "2"}
 
     def digest(*rows, names=None, versions=versions, **changes):
-        shard = ShardPlan("train", table(rows or [row("a")]), np.arange(len(rows) or 1), names)
+        shard = ShardPlan("train", table(rows or [row("a")]), np.arange(len(rows) or 1), names, 0)
         return recipe_digest(shard, task(**changes), versions)
 
     assert digest(row("a", path="there/a.png")) == digest()
@@ -274,7 +339,7 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
 
 
 def test_a_task_of_8_bits_has_the_recipe_that_it_had_before_there_were_others():
-    shard = ShardPlan("train", table([row("a")]), np.arange(1), None)
+    shard = ShardPlan("train", table([row("a")]), np.arange(1), None, 0)
     assert recipe_digest(shard, task(), {"opencv": "5"}).startswith("7e85b988bb235f61")
 
 
@@ -345,14 +410,14 @@ def test_of_pairs_what_belongs_to_an_image_of_16_bits_is_left_out_with_it(deep):
 
 
 def test_the_size_of_the_frames_and_their_target_change_the_shard():
-    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("lq-0",))
+    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("lq-0",), 0)
     kinds = [{"size": size, "target": target} for size in (None, 32, 64) for target in (None, "mean")]
     digests = {recipe_digest(shard, task(degradation=TimeLapse(kind="timelapse", **kind)), {}) for kind in kinds}
     assert len(digests) == len(kinds)
 
 
 def test_which_pairs_of_a_scene_are_drawn_changes_no_shard():
-    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("frame-0",))
+    shard = ShardPlan("train", table([row("a", role="frame")]), np.arange(1), ("frame-0",), 0)
     digests = {
         recipe_digest(shard, task(degradation=TimeLapse(kind="timelapse", pairs_per_scene=n)), {})
         for n in (1, 2, "all")

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from conftest import photograph
+from conftest import photograph, table_file
+from fuzz.readers import put_right
 
 from pipeline.errors import UserError
 from pipeline.shards.format import (
     INDEX_SCHEMA,
+    LISTING,
     Member,
     file_sha256,
     json_member,
@@ -22,7 +24,6 @@ from pipeline.shards.format import (
     verify,
     write_shard,
 )
-from pipeline.shards.plan import FORMAT
 from pipeline.storage import storage
 
 FILES = {
@@ -104,7 +105,7 @@ def test_a_shard_that_fails_halfway_leaves_nothing(tmp_path, error):
 
 
 def test_the_index_says_where_the_pixels_are(whole):
-    rows = pq.read_table(whole / "index.parquet", schema=INDEX_SCHEMA).to_pylist()
+    rows = pq.read_table(whole / "index", schema=INDEX_SCHEMA).to_pylist()
     expected = {
         shard: members(whole / split / shard) for split, shard in {(row["split"], row["shard"]) for row in rows}
     }
@@ -168,7 +169,7 @@ def test_a_whole_dataset_is_whole(folder):
 
 
 def test_a_flipped_byte_is_found_and_its_sample_named(folder):
-    rows = pq.read_table(folder / "index.parquet").to_pylist()
+    rows = pq.read_table(folder / "index").to_pylist()
     for row in (rows[2], rows[-1]):
         path = folder / row["split"] / row["shard"]
         data = bytearray(path.read_bytes())
@@ -209,8 +210,8 @@ def test_missing_and_extra_shards_are_found(folder):
 
 def test_the_index_of_another_build_is_found(folder, builder):
     other = builder("shards-of-another-build", {name: FILES[name] for name in ("train/1.png", "val/1.png")})
-    index = folder / "index.parquet"
-    shutil.copyfile(other / "index.parquet", index)
+    index = table_file(folder)
+    shutil.copyfile(table_file(other), index)
     stale = f"{index}: damaged, or of another build than shards.json; build again"
     assert list(verify(folder)) == [stale]
     path = shard_of(folder)
@@ -230,24 +231,26 @@ def rewrite(folder: Path, **changes) -> None:
 
 
 def test_an_index_that_does_not_describe_the_shards_is_found(folder):
-    index = folder / "index.parquet"
-    rows = pq.read_table(index, schema=INDEX_SCHEMA).to_pylist()
+    rows = pq.read_table(table_file(folder), schema=INDEX_SCHEMA).to_pylist()
     lost = rows[1]
     path = folder / lost["split"] / lost["shard"]
     n = sum(row["shard"] == lost["shard"] for row in rows)
 
     def said(rows: list[dict]) -> list[str]:
-        pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), index)
-        rewrite(folder, index_sha256=file_sha256(index))
+        path = table_file(folder)
+        pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), path)
+        put_right(folder, path.relative_to(folder))
         return list(verify(folder))
 
     problems = said([rows[0], *rows[2:], rows[-1]])
     assert problems[0] == f"{path}: its {n} members are not the {n - 1} of the index; build again"
     assert problems[1].startswith(f"{folder / rows[-1]['split'] / rows[-1]['shard']}: its ")
     again = "run `memoir build` again, or fetch it anew"
-    assert said(rows[1:]) == [f"{index}: has {len(rows) - 1:,} rows, and shards.json counts {len(rows):,}; {again}"]
-    assert said([rows[0] | {"shard": f"{'0' * 16}.tar"}, *rows[1:]]) == [
-        f"{index}: lists 'train/{'0' * 16}.tar', which shards.json lacks; run `memoir build` again"
+    few = said(rows[1:])
+    assert few == [f"{table_file(folder)}: has {len(rows) - 1:,} rows, and shards.json counts {len(rows):,}; {again}"]
+    strange = said([rows[0] | {"shard": f"{'0' * 16}.tar"}, *rows[1:]])
+    assert strange == [
+        f"{table_file(folder)}: lists 'train/{'0' * 16}.tar', which shards.json lacks; run `memoir build` again"
     ]
 
 
@@ -256,11 +259,11 @@ def test_a_changed_shards_json_is_found(folder):
     listing = read_shards_json(folder)
     shards = listing["shards"]
     first = folder / "train" / shards[0]["name"]
-    rewrite(folder, shards=shards[1:])
+    rewrite(folder, shards=shards[1:], parts=[listing["parts"][0] | {"shards": len(shards) - 1}])
     problems = list(verify(folder))
     assert f"{path}: its dataset digest does not match its shards; build again" in problems
     assert f"{first}: not in shards.json; remove it, or build again" in problems
-    rewrite(folder, shards=[shards[0] | {"groups": 1}, *shards[1:]])
+    rewrite(folder, shards=[shards[0] | {"groups": 1}, *shards[1:]], parts=listing["parts"])
     counted = f"1 groups and {shards[0]['members']} members"
     assert list(verify(folder)) == [f"{first}: not the {counted} that shards.json counts; build again"]
 
@@ -274,7 +277,7 @@ def test_a_changed_shards_json_is_found(folder):
         (lambda text: text.replace('"digest"', '"dgiest"'), "digest"),
         (lambda text: text.replace('"bytes": ', '"bytes": "x",\n"b": ', 1), "shards.0.bytes"),
         (lambda text: text.replace('"name": "', '"name": "../', 1), "shards.0.name"),
-        (lambda text: text.replace(f'"format": {FORMAT}', '"format": 1'), "format"),
+        (lambda text: text.replace(f'"format": {LISTING}', '"format": 1'), "format"),
         (lambda text: text.replace('"task"', '"t\x00sk"'), "not JSON"),
     ],
 )
