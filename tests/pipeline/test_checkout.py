@@ -24,7 +24,7 @@ def memoir(tmp_path: Path):
     def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         command = [sys.executable, str(script), *arguments]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
 
     return run
 
@@ -65,7 +65,11 @@ def test_a_folder_that_is_no_whole_checkout_changes_nothing(memoir, second):
 def test_in_the_installed_checkout_itself_nothing_is_handed_over(memoir, tmp_path, command):
     link = tmp_path / "link"
     link.symlink_to(ROOT)
-    for folder in (ROOT, link):
+    links = tmp_path / "links"  # without an end to it, if these were taken for another checkout's
+    links.mkdir()
+    for name in ("memoir.py", "pipeline", "jobs", "params.yaml"):
+        (links / name).symlink_to(ROOT / name)
+    for folder in (ROOT, link, links):
         if command == "script":
             done = memoir(folder, "train", "nowhere")
         else:
