@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.sharing.commands import gc, share, store
 from pipeline.errors import MENDABLE, UserError, printable, some
 
 app = typer.Typer(
@@ -369,6 +370,9 @@ def with_ray(context: typer.Context, command: Annotated[list[str], typer.Argumen
     raise typer.Exit(run_with_ray([*command, *context.args], start))
 
 
+app.add_typer(share, name="share")
+app.add_typer(store, name="store")
+app.command()(gc)
 bench = typer.Typer(help="Measure memoir on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 
