@@ -81,7 +81,17 @@ def in_history(repository: Path, commits: Iterable[str], patterns: tuple[str, ..
     """All versions of the files of these names in these commits and in all before them."""
     paths = [f":(top,glob)**/{pattern}" for pattern in patterns]
     names = ("\n".join(commits) + "\n").encode()
-    listed = git(repository, "rev-list", "--objects", "--full-history", "--stdin", "--", *paths, data=names)
+    listed = git(
+        repository,
+        "rev-list",
+        "--objects",
+        "--filter=object:type=blob",
+        "--full-history",
+        "--stdin",
+        "--",
+        *paths,
+        data=names,
+    )
     found = []
     for line in listed.decode(errors="surrogateescape").splitlines():
         name, _, path = line.partition(" ")

@@ -54,7 +54,8 @@ def share(repository: Path, uri: str, endpoint: str | None) -> Shared:
     name, config = _config(repository, f"{uri}/dvc", endpoint)
     texts = {repository / CONFIG: config, repository / FILE: edited(repository / FILE, wanted)}
     files = [path for path, text in texts.items() if text != path.read_bytes()]
-    if dirty := git.changed(repository, [str(path.relative_to(repository)) for path in files]):
+    dirty = git.changed(repository, [str(path.relative_to(repository)) for path in files]) if files else []
+    if dirty:
         raise UserError(
             f"{repository}: {' and '.join(dirty)} has changes that are not committed; commit or revert them first"
         )
