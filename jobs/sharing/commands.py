@@ -32,14 +32,15 @@ def init(
     from jobs.sharing.settings import share
     from pipeline.params import ENDPOINT
 
-    done = share(HERE.resolve(), uri, endpoint or os.environ.get(ENDPOINT) or None)
+    chosen = endpoint or os.environ.get(ENDPOINT) or None
+    done = share(HERE.resolve(), uri, chosen)
     for place, may in done.rights.items():
         _say(f"{place}: {may}")
     if not done.files:
         _say(f"{uri}: is set up already; nothing changed")
         return
     names = " ".join(str(path.relative_to(HERE.resolve())) for path in done.files)
-    _say(f"written: {names}; no credentials are in them")
+    _say(f"written: {names}; the server is {chosen or 'Amazon'}, and no credentials are in them")
     if done.had:
         _say(f"the runs and models of {done.had!r} stay there; `memoir store copy {done.had} {uri}` brings them over")
     _say(f"you: git commit {names} -m 'Share one bucket' && git push && dvc push")
@@ -52,10 +53,12 @@ def init(
 def status() -> None:
     """Check the settings, the rights in the bucket, and that this checkout's pointers are in the store."""
     from jobs.sharing.health import examine_sharing
-    from pipeline.params import FILE, read_params
+    from pipeline.params import FILE, read_params, use_endpoint
 
+    params = read_params(FILE)
+    use_endpoint(params)
     healthy = True
-    for finding in examine_sharing(HERE.resolve(), read_params(FILE), Path("runs")):
+    for finding in examine_sharing(HERE.resolve(), params, Path("runs")):
         _say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
         healthy &= finding.ok
     if not healthy:
@@ -105,7 +108,9 @@ def gc(
 ) -> None:
     """What no revision, working copy, run in progress or published model names, in DVC's remote, the shards and the store."""
     from jobs.sharing.garbage import delete, find_garbage
+    from pipeline.params import FILE, read_params, use_endpoint
 
+    use_endpoint(read_params(FILE))
     found = find_garbage(HERE.resolve(), remote, also=also or [], days=_days(older), tips=tips)
     rows = [("what nobody names", "objects", "bytes", "named", "young")]
     for kind in found.kinds:
@@ -136,6 +141,8 @@ def _days(text: str) -> float:
     found = re.fullmatch(r"(\d{1,5})([dh])", text)
     if not found:
         raise UserError(f"--older {text}: expected a number of days or hours, as 14d or 12h")
+    if not int(found[1]):
+        raise UserError(f"--older {text}: what a push or a build is just writing has no name yet; give it at least 1h")
     return int(found[1]) / (1 if found[2] == "d" else 24)
 
 

@@ -5,6 +5,7 @@ datasets that were sent to a cluster, and by the run cache of DVC. What is young
 be of a push, a build or a training that goes on, or of a branch that nobody has fetched. What is not known is never deleted.
 """
 
+import itertools
 import re
 import time
 from collections import defaultdict
@@ -99,10 +100,11 @@ def find_garbage(place: Path, name: str | None, *, also: list[Path], days: float
     needed, revisions = _Named(), 0
     for clone in clones:
         commits = git.revisions(clone, experiments=True) | git.unfetched(clone)
+        copies = git.working_copies(clone)
         revisions += len(commits)
-        found = [each for each in named(clone, None, commits, history=not tips) if isinstance(each, Named)]
+        found = [each for each in named(clone, None, copies, commits, history=not tips) if isinstance(each, Named)]
         _add(needed, found, reader if clone == repository else Reader(where.store, cache(clone)))
-        for copy in git.working_copies(clone):
+        for copy in copies:
             _add_working_copy(needed, copy)
     _add_run_cache(needed, where.store, entries[where.store.uri], reader)
     limit = time.time() - days * DAY
@@ -121,9 +123,21 @@ def find_garbage(place: Path, name: str | None, *, also: list[Path], days: float
 def delete(found: Found) -> Iterator[tuple[str, int]]:
     """Delete the garbage; yields the name of each kind and how many files of it are gone. Raises UserError without the right."""
     for kind in found.kinds:
-        for entry in kind.garbage:
-            kind.store.remove(entry.name)
+        for _, entries in itertools.groupby(kind.garbage, key=_rank):
+            with ThreadPoolExecutor(AT_A_TIME) as pool:
+                list(pool.map(kind.store.remove, [entry.name for entry in entries]))
         yield kind.name, len(kind.garbage)
+
+
+def _rank(entry: Entry) -> int:
+    """What is deleted first, so that what is left of a killed deletion is never taken for whole.
+
+    The list of a folder's files, without which DVC looks for each; the recipe of a shard, without which it is built; done.json,
+    without which a run is continued; then the sums of a checkpoint.
+    """
+    if entry.name.endswith(f"/{CHECKPOINT_SUMS}"):
+        return 1
+    return 0 if entry.name.endswith((".dir", "/done.json")) or RECIPE.fullmatch(entry.name) else 2
 
 
 # what is named
@@ -224,13 +238,13 @@ def _notes(needed: _Named, tips: bool) -> list[str]:
 
 
 def _sorted_out(entries: Iterable[Entry], names: Collection[str], limit: float) -> tuple[list[Entry], ...]:
-    """Garbage, kept because it is named, kept because it is young. names: of the entries that are named."""
+    """Garbage in the order of its deletion, kept because it is named, kept because it is young. names: that are named."""
     garbage: list[Entry] = []
     kept: list[Entry] = []
     young: list[Entry] = []
     for entry in entries:
         (kept if entry.name in names else young if entry.modified >= limit else garbage).append(entry)
-    return garbage, kept, young
+    return sorted(garbage, key=_rank), kept, young
 
 
 def _objects(
@@ -246,14 +260,13 @@ def _objects(
             keep |= {child.md5 for child in reader.folder(md5) or ()}
     names = {entry.name for md5, entry in by_md5.items() if md5 in keep}
     garbage, kept, young = _sorted_out(by_md5.values(), names, limit)
-    garbage.sort(key=lambda entry: not entry.name.endswith(".dir"))  # a list never outlives its files
     others = [entry for entry in held if not OBJECT.fullmatch(entry.name) and entry.name != MARK]
     unknown[where.store.uri] = [entry for entry in others if not RUN_CACHE.fullmatch(entry.name)]
     return Kind(OBJECTS, where.store, garbage, kept, young)
 
 
 def _shards(place: Storage, held: list[Entry], needed: _Named, limit: float, unknown: dict[str, list[Entry]]) -> Kind:
-    """Shards by content, and what each recipe made. A recipe goes before its shard, so that no build looks for one in vain."""
+    """Shards by content, and what each recipe made."""
     shards = [entry for entry in held if SHARD.fullmatch(entry.name)]
     recipes = [entry for entry in held if RECIPE.fullmatch(entry.name)]
     others = [
@@ -284,7 +297,7 @@ def _shard_of(place: Storage, recipe: Entry) -> str | None:
 def _of_store(
     store: Storage, held: list[Entry], needed: _Named, limit: float, unknown: dict[str, list[Entry]]
 ) -> list[Kind]:
-    """Half-published versions and runs. A folder is as young as its youngest file."""
+    """Half-published versions and runs. A folder is as young as its youngest file; one that may go on has a day in any case."""
     folders: dict[str, list[Entry]] = defaultdict(list)
     others = []
     for entry in held:
@@ -308,10 +321,8 @@ def _of_store(
                 needs = any(entry.name.endswith(f"/{VERSION_SUMS}") for entry in entries)
             else:
                 needs = folder.removeprefix("runs/") in needed.runs or bool(needed.lacking["runs"])
-            fresh = max(entry.modified for entry in entries) >= limit
+            ended = f"{folder}/done.json" in {entry.name for entry in entries}
+            fresh = max(entry.modified for entry in entries) >= (limit if ended else min(limit, time.time() - DAY))
             (kept if needs else young if fresh else garbage).extend(entries)
-        # A run without done.json is continued, and a checkpoint without its sums is none: a killed deletion leaves no half.
-        first = ("/done.json", f"/{CHECKPOINT_SUMS}")
-        garbage.sort(key=lambda entry: next((i for i, end in enumerate(first) if entry.name.endswith(end)), len(first)))
-        made.append(Kind(name, store, garbage, kept, young))
+        made.append(Kind(name, store, sorted(garbage, key=_rank), kept, young))
     return made

@@ -1,11 +1,14 @@
 """What git knows of a repository: its revisions, their files, and whether the other side has more."""
 
+import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError, some
+
+PLAIN = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}  # no question in the middle, and messages that are in English
 
 
 class Blob(NamedTuple):
@@ -19,7 +22,9 @@ class Blob(NamedTuple):
 def git(place: Path, *arguments: str, data: bytes = b"") -> bytes:
     """The output of git in a folder. data: for its standard input. Raises UserError in one line if git refuses, or is not there."""
     try:
-        done = subprocess.run(["git", "-C", str(place), *arguments], input=data, capture_output=True)
+        done = subprocess.run(
+            ["git", "-C", str(place), *arguments], input=data, capture_output=True, env=os.environ | PLAIN
+        )
     except FileNotFoundError:
         raise UserError("git: not found; install it") from None
     if done.returncode:
@@ -78,7 +83,14 @@ def tracked_files(repository: Path, revision: str | None) -> dict[str, str]:
 
 
 def in_history(repository: Path, commits: Iterable[str], patterns: tuple[str, ...]) -> list[Blob]:
-    """All versions of the files of these names in these commits and in all before them."""
+    """All versions of the files of these names in these commits and in all before them.
+
+    Raises UserError for a clone that lacks commits behind them.
+    """
+    if git(repository, "rev-parse", "--is-shallow-repository").strip() == b"true":
+        raise UserError(
+            f"{repository}: a shallow clone, which lacks the commits before; run `git fetch --unshallow`, or say --tips"
+        )
     paths = [f":(top,glob)**/{pattern}" for pattern in patterns]
     names = ("\n".join(commits) + "\n").encode()
     listed = git(

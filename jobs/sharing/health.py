@@ -1,5 +1,6 @@
 """What `memoir doctor` and `memoir share status` say of the team's bucket: settings, rights, and pointers that resolve."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from jobs.restoring.checkpoint import WEIGHTS
 from jobs.sharing.probe import rights
 from jobs.sharing.remote import configuration, remote
 from pipeline.errors import UserError
-from pipeline.params import Params, in_project
+from pipeline.params import ENDPOINT, Params, in_project
 from pipeline.storage import Bucket, storage
 
 
@@ -60,9 +61,10 @@ def _remote(repository: Path, params: Params) -> Finding:
             return Finding(False, what, f"DVC does not check what it downloads; run {mend}")
         if isinstance(found.store, Bucket):
             endpoint = found.store.named_endpoint
-            if params.endpoint and endpoint != params.endpoint:
+            if params.endpoint != endpoint and (params.endpoint or not os.environ.get(ENDPOINT)):
+                own = f"has the endpoint {params.endpoint}" if params.endpoint else "has no endpoint"
                 return Finding(
-                    False, what, f"is at {endpoint or 'AWS'}, and params.yaml has the endpoint {params.endpoint}"
+                    False, what, f"is at {endpoint or 'AWS'}, and params.yaml {own}; write the same into both"
                 )
             return Finding(True, what, f"{found.store.uri}: {rights(found.store.uri, endpoint)}")
         found.store.names("files/md5/00/")

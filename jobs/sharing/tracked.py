@@ -19,6 +19,7 @@ from pipeline.storage import Storage
 FILES = ("*.dvc", "dvc.lock")
 AGAIN = "mend it, or `git checkout` another version"
 YAML_BYTES = 2**24  # of a dvc.lock, at most
+FOLDER_BYTES = 2**30  # of the list of a folder's files, at most: those of some 10 million
 
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 Size = Annotated[int, Field(ge=0, lt=2**63)]
@@ -108,11 +109,11 @@ def outs(data: bytes, path: str, revision: str, remote: str | None) -> Iterator[
 
 
 def named(
-    repository: Path, remote: str | None, commits: dict[str, str], *, history: bool = False
+    repository: Path, remote: str | None, copies: list[Path], commits: dict[str, str], *, history: bool = False
 ) -> list[Named | Skipped]:
-    """What the working copies of a repository and these commits name, each output once.
+    """What these working copies of a repository and these commits name, each output once.
 
-    commits: commit -> its name. history: and what all commits before them name. Files that git has itself are left out.
+    remote: outputs that are of another one are left out; None: all count. commits: commit -> its name. history: and what all commits before them name. Files that git has itself are left out.
     """
     found: dict[tuple[str, str], Named | Skipped] = {}
     read: dict[tuple[str, str], list[Named | Skipped]] = {}  # the same dvc.lock is in many branches
@@ -128,7 +129,7 @@ def named(
             read[blob.id, blob.path] = list(outs(data, blob.path, blob.revision, remote))
         return read[blob.id, blob.path]
 
-    for copy in git.working_copies(repository):
+    for copy in copies:
         own = git.tracked_files(copy, None)
         for path in _here(copy):
             add(outs(path.read_bytes(), path.relative_to(copy).as_posix(), "", remote), own)
@@ -164,11 +165,11 @@ class Reader:
         self._folders: dict[str, list[Child] | None] = {}
 
     def small(self, md5: str) -> bytes | None:
-        """The contents of an object of at most SMALL bytes; None if neither side has it whole."""
+        """The contents of a list of files, or of another object of at most SMALL bytes; None if neither side has it whole."""
         if self.cache.whole(md5):
             return self.cache.path(md5).read_bytes()
         try:
-            data = self.store.read(object_name(md5), SMALL)
+            data = self.store.read(object_name(md5), FOLDER_BYTES if md5.endswith(".dir") else SMALL)
         except FileNotFoundError:
             return None
         return data if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5.removesuffix(".dir") else None

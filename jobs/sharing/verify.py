@@ -65,7 +65,7 @@ def verify(
     repository = git.top(place)
     where, kept = remote(repository, name), cache(repository)
     commits = git.revisions(repository, experiments=False) if all_revisions else {}
-    listed = named(repository, where.name, commits)
+    listed = named(repository, where.name, [repository], commits)
     outputs = [each for each in listed if isinstance(each, Named)]
     check = _Check(where, kept, outputs)
     problems = check.problems(contents)
