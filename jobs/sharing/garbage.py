@@ -29,7 +29,7 @@ from pipeline.storage import Entry, Storage, storage
 
 DAY = 86400
 AT_A_TIME = 8  # files that are read
-OBJECTS, SHARDS, VERSIONS, RUNS = "objects of DVC", "built shards", "half-published versions", "runs"
+OBJECTS, SHARDS, VERSIONS, RUNS = "objects of DVC", "built shards", "versions of models", "runs"
 POINTER = re.compile(r"(?:.*/)?runs/[^/]+/checkpoint\.json")
 RECIPE = re.compile(r"recipes/[0-9a-f]{64}\.json")
 SHARD = re.compile(r"[0-9a-f]{16}\.tar")
