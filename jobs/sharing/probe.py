@@ -25,7 +25,7 @@ class Rights(NamedTuple):
 def rights(uri: str, endpoint: str | None = None) -> Rights:
     """Try a place out: put a file, see it refused the second time, read it back, find it in the list, delete a name.
 
-    uri: a folder or s3://bucket/prefix. It leaves the file MARK, always the same, and nothing else; several may try at once.
+    uri: s3://bucket/prefix. It leaves the file MARK, always the same, and nothing else; several may try at once.
     Raises UserError for a place that cannot be read, and for a server that ignores If-None-Match, loses or changes what is sent.
     """
     place = storage(uri, endpoint)
@@ -33,8 +33,6 @@ def rights(uri: str, endpoint: str | None = None) -> Rights:
     try:
         _create(place)
     except DeniedError:
-        return Rights(write=False, delete=False)
-    except PermissionError:  # of a folder
         return Rights(write=False, delete=False)
     if _create(place):
         raise UserError(

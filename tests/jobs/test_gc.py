@@ -290,6 +290,27 @@ def test_runs_without_a_pointer_and_half_versions_go(clone, tmp_path):
     assert found(clone).unknown == {}
 
 
+def test_what_may_go_on_has_a_day_whatever_is_asked_for(clone, tmp_path):
+    store = storage(str(tmp_path / "store"))
+    for name in ("runs/training-5/origin.json", "runs/ended-6/done.json", "models/x/333333333333/model.safetensors"):
+        store.write(name, b"x")
+    age(tmp_path, time.time() - 3600 * 5)
+    assert names(clone, garbage.RUNS, days=1 / 24) == ["runs/ended-6/done.json"]
+    assert names(clone, garbage.VERSIONS, days=1 / 24) == []
+    age(tmp_path)
+    assert len(names(clone, garbage.RUNS, days=1 / 24)) == 2
+
+
+def test_a_shallow_clone_cannot_tell_what_the_commits_before_name(clone, tmp_path):
+    clone.commit()
+    other = Clone.__new__(Clone)
+    other.root = tmp_path / "shallow"
+    clone.git("clone", "--quiet", "--depth", "1", f"file://{clone.root}", str(other.root))
+    with pytest.raises(UserError, match="a shallow clone, which lacks the commits before; run `git fetch --unshallow`"):
+        found(other)
+    assert found(other, tips=True).revisions == 1
+
+
 def test_a_pointer_that_nobody_has_keeps_all_runs(clone, tmp_path):
     storage(str(tmp_path / "store")).write("runs/lost-4/done.json", b"x")
     age(tmp_path)
