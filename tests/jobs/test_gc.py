@@ -116,6 +116,9 @@ def test_whatever_names_an_object_keeps_it(clone, tmp_path, where):
             "worktree": ("worktree", "add", "--quiet", "--detach", str(tmp_path / "other"), commit),
         }[where]
         clone.git(*command)
+        if where == "worktree":  # only a commit behind a HEAD without a branch names it
+            clone.git("-C", str(tmp_path / "other"), "rm", "--quiet", "more.dvc")
+            clone.git("-C", str(tmp_path / "other"), "commit", "--quiet", "-m", "another")
     elif where == "stash":
         clone.git("add", "--all")
         clone.git("stash")
