@@ -16,6 +16,7 @@ import typer
 from jobs.evaluation import commands as evaluation
 from jobs.publishing.commands import Store
 from jobs.publishing.commands import app as publishing
+from jobs.sharing.commands import gc, share, store
 from pipeline.checkout import hand_over
 from pipeline.console import Json, say
 from pipeline.errors import MENDABLE, UserError, some
@@ -368,6 +369,9 @@ def with_ray(context: typer.Context, command: Annotated[list[str], typer.Argumen
     raise typer.Exit(run_with_ray([*command, *context.args], start))
 
 
+app.add_typer(share, name="share")
+app.add_typer(store, name="store")
+app.command()(gc)
 bench = typer.Typer(help="Measure memoir on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 

@@ -5,27 +5,19 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
 
 from jobs.recipe import read_recipe
+from jobs.sharing.health import Finding, examine_sharing
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 from pipeline.layouts import layout
-from pipeline.params import Params, in_project, read_params
+from pipeline.params import Params, read_params
 from pipeline.raw.manifest import Source
 from pipeline.raw.sources import is_remote
 from pipeline.storage import storage
 from pipeline.task import read_task
 
 PACKAGES = ("torch", "ray", "dvc", "webdataset", "pyarrow", "opencv-python-headless", "numpy", "boto3")
-
-
-class Finding(NamedTuple):
-    """One line: what was looked at, whether it is well, and what was found or how to mend it."""
-
-    ok: bool
-    what: str
-    detail: str
 
 
 def examine(params_file: Path) -> Iterator[Finding]:
@@ -53,13 +45,7 @@ def examine(params_file: Path) -> Iterator[Finding]:
             yield Finding(known, f"recipe {recipe}", detail)
         except UserError as error:
             yield Finding(False, f"recipe {recipe}", str(error))
-    try:
-        held = storage(in_project(params.store)).names("models/")
-        yield Finding(
-            True, f"store {params.store}", f"{sum(name.endswith('SHA256SUMS') for name in held)} published versions"
-        )
-    except UserError as error:
-        yield Finding(False, f"store {params.store}", str(error))
+    yield from examine_sharing(Path.cwd(), params, Path("runs"))
     yield _cluster()
 
 

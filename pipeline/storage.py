@@ -28,6 +28,23 @@ class UnavailableError(UserError):
     """The store did not answer, or broke off its answer: another try may succeed."""
 
 
+class DeniedError(UserError):
+    """The credentials are known, and lack the permission."""
+
+
+class Entry(NamedTuple):
+    """One file of a store: its name, bytes, and when it was written, in seconds since 1970.
+
+    etag: what a bucket says of the contents. It is their MD5 in hex for one that was sent in one part to a server without
+    keys of its own, and anything else otherwise. Empty in a folder.
+    """
+
+    name: str
+    size: int
+    modified: int
+    etag: str = ""
+
+
 class Storage(ABC):
     """Files by name below `uri`; a name is a relative path with forward slashes.
 
@@ -48,6 +65,10 @@ class Storage(ABC):
     @abstractmethod
     def names(self, prefix: str = "") -> list[str]:
         """All names that begin with `prefix`, sorted; hidden files of a folder are left out."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """What `names` lists, with size and time."""
 
     @abstractmethod
     def write(self, name: str, data: bytes | Path) -> None:
@@ -114,6 +135,14 @@ class Folder(Storage):
             found += [Path(folder, name).relative_to(self.root).as_posix() for name in files if name[0] != "."]
         return sorted(name for name in found if name.startswith(prefix))
 
+    def entries(self, prefix: str = "") -> list[Entry]:
+        found = []
+        for name in self.names(prefix):
+            with suppress(FileNotFoundError):  # removed since
+                state = (self.root / name).stat()
+                found.append(Entry(name, state.st_size, int(state.st_mtime)))
+        return found
+
     def write(self, name: str, data: bytes | Path) -> None:
         with _written(self.root / name, _blocks(data) if isinstance(data, Path) else [data]) as temporary:
             temporary.replace(self.root / name)
@@ -142,17 +171,12 @@ class Folder(Storage):
 class Bucket(Storage):
     """A bucket, or a part of one. boto3 finds endpoint, credentials and region in AWS's variables and files."""
 
-    class Entry(NamedTuple):
-        """One object: its name, bytes, when it was written, in seconds since 1970, and its ETag, another for other contents."""
+    def __init__(self, bucket: str, prefix: str, endpoint: str | None = None) -> None:
+        """endpoint: URL of the server; None: as boto3 finds it. Nothing is sent yet.
 
-        name: str
-        size: int
-        modified: int
-        etag: str
-
-    def __init__(self, bucket: str, prefix: str) -> None:
-        """Nothing is sent yet. Raises UserError for settings that boto3 refuses."""
-        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        Raises UserError for settings that boto3 refuses.
+        """
+        self.bucket, self.prefix, self.named_endpoint = bucket, f"{prefix}/" if prefix else "", endpoint
         self.uri = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
             value = os.environ.get(variable, "")
@@ -161,7 +185,7 @@ class Bucket(Storage):
         self.variables = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
         with self._explained(""):
             try:
-                self.client = _client(self.variables)
+                self.client = _client(self.variables, endpoint)
                 self.endpoint = "AWS" if _of_aws(self.client) else self.client.meta.endpoint_url
             except ValueError as error:  # an endpoint that is no URL, a region that is no name
                 raise UserError(f"{self.uri}: {_line(error)}; check the variables AWS_*") from None
@@ -169,7 +193,7 @@ class Bucket(Storage):
     def chunks(self, name: str, start: int = 0, *, once: bool = False) -> Iterator[bytes]:
         part: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
         with self._explained(name):
-            client = _client(self.variables, once=True) if once else self.client
+            client = _client(self.variables, self.named_endpoint, once=True) if once else self.client
             response = client.get_object(Bucket=self.bucket, Key=self.prefix + name, **part)
             with closing(response["Body"]) as body:
                 yield from body.iter_chunks(BLOCK)
@@ -178,17 +202,16 @@ class Bucket(Storage):
         return [entry.name for entry in self.entries(prefix)]
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """All objects with names that begin with `prefix`, sorted by name."""
         with self._explained(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self.prefix + prefix
             )
             return sorted(
-                self.Entry(
+                Entry(
                     each["Key"].removeprefix(self.prefix),
                     each["Size"],
                     int(each["LastModified"].timestamp()),
-                    each.get("ETag", ""),
+                    each.get("ETag", "").strip('"'),
                 )
                 for page in pages
                 for each in page.get("Contents", ())
@@ -240,6 +263,8 @@ class Bucket(Storage):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             refusal = self._refusal(code)
             kind = UnavailableError if not refusal and (status >= 500 or code in BUSY) else UserError
+            if code == "AccessDenied":
+                kind = DeniedError
             raise kind(f"{where}: {refusal or f'{_line(error)} at {self.endpoint}'}") from None
         except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError):
             missing = [variable for variable in credentials if not os.environ.get(variable)]
@@ -270,15 +295,16 @@ class Bucket(Storage):
         }.get(code)
 
 
-def storage(uri: str) -> Storage:
+def storage(uri: str, endpoint: str | None = None) -> Storage:
     """The store at a folder's path, `file:///path` or `s3://bucket/prefix`. Nothing is read, created or sent yet.
 
+    endpoint: URL of the S3 server; None: as boto3 finds it in variables and files.
     Raises UserError for another kind of URI and for settings of S3 that cannot work.
     """
     scheme, separator, rest = uri.partition("://")
     if scheme == "s3" and rest and rest[0] != "/":
         bucket, _, prefix = rest.partition("/")
-        return Bucket(bucket, prefix.strip("/"))
+        return Bucket(bucket, prefix.strip("/"), endpoint)
     if scheme == "file" and rest.startswith("/"):
         path = Path(unquote(rest))
     elif uri and not separator:
@@ -291,7 +317,7 @@ def storage(uri: str) -> Storage:
 
 
 @functools.lru_cache(maxsize=8)
-def _client(variables: frozenset[tuple[str, str]], once: bool = False) -> "S3Client":
+def _client(variables: frozenset[tuple[str, str]], endpoint: str | None = None, once: bool = False) -> "S3Client":
     """The client for this state of the environment. It serves all threads, and takes 60 ms to make.
 
     once: it sends a request once, and waits 20 s instead of 60 for each part of the answer.
@@ -303,12 +329,14 @@ def _client(variables: frozenset[tuple[str, str]], once: bool = False) -> "S3Cli
     if once:
         settings |= {"retries": {"mode": "standard", "total_max_attempts": 1}, "read_timeout": 20}
     session = boto3.session.Session()
-    client = session.client("s3", config=Config(**settings))
+    client = session.client("s3", endpoint_url=endpoint, config=Config(**settings))
     name = "request_checksum_calculation"
     chosen = dict(variables).get(f"AWS_{name.upper()}") or session._session.get_scoped_config().get(name)
     # S3-compatible stores older than 2025 refuse the checksums that boto3 appends to the body of an upload.
     if not _of_aws(client) and not chosen:
-        client = session.client("s3", config=Config(**settings, request_checksum_calculation="when_required"))
+        client = session.client(
+            "s3", endpoint_url=endpoint, config=Config(**settings, request_checksum_calculation="when_required")
+        )
     return client
 
 

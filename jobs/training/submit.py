@@ -389,10 +389,7 @@ def send(built: Folder, listing: dict[str, Any], store: Bucket) -> str:
 
 def _held(store: Storage, prefix: str) -> dict[str, int]:
     """The size in bytes of each file in a store, for names that begin with `prefix`."""
-    if isinstance(store, Bucket):
-        return {entry.name: entry.size for entry in store.entries(prefix)}
-    assert isinstance(store, Folder)
-    return {path.name: path.stat().st_size for path in store.root.glob(f"{prefix}*")}
+    return {entry.name: entry.size for entry in store.entries(prefix)}
 
 
 def _uri(place: Storage) -> str:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
-from pipeline.storage import Bucket, storage
+from pipeline.storage import Bucket, Entry, storage
 
 MIRROR = Path(".cache/sources")  # <bucket>/<key> of every raw image that this machine has copied
 THREADS = 16  # requests at a time; for a small file, most of the time is waiting
@@ -39,7 +39,7 @@ def local_folder(root: str) -> Path:
         if path.relative_to(folder).as_posix() not in names:
             path.unlink()
 
-    def fetch(entry: Bucket.Entry) -> None:
+    def fetch(entry: Entry) -> None:
         path = folder / entry.name
         if path.is_file() and (path.stat().st_size, int(path.stat().st_mtime)) == (entry.size, entry.modified):
             return

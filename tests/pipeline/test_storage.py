@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import uuid
 from contextlib import ExitStack
@@ -44,6 +45,27 @@ def test_what_is_written_is_read(store, tmp_path):
     assert store.names("models/a") == store.names("models/a/") == ["models/a/card.md", "models/a/weights"]
     assert store.names("models/b/we") == ["models/b/weights"]
     assert store.names("runs/") == []
+
+
+def test_entries_have_sizes_and_times(store):
+    began = int(time.time()) - 2
+    for name in ("a/b", "c"):
+        store.write(name, name.encode())
+    assert [(entry.name, entry.size) for entry in store.entries()] == [("a/b", 3), ("c", 1)]
+    assert [entry.name for entry in store.entries("a/")] == store.names("a/")
+    assert all(began <= entry.modified <= time.time() + 2 for entry in store.entries())
+
+
+def test_a_bucket_gives_the_md5_of_what_was_sent_in_one_part(s3):
+    storage(s3).write("a", b"contents")
+    assert [entry.etag for entry in storage(s3).entries()] == [hashlib.md5(b"contents").hexdigest()]
+
+
+def test_a_named_endpoint_goes_before_the_environment(s3, server, monkeypatch):
+    storage(s3).write("a", b"contents")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    store = storage(s3, server)
+    assert (store.read("a"), b"".join(store.chunks("a", once=True))) == (b"contents", b"contents")
 
 
 def test_two_views_of_one_place_see_the_same_files(store):
