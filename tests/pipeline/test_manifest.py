@@ -226,6 +226,15 @@ def test_a_part_of_the_manifest_that_is_missing_or_damaged_is_one_line(workplace
             return
 
 
+def test_a_part_of_another_manifest_is_refused(workplace):
+    workplace.add("train/1.png", photograph(0, 20, 20))
+    workplace.ingest()
+    (part,) = (MANIFEST.parent / "images").iterdir()
+    pq.write_table(pa.Table.from_pylist([pq.read_table(part).to_pylist()[0] | {"key": "2"}], SCHEMA), part)
+    with pytest.raises(UserError, match=r"missing, or not a part of the manifest"):
+        read_manifest(MANIFEST)
+
+
 def test_an_edit_changes_few_parts_of_the_manifest_and_leaves_no_other_files(tmp_path):
     rng = np.random.default_rng(0)
     rows = [
