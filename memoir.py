@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.errors import MENDABLE, UserError, printable, some
+from pipeline.revisions.commands import data as data_over_time
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -368,6 +369,8 @@ def with_ray(context: typer.Context, command: Annotated[list[str], typer.Argumen
 
     raise typer.Exit(run_with_ray([*command, *context.args], start))
 
+
+app.add_typer(data_over_time, name="data")
 
 bench = typer.Typer(help="Measure memoir on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
