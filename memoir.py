@@ -24,7 +24,9 @@ Json = Annotated[bool, typer.Option("--json", help="for machines")]
 ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]
 Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
 Data = Annotated[Path, typer.Option(help="where the built datasets are")]
-TrainData = Annotated[str, typer.Option("--data", help="where the built datasets are: a folder or s3://bucket/prefix")]
+TrainData = Annotated[
+    str, typer.Option("--data", help="of built datasets: a folder, s3://bucket/prefix, dvc://REVISION")
+]
 Trust = Annotated[
     list[str] | None,
     typer.Option("--trust", help="import this network of one's own, module:Class, or all of a module or package"),
@@ -118,10 +120,10 @@ def build(
 @app.command()
 def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a built dataset")]) -> None:
     """Check every shard against its index and checksum."""
+    from pipeline.dvc_objects import dataset_storage
     from pipeline.shards.format import read_shards_json, verify
-    from pipeline.storage import storage
 
-    place = storage(path)
+    place = dataset_storage(path)
     shards = read_shards_json(place)["shards"]
     whole = True
     for problem in verify(place):

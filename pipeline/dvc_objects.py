@@ -102,7 +102,7 @@ class DvcFolder(Storage):
         return sorted(name for name in self.files if name.startswith(prefix))
 
     def size(self, name: str) -> int:
-        """The bytes of a file. Raises FileNotFoundError if no place has it."""
+        """The bytes of a file. Raises UserError if no place has it."""
         key = object_name(self._md5(name))
         for place in self.places:
             if isinstance(place, Bucket):
@@ -112,7 +112,7 @@ class DvcFolder(Storage):
                 sizes = [path.stat().st_size for path in [place.root / key] if path.is_file()]
             if sizes:
                 return sizes[0]
-        raise FileNotFoundError(errno.ENOENT, "not in the remote", f"{self.uri}/{name}")
+        raise self._missing(name)
 
     def write(self, name: str, data: bytes | Path) -> None:
         self._refuse(name)
@@ -125,6 +125,9 @@ class DvcFolder(Storage):
 
     def _refuse(self, name: str) -> NoReturn:
         raise UserError(f"{self.uri}/{name}: not written; what DVC keeps is changed by `dvc add` and `dvc push`")
+
+    def _missing(self, name: str) -> UserError:
+        return UserError(f"{self.uri}/{name}: its object is missing; `dvc push` it from where it was made")
 
     def _md5(self, name: str) -> str:
         if name not in self.files:
@@ -142,10 +145,14 @@ class DvcFolder(Storage):
 
     def _limited(self, name: str, limit: int | None) -> Iterator[bytes]:
         digest = hashlib.md5(usedforsecurity=False)
-        for chunk in super()._limited(name, limit):
-            digest.update(chunk)
-            yield chunk
-        if digest.hexdigest() != self._md5(name):
+        wanted = self._md5(name)
+        try:
+            for chunk in super()._limited(name, limit):
+                digest.update(chunk)
+                yield chunk
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(name) from None
+        if digest.hexdigest() != wanted:
             raise UserError(
                 f"{self.uri}/{name}: its contents are not those of its md5; `dvc push` or `dvc fetch` it again"
             )

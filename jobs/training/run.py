@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from jobs.recipe import Recipe, read_recipe
 from jobs.training.origin import digest, origin
 from pipeline.config import bare_name
+from pipeline.revisions.revision import dataset_of_task
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Storage, storage
 
@@ -30,7 +31,7 @@ def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | 
     """What `train` would do. Raises UserError for a mistake in the recipe, data or store."""
     recipe = read_recipe(recipe_name, overrides)
     name = bare_name(recipe_name)
-    built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
+    built = dataset_of_task(data, recipe.data.task)
     listing = read_shards_json(built)
     made_of = origin(recipe, samples_digest(listing))
     run = f"{name}-{digest(made_of)}"

@@ -82,27 +82,17 @@ class Side:
         with TemporaryDirectory(prefix="memoir-diff-") as copy:
             try:
                 for name in (*place.names("manifest"), *place.names("leaks")):
-                    self.explained(place, name, lambda name=name: place.download(name, Path(copy, name)))
+                    place.download(name, Path(copy, name))
                 yield read_manifest(Path(copy, "manifest.parquet")), read_leaks(Path(copy, "leaks.parquet"))
             except UserError as error:
                 raise UserError(str(error).replace(copy, f"{self.what}: {MANIFEST}")) from None
-
-    def explained(self, place: Storage, name: str, read: Any) -> Any:
-        """What `read` returns. Raises UserError, with the mending, where neither cache nor remote has the file."""
-        try:
-            return read()
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"{self.what}: {name} of {place.uri} is neither in DVC's cache nor in its remote; `dvc push` it from where it "
-                "was made, or `dvc repro`"
-            ) from None
 
     def built(self, task: str) -> Built:
         """What shards.json says, with the versions that a file beside it has. Raises UserError if it is missing or damaged."""
         place = self.folder(f"{DATA}/{task}")
 
         def read(name: str) -> Any:
-            data = self.explained(place, name, lambda: place.read(name, LISTING))
+            data = place.read(name, LISTING)
             return parse_json(data, f"{self.what}: {DATA}/{task}/{name}")
 
         value = read("shards.json")
@@ -117,17 +107,16 @@ class Side:
     def files(self, path: str) -> dict[str, tuple[str, int]]:
         """The md5 and the bytes of each file of a folder that is no shard, by its path."""
         place = self.folder(path)
-        names = [name for name in place.names() if not name.endswith(".tar")]
-        if isinstance(place, DvcFolder):
-            return {
-                f"{path}/{name}": (place.files[name], self.explained(place, name, lambda n=name: place.size(n)))
-                for name in names
-            }
-        contents = {name: place.read(name) for name in names}
-        return {
-            f"{path}/{name}": (hashlib.md5(data, usedforsecurity=False).hexdigest(), len(data))
-            for name, data in contents.items()
-        }
+        found = {}
+        for name in (name for name in place.names() if not name.endswith(".tar")):
+            if isinstance(place, DvcFolder):
+                found[f"{path}/{name}"] = place.files[name], place.size(name)
+            else:
+                file = Path(path, name)
+                with file.open("rb") as contents:
+                    md5 = hashlib.file_digest(contents, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+                found[f"{path}/{name}"] = md5, file.stat().st_size
+        return found
 
 
 def diff(a: str, b: str | None = None) -> dict[str, Any]:
