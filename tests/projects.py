@@ -42,6 +42,7 @@ def begin(root: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> Workplace
     git("init", "-q", "-b", "main")
     Repo.init(".").close()
     Path(".dvc/config").write_text(f"[core]\nremote = team\nanalytics = false\n['remote \"team\"']\nurl = {remote}\n")
+    Path(".gitignore").write_text("/data\n/photos\n/.cache\n")
     Path("dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
     for name, seed in PHOTOS.items():
         place.add(name, photograph(seed, 150, 150))
@@ -57,7 +58,7 @@ def commit(place: Workplace, tag: str, *, push: bool = True, after_build: Callab
         repo.commit(force=True)
         if push:
             repo.push()
-    git("add", "-A", ":!photos")
+    git("add", "-A")
     git("commit", "-q", "-m", tag)
     git("tag", tag)
 
