@@ -133,7 +133,9 @@ def merge_tracked(base: bytes, ours: bytes, theirs: bytes, name: str) -> Merged:
     data = dumps_yaml({key: value[key] for key in sorted(value, key=lambda key: key != "outs")}).encode()
     if not in_conflict:
         added = f"{len(files):,} files, of {len(lists[1]):,} of ours and {len(lists[2]):,} of theirs"
-        return Merged(data, [f"{path}: {added}; `dvc pull {path}` brings them"], conflict=False)
+        return Merged(
+            data, [f"{path}: {added}; `dvc pull {path}` brings them, and `dvc push` sends the list"], conflict=False
+        )
     one = f"{path}/{in_conflict[0]}"
     note = (
         f"{path}: both branches changed {some([f'{path}/{each}' for each in in_conflict], 20)}; ours is kept. For theirs: "

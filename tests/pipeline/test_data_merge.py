@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -214,8 +215,12 @@ def test_an_image_that_both_changed_is_named_and_the_rest_is_merged(clones, cli,
     assert "Traceback" not in said
     assert git(first, "diff", "--name-only", "--diff-filter=U").strip() == "datasets.dvc"
     assert pulled(first) == {"photos/a.png": "ours", "photos/new.png": "new", "photos/deep/c.png": "c"}
+    get, add = re.findall(r"`(dvc (?:get|add) [^`]*)`", line)
+    for command in (get, add):
+        subprocess.run(command.split(), cwd=first, check=True)
+    assert (first / "datasets/photos/a.png").read_text() == "theirs"
     commit(first, {}, "mended")
-    assert yaml.safe_load((first / "datasets.dvc").read_text())["outs"][0]["size"] == 4 + 3 + 1
+    assert yaml.safe_load((first / "datasets.dvc").read_text())["outs"][0]["size"] == 6 + 3 + 1
 
 
 def test_a_list_of_files_that_nobody_pushed_is_one_line_and_ours_stays(clones, cli, monkeypatch, tmp_path):
