@@ -28,7 +28,7 @@ class Planned(NamedTuple):
 
 
 def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | None = None) -> Planned:
-    """What `train` would do. Raises UserError for a mistake in the recipe, data or store."""
+    """What `train` would do. data: as `dataset_of_task` takes it. Raises UserError for a mistake in the recipe, data or store."""
     recipe = read_recipe(recipe_name, overrides)
     name = bare_name(recipe_name)
     built = dataset_of_task(data, recipe.data.task)

@@ -104,7 +104,7 @@ def merge_tracked(base: bytes, ours: bytes, theirs: bytes, name: str) -> Merged:
     if conflicts or more:
         what = ", ".join(conflicts + more)
         raise UserError(f"{name}: both branches changed its {what}; keep one: git checkout --ours {name} (or --theirs)")
-    path = str(settings.get("path"))
+    path = (Path(name).parent / str(settings.get("path"))).as_posix()
     if any(out and not (each.md5 or "").endswith(".dir") for out, each in zip(outs[1:], known[1:], strict=True)):
         raise UserError(
             f"{name}: both branches changed {path}, a file; keep one: git checkout --ours {name} (or --theirs)"
@@ -136,10 +136,10 @@ def merge_tracked(base: bytes, ours: bytes, theirs: bytes, name: str) -> Merged:
         return Merged(
             data, [f"{path}: {added}; `dvc pull {path}` brings them, and `dvc push` sends the list"], conflict=False
         )
-    one = f"{path}/{in_conflict[0]}"
+    one = shlex.quote(f"{path}/{in_conflict[0]}")
     note = (
         f"{path}: both branches changed {some([f'{path}/{each}' for each in in_conflict], 20)}; ours is kept. For theirs: "
-        f"`dvc get . {one} --rev MERGE_HEAD --force -o {one}` and `dvc add {path}`. Then `git add {name}`, and commit"
+        f"`dvc get . {one} --rev MERGE_HEAD --force -o {one}` and `dvc add {shlex.quote(path)}`. Then `git add {shlex.quote(name)}`, and commit"
     )
     return Merged(data, [note], conflict=True)
 

@@ -52,7 +52,7 @@ def _git(*arguments: str, name: str, absent: str = "") -> bytes:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         unknown = f"{name}: not a revision that git knows here; fetch it, or see `git log`"
-        raise UserError(said[0] if said and "not a git repository" in said[0] else absent or unknown)
+        raise UserError(absent or (f"{name}: git: {said[0]}" if said else unknown))
     return done.stdout
 
 

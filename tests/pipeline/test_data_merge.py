@@ -239,6 +239,23 @@ def test_a_list_of_files_that_nobody_pushed_is_one_line_and_ours_stays(clones, c
     assert (first / "datasets.dvc").read_text() == before
 
 
+def test_git_merges_the_stages_that_two_branches_ran(tmp_path, cli, monkeypatch):
+    for variable in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{variable}_NAME", "someone")
+        monkeypatch.setenv(f"{variable}_EMAIL", "some@one")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    git(tmp_path, "init", "-q", "-b", "main")
+    installed(tmp_path, cli, monkeypatch)
+    for branch, text in {"main": lock(a="0", b="0"), "theirs": lock(a="2", b="1"), "ours": lock(a="1", b="0")}.items():
+        git(tmp_path, "checkout", "-q", *(() if branch == "main" else ("-b", branch, "main")))
+        (tmp_path / "dvc.lock").write_bytes(text)
+        git(tmp_path, "add", "-A")
+        git(tmp_path, "commit", "-q", "-m", branch)
+    said = git(tmp_path, "merge", "--no-edit", "theirs")
+    assert "memoir: dvc.lock: both branches ran a; `dvc repro` runs that again" in said
+    assert (tmp_path / "dvc.lock").read_bytes() == merge_lock(b"", lock(b="1"), lock(b="1"), "dvc.lock").data
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "said"),
     [
