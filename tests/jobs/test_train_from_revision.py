@@ -102,6 +102,11 @@ def test_a_revision_in_the_bucket_trains_the_same_weights_as_the_folder(project,
     assert submit._sent(there) == there.built.uri
 
 
+def test_a_job_is_told_where_the_remote_is_though_its_store_is_a_folder(project, server, tmp_path):
+    planned = plan_run("tiny-recipe/tiny.yaml", data="dvc://v1", store=str(tmp_path / "store"))
+    assert submit._environment(planned)["AWS_ENDPOINT_URL_S3"] == server
+
+
 def test_another_commit_and_a_changed_working_tree_do_not_change_what_a_revision_is(project, s3):
     before = plan_run("tiny-recipe/tiny.yaml", data="dvc://v1", store=s3).run
     picture(project.root / "photos/train/8.png", 8)

@@ -173,3 +173,10 @@ def test_new_leaks_alone_are_told(project, cli):
     )
     code, out, _ = cli("data", "diff", "v1", "--json")
     assert json.loads(out)["images"][0]["added"] == ["photos/train/2.png"]
+
+
+def test_leaks_that_were_there_before_are_not_told(project, cli):
+    project.add("test/9.png", Path("photos/val/9.png").read_bytes())  # a split of no task, which may be built then
+    commit(project, "v2")
+    assert diff("v1", "v2")["leaks"]
+    assert cli("data", "diff", "v2") == (0, "v2 -> the working tree: the same data\n", "")
