@@ -13,6 +13,7 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@if test -e .git; then $(BIN)/memoir data install-merge; fi
 	@touch $@
 
 # From raw photographs to published, evaluated checkpoints and report/index.html.

@@ -20,6 +20,7 @@ from jobs.sharing.commands import gc, share, store
 from pipeline.checkout import hand_over
 from pipeline.console import Json, say
 from pipeline.errors import MENDABLE, UserError, some
+from pipeline.revisions.commands import data as data_over_time
 from pipeline.shards.commands import cache
 
 app = typer.Typer(
@@ -31,7 +32,9 @@ app.add_typer(cache, name="cache")
 ParamsFile = Annotated[Path, typer.Option("--params", help="YAML file that names datasets, tasks, recipes and store")]
 Runs = Annotated[Path, typer.Option(help="folder of the stages' results")]
 Data = Annotated[Path, typer.Option(help="where the built datasets are")]
-TrainData = Annotated[str, typer.Option("--data", help="where the built datasets are: a folder or s3://bucket/prefix")]
+TrainData = Annotated[
+    str, typer.Option("--data", help="of built datasets: a folder, s3://bucket/prefix, dvc://REVISION")
+]
 Trust = Annotated[
     list[str] | None,
     typer.Option("--trust", help="import this network of one's own, module:Class, or all of a module or package"),
@@ -135,10 +138,10 @@ def build(
 @app.command()
 def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a built dataset")]) -> None:
     """Check every shard against its index and checksum."""
+    from pipeline.dvc_objects import dataset_storage
     from pipeline.shards.format import read_shards_json, verify
-    from pipeline.storage import storage
 
-    place = storage(path)
+    place = dataset_storage(path)
     shards = read_shards_json(place)["shards"]
     whole = True
     for problem in verify(place):
@@ -372,6 +375,8 @@ def with_ray(context: typer.Context, command: Annotated[list[str], typer.Argumen
 app.add_typer(share, name="share")
 app.add_typer(store, name="store")
 app.command()(gc)
+app.add_typer(data_over_time, name="data")
+
 bench = typer.Typer(help="Measure memoir on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 

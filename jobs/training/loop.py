@@ -26,12 +26,13 @@ from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
 from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from jobs.training.meter import Meter
+from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
 from pipeline.loading.loader import Loader, Position
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import CACHE, ShardSet, Version, validation_pair
-from pipeline.storage import Bucket, storage
+from pipeline.storage import Folder
 
 TIMED = 10  # DistributedDataParallel times one step in so many
 
@@ -69,7 +70,7 @@ class Run:
             check_portable()
         self.precision: Precision = choose_precision(recipe.optimisation.precision, device)
         self.rank, self.world_size = collective.rank(), collective.world_size()
-        remote = isinstance(storage(str(data)), Bucket)
+        remote = not isinstance(dataset_storage(str(data)), Folder)
         cache = ShardCache(CACHE, limit_bytes=recipe.training.cache_bytes) if remote else None
         self.loader = Loader(
             data,

@@ -6,6 +6,7 @@ from jobs.recipe import Recipe, read_recipe
 from jobs.training.origin import digest, origin
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name
+from pipeline.revisions.revision import dataset_of_task
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Storage, storage
 
@@ -32,10 +33,10 @@ class Planned(NamedTuple):
 
 
 def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | None = None) -> Planned:
-    """What `train` would do. Raises UserError for a mistake in the recipe, data or store."""
+    """What `train` would do. data: as `dataset_of_task` takes it. Raises UserError for a mistake in the recipe, data or store."""
     recipe = read_recipe(recipe_name, overrides)
     name = bare_name(recipe_name)
-    built = storage(f"{data.rstrip('/')}/{recipe.data.task}")
+    built = dataset_of_task(data, recipe.data.task)
     listing = read_shards_json(built)
     samples = samples_digest(listing)
     made_of = origin(recipe, samples)

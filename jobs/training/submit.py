@@ -32,6 +32,7 @@ from jobs.source import files, is_own
 from jobs.training.record import began
 from jobs.training.run import Planned
 from pipeline.cluster import TOKEN, jobs_address
+from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError
 from pipeline.patience import Pauses
 from pipeline.shards.format import TABLES, file_sha256, table_file
@@ -166,7 +167,7 @@ def submit(planned: Planned, cluster: Client) -> str:
 def _environment(planned: Planned) -> dict[str, str]:
     """The variables that a job is given: where the bucket is, also where only this machine's ~/.aws/config says so."""
     environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    for place in (planned.store, planned.built):
+    for place in (planned.store, *(planned.built.places if isinstance(planned.built, DvcFolder) else [planned.built])):
         if isinstance(place, Bucket) and place.endpoint != "AWS":
             region = place.client.meta.region_name
             environment |= {"AWS_ENDPOINT_URL_S3": place.endpoint}
@@ -341,6 +342,8 @@ def _sent(planned: Planned) -> str:
     if file is not None and file.is_file() and _held(store, file.name).get(file.name) != file.stat().st_size:
         store.write(file.name, file)
         _say(f"{store.uri}/{file.name}: {file.stat().st_size:,} bytes sent")
+    if isinstance(built, DvcFolder):
+        return built.uri
     if isinstance(store, Bucket):
         return send(built, planned.listing, store) if isinstance(built, Folder) else built.uri.rpartition("/")[0]
     for place in (built, store):

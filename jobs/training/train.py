@@ -30,7 +30,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
 
-    data, store: a folder or s3://bucket/prefix. The run's name carries a digest of data, recipe and code: the same command
+    data, store: a folder or s3://bucket/prefix; data may be dvc://REVISION. The run's name carries a digest of data, recipe and code: the same command
     continues a killed run, finds a finished one and never mixes two. With an http(s) address of a Ray cluster it trains
     there. run: the name that it must have, for a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer, which
     names the checkpoint by its path in the store, so that it is the same for all who share the store), metrics.json and

@@ -3,14 +3,17 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.degradations.colour import rgb2gray
 from pipeline.depth import peak
+from pipeline.errors import UserError
 
 # JPEG of quality 50, noise of sigma 10 and half the size alter at most 4 bits in 1,717 of 1,719 copies of photographs.
 # Two photographs differ in 14 bits or more (of 164,000 pairs), but two patches of clear sky in as few as 4.
@@ -26,6 +29,22 @@ LEAKS_SCHEMA = pa.schema(
         *((f"{name}_{side}", pa.string()) for side in "ab" for name in ("dataset", "split", "path", "part")),
     ]
 )
+
+
+def read_leaks(path: Path) -> pa.Table:
+    """The table of leaks that `memoir ingest` wrote. Raises UserError if there is none, or another file in its place."""
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no table of leaks; run `memoir ingest` first") from None
+    except PermissionError:
+        raise
+    except (pa.ArrowException, OSError):
+        table = None
+    if table is None or not table.schema.equals(LEAKS_SCHEMA):
+        raise UserError(f"{path}: not a table of leaks, or a damaged one; run `memoir ingest` again")
+    return table
 
 
 def perceptual_hash(image: np.ndarray) -> int | None:

@@ -28,6 +28,7 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_
 
 from pipeline.config import Frozen, parse_json
 from pipeline.depth import Bits
+from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError
 from pipeline.storage import Bucket, Folder, Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index, check_numbers, read_table
@@ -299,10 +300,14 @@ def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
     """Where the shards of a dataset are. place: where its shards.json is.
 
     Raises UserError for a shards.json in a bucket that points out of that bucket: to this machine's files, or to another
-    bucket, where the reader's credentials would be used.
+    bucket, where the reader's credentials would be used; and for one in a DVC remote, which has its shards beside it.
     """
     if not listing["shards_in"]:
         return place
+    if isinstance(place, DvcFolder):
+        raise UserError(
+            f"{place.uri}: its shards are in {listing['shards_in']}, and not in DVC's remote; build it again"
+        )
     store = storage(listing["shards_in"])
     if isinstance(place, Bucket) and not (isinstance(store, Bucket) and store.bucket == place.bucket):
         raise UserError(

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pipeline.degradations.base import Degradation
 from pipeline.degradations.colour import with_channels
 from pipeline.depth import unit
+from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError
 from pipeline.shards.cache import Lease, ShardCache
 from pipeline.shards.format import (
@@ -34,7 +35,7 @@ from pipeline.shards.format import (
     store_of_shards,
     table_file,
 )
-from pipeline.storage import Folder, storage
+from pipeline.storage import Folder
 from pipeline.task import recorded
 
 CACHE = Path(os.environ.get("MEMOIR_CACHE", ".cache/remote"))  # copies of remote shards, by content
@@ -78,7 +79,7 @@ class ShardSet:
         quarantine: how many damaged members are recorded in `quarantined` before one is an error.
         Raises UserError if the tables and shards.json are from different builds, and for a split that was not built.
         """
-        self.source = storage(str(place))
+        self.source = dataset_storage(str(place))
         self.place, self.split = str(place).rstrip("/"), split
         self.cache = cache
         self.listing = listing = read_shards_json(self.source)

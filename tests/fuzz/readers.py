@@ -26,10 +26,12 @@ from jobs.recipe import Recipe
 from jobs.restoring.checkpoint import load_model
 from jobs.restoring.tiles import restore_plane
 from pipeline.config import parse_json, parse_yaml, read_yaml
+from pipeline.dvc_objects import read_files
 from pipeline.errors import UserError
 from pipeline.images import UnusableImageError, decode_image, read_image
 from pipeline.loading.loader import Loader, Position
 from pipeline.params import Params
+from pipeline.revisions.merge import merge_lock, merge_tracked
 from pipeline.sampling.patches import RandomCrops
 from pipeline.shards import build as stage
 from pipeline.shards.format import dataset_digest, verify
@@ -238,11 +240,27 @@ def read_store(store: Path, plane: np.ndarray) -> None:
         restore_plane(trained.model, plane)
 
 
+def revisions(_: Path) -> Reader:
+    """What DVC writes and others push: a folder's list of files, dvc.lock, a *.dvc file."""
+
+    def read(data: bytes) -> None:
+        with suppress(UserError):
+            assert not [name for name in read_files(data, "here") if name.startswith("/") or ".." in name.split("/")]
+        for base, ours, theirs in ((data, data, data), (b"", data, b""), (data, b"", b"")):
+            with suppress(UserError):
+                merge_lock(base, ours, theirs, "dvc.lock")
+        with suppress(UserError):
+            merge_tracked(b"", data, b"outs:\n- {md5: a, path: a}\n", "a.dvc")
+
+    return read
+
+
 READERS: dict[str, Callable[[Path], Reader]] = {
     "text": text,
     "picture": picture,
     "dataset": dataset,
     "published": published,
+    "revisions": revisions,
 }
 
 
