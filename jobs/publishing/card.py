@@ -29,6 +29,7 @@ def card(
     """The text of card.md. uri: the version's. scores: from metrics.json."""
     options = dict(recipe["model"])
     architecture = options.pop("name")
+    groups = {key: options.pop(key) for key, value in list(options.items()) if isinstance(value, dict) and value}
     degradation = recorded(task["degradation"])
     levels = "; ".join(f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in degradation.said().items())
     environment = jinja2.Environment(
@@ -48,7 +49,8 @@ def card(
         levels=f" ({levels})" if levels else "",
         planes=PLANES[task["colour"]],
         parameters=sum(p.numel() for p in model.parameters()),
-        options=", ".join(f"{key} {value}" for key, value in options.items()),
+        options=_pairs(options),
+        groups={key: _pairs(group) for key, group in groups.items()},
         own=_own(architecture, provenance),
         recipe=recipe,
         sources=", ".join(task["splits"]["train"]),
@@ -57,6 +59,14 @@ def card(
         in_channels=model.in_channels,
         bits=task.get("bits", 8),
         tiles=_tiles(scores) if is_global(model) else None,
+    )
+
+
+def _pairs(options: dict[str, Any], above: str = "") -> str:
+    """Options as text, those of a group within with the group's name before them."""
+    return ", ".join(
+        _pairs(value, f"{above}{key}.") if isinstance(value, dict) and value else f"{above}{key} {value}"
+        for key, value in options.items()
     )
 
 

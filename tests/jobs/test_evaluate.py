@@ -282,7 +282,7 @@ def test_masks_that_are_no_masks_are_one_line(shadow, tmp_path, break_it, layout
 def train(place: Path, benchmarks: str) -> Path:
     """The checkpoint of a small DRCNet, whose statistics are those of the whole image; returns the folder of runs."""
     recipe = f"""
-model: {{name: drcnet, width: 2, levels: 2, cr: none}}
+model: {{name: drcnet, width: 2, levels: 2, contrastive: null}}
 data: {{task: shadow-pairs, patch: 16, crops: 1, batch: 2}}
 optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 1}}}}
 training: {{workers: 1}}

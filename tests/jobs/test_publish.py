@@ -500,6 +500,63 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
     assert "on at most 409,600 pixels: x-1 of a/pairs-rgb 51.2 dB." in card
 
 
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (
+            [],
+            [
+                "n 12, u 4, o 4, cabs 2, decay_all False.",
+                "",
+                "- memory: parts 5, instances 2, classes 10, levels 3, space feature, similarity cos, shrink 0.0, residual True",
+                "- loss: lambda_edge 0.05, recon net, pretrain_share 0.1",
+                "- contrastive: lambda_cr 0.1, ramp 0.05, vgg.path stand-in, vgg.sha256 None",
+                "",
+                "The paper and the code: `jobs/models/memorynet.py`.",
+            ],
+        ),
+        (
+            ["model.memory=null", "model.contrastive=null"],
+            [
+                "n 12, u 4, o 4, cabs 2, memory None, contrastive None, decay_all False.",
+                "",
+                "- loss: lambda_edge 0.05, recon net, pretrain_share 0.1",
+                "",
+                "The paper and the code: `jobs/models/memorynet.py`.",
+            ],
+        ),
+    ],
+)
+def test_the_card_has_a_line_for_each_group_of_options(overrides, lines):
+    recipe = read_recipe("memorynet-deshadow-sample", overrides)
+    provenance = {"recipe": "x", "step": 7, "data": {"digest": "d1"}}
+    task = read_task(recipe.data.task).model_dump(mode="json")
+    model = build_model(recipe.model)
+    card = card_of("store/x", model, recipe.model_dump(mode="json"), task, SCORES, provenance)
+    architecture = card.partition("## Architecture")[2].partition("## Training data")[0]
+    assert architecture.strip().splitlines()[1:] == lines
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "without options."),
+        ({"depth": 3}, "depth 3."),
+        ({"extra": {}}, "extra {}."),
+        ({"stem": {"k": 3}}, "- stem: k 3"),
+    ],
+)
+def test_the_card_of_any_network_says_its_options(options, line):
+    recipe = read_recipe("memorynet-deshadow-sample")
+    told = recipe.model_dump(mode="json") | {"model": {"name": "memnet", **options}}
+    task = read_task(recipe.data.task).model_dump(mode="json")
+    provenance = {"recipe": "x", "step": 7, "data": {"digest": "d1"}}
+    card = card_of("store/x", build_model(recipe.model), told, task, SCORES, provenance)
+    said = [each for each in card.partition("parameters:\n")[2].splitlines() if each]
+    assert said[0] == line
+    assert said[1].startswith("The paper and the code")
+
+
 def test_the_card_of_a_model_that_sees_a_few_pixels_says_nothing_of_tiles(runs):
     assert "tiles" not in Path(publish("tiny", str(runs.parent / "team"), runs)["uri"], "card.md").read_text()
 
