@@ -11,7 +11,7 @@ Figures = dict[str, float | None]  # by the metric's name; None: the infinite PS
 
 
 class Blended(Document):
-    """How near blended tiles come to the whole image, for one image: see jobs.restoring.tiles.blended_distance."""
+    """How near blended tiles come to the whole image, for one image: see jobs.evaluation.evaluate.blended_distance."""
 
     image: Line
     psnr: float | None
