@@ -1,5 +1,6 @@
 # ruff: noqa: E741 - I is the paper's name of the degraded image
 import copy
+import inspect
 import math
 from pathlib import Path
 
@@ -161,6 +162,19 @@ def test_arguments_that_make_no_network_are_refused(options, named):
 def test_options_that_make_no_module_or_no_objective_are_refused(group, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         group(**options)
+
+
+def test_the_defaults_are_the_papers():
+    arguments = inspect.signature(DRCNet.__init__).parameters
+    dfr, contrastive_ = arguments["dfr"].default, arguments["contrastive"].default
+    assert (dfr.branches, dfr.delta, dfr.t, dfr.response_kernel) == ("full", 1e-6, 0.75, 3)
+    assert (contrastive_.negatives, contrastive_.lambdas, contrastive_.alpha) == ("intra", LAMBDAS, 0.04)
+
+
+def test_only_mixtures_need_negatives_of_the_task():
+    assert tiny().inputs == ("lq", "gt", "intra negatives")
+    for others in (tiny(negatives="extra"), tiny(negatives="own"), tiny(contrastive=None)):
+        assert others.inputs == ("lq", "gt")
 
 
 # energy attention
