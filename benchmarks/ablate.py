@@ -52,11 +52,11 @@ class Table(NamedTuple):
 
 def losses(*terms: str) -> tuple[str, ...]:
     """Overrides that leave L only these of its terms b, s, c, w."""
-    return tuple(f"model.lambda_{term}=0" for term in "bscw" if term not in terms)
+    return tuple(f"model.loss.{term}=0" for term in "bscw" if term not in terms)
 
 
 SUPERVISED = ("model.siamese=false", "data.task=timelapse-mean")
-NO_CR = ("model.cr=none", "model.cr_layers=null", "model.cr_weights=null")  # layers without the term are refused
+NO_CR = "model.contrastive=null"
 
 TABLES = {
     # Tai et al., MemNet, ICCV 2017
@@ -78,9 +78,9 @@ TABLES = {
         "memorynet-deshadow-sample",
         ("-",),
         (
-            Row("baseline", ("model.memory=false", "model.contrastive=false"), ("26.79/.921",)),
-            Row("+ memory", ("model.contrastive=false",), ("27.801/.952",)),
-            Row("+ contrastive", ("model.memory=false",), ("27.68/.951",)),
+            Row("baseline", ("model.memory=null", "model.contrastive=null"), ("26.79/.921",)),
+            Row("+ memory", ("model.contrastive=null",), ("27.801/.952",)),
+            Row("+ contrastive", ("model.memory=null",), ("27.68/.951",)),
             Row("+ both", (), ("28.023/.952",)),
         ),
         "L_recon is on in all rows. The features of the contrastive loss are a stand-in, not VGG19's. The paper's SSIM is\n"
@@ -92,9 +92,9 @@ TABLES = {
         "timelapse-derain-sample",
         ("-",),
         (
-            Row("B_a", (*SUPERVISED, "model.memory=false"), ("36.62/.965",)),
+            Row("B_a", (*SUPERVISED, "model.memory=null"), ("36.62/.965",)),
             Row("B_b", SUPERVISED, ("38.03/.972",)),
-            Row("B_c", ("model.memory=false", *losses("s", "b", "c")), ("39.82/.982",)),
+            Row("B_c", ("model.memory=null", *losses("s", "b", "c")), ("39.82/.982",)),
             Row("{s, b}", losses("s", "b"), ("39.92/.981",)),
             Row("{s, b, w}", losses("s", "b", "w"), ("40.35/.982",)),
             Row("{b, c}", losses("b", "c"), ("40.01/.982",)),
@@ -111,13 +111,13 @@ TABLES = {
         "drcnet-derain-sample",
         ("-",),
         (
-            Row("base", ("model.dfr=base", *NO_CR), ("33.25/.812",)),
-            Row("SF", ("model.dfr=sf", *NO_CR), ("37.76/.933",)),
-            Row("EA", ("model.dfr=ea", *NO_CR), ("37.12/.945",)),
-            Row("SF + identity", ("model.dfr=sf_id", *NO_CR), ("38.79/.925",)),
-            Row("SF + EA", ("model.dfr=sf_ea", *NO_CR), ("38.89/.965",)),
-            Row("DFR", NO_CR, ("40.01/.971",)),
-            Row("DFR + Extra-CR", ("model.cr=extra",), ("39.95/.956",)),
+            Row("base", ("model.dfr.branches=base", NO_CR), ("33.25/.812",)),
+            Row("SF", ("model.dfr.branches=sf", NO_CR), ("37.76/.933",)),
+            Row("EA", ("model.dfr.branches=ea", NO_CR), ("37.12/.945",)),
+            Row("SF + identity", ("model.dfr.branches=sf_id", NO_CR), ("38.79/.925",)),
+            Row("SF + EA", ("model.dfr.branches=sf_ea", NO_CR), ("38.89/.965",)),
+            Row("DFR", (NO_CR,), ("40.01/.971",)),
+            Row("DFR + Extra-CR", ("model.contrastive.negatives=extra",), ("39.95/.956",)),
             Row("DFR + Intra-CR", (), ("40.08/.972",)),
         ),
         "The paper's rows are of denoising, these of rain. The features of the contrastive term are a stand-in, not VGG19's.",

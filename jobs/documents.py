@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 CheckpointName = Annotated[str, Field(pattern=rf"^runs/{NAME}/step-[0-9]{{8}}$")]
 ModelName = Annotated[str, Field(pattern=rf"^models/{NAME}/[0-9a-f]{{12}}$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]  # in UTC
-Licence = Line | list[Line] | dict[Line, Line] | None  # of data: of all, or by dataset
+Licences = dict[Line, Line | None]  # of data, by dataset; None where it is not known
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
 
 
@@ -114,7 +114,7 @@ class Began(Document):
     data: Line
     shard_bytes: int | None = Field(None, ge=0, lt=2**63)
     codec: Line | None = None
-    licence: Licence = None
+    licences: Licences = {}
     datasets: dict[Line, dict[str, Any]] | None = None
 
 
@@ -133,7 +133,7 @@ class ProvenanceData(Document):
     task: Line | None = None
     digest: Line
     location: Line | None = None
-    licence: Licence = None
+    licences: Licences = {}
 
 
 class OwnNetwork(Document):

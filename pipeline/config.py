@@ -233,6 +233,10 @@ def _explain(path: Path, root: Any, schema: type[BaseModel], error: ValidationEr
     if first["type"] == "missing":
         return message + "missing; add it"
     given = first.get("input")
+    if first["type"] == "model_type":
+        none = ", or null for none" if _nullable(schema, loc) else ""
+        known = ", ".join(_keys(schema, loc))
+        return message + f"expected `key: value` pairs{none}, found {_short(repr(given))}; known: {known}"
     shown = f" (given: {_short(repr(given))})" if not isinstance(given, dict | list) else ""
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return message + first["msg"].removeprefix("Value error, ") + shown + _turned(root, loc, first) + more
@@ -289,7 +293,19 @@ def _at(node: Any, loc: tuple[int | str, ...]) -> tuple[int, Any]:
 
 
 def _keys(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the schema knows at a place, looking through optional and union types."""
+    """The keys that the schema knows at a place."""
+    at = _schemas_at(schema, loc)
+    return sorted({field.alias or name for candidate in at for name, field in candidate.model_fields.items()})
+
+
+def _nullable(schema: type[BaseModel], loc: tuple[int | str, ...]) -> bool:
+    """Whether the schema takes null at a place."""
+    fields = [candidate.model_fields.get(str(loc[-1])) for candidate in _schemas_at(schema, loc[:-1])]
+    return any(field is not None and type(None) in get_args(field.annotation) for field in fields)
+
+
+def _schemas_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[type[BaseModel]]:
+    """The schemas of a place, looking through optional and union types."""
     candidates: list[type[BaseModel]] = [schema]
     for part in loc:
         below: list[type[BaseModel]] = []
@@ -298,7 +314,7 @@ def _keys(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
             field = candidate.model_fields.get(str(part))
             below += _schemas(field.annotation) if field else [candidate]
         candidates = below or candidates
-    return sorted({field.alias or name for candidate in candidates for name, field in candidate.model_fields.items()})
+    return candidates
 
 
 def _kinds(schema: type[BaseModel]) -> tuple[Any, ...]:

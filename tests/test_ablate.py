@@ -85,16 +85,19 @@ def test_the_rows_of_memnet_lack_one_mechanism_each():
 
 def test_the_rows_of_memorynet_are_memory_times_contrastive_loss():
     assert changes("memorynet") == {
-        "baseline": {"memory": False, "contrastive": False},
-        "+ memory": {"contrastive": False},
-        "+ contrastive": {"memory": False},
+        "baseline": {"memory": None, "contrastive": None},
+        "+ memory": {"contrastive": None},
+        "+ contrastive": {"memory": None},
         "+ both": {},
     }
 
 
 def test_the_rows_of_drcnet_add_branches_and_then_negatives():
-    rows = changes("drcnet")
-    assert {name: each.get("dfr", "full") for name, each in rows.items()} == {
+    table = ablate.TABLES["drcnet"]
+    rows = {row.name: options(table, row) for row in table.rows}
+    plain = rows["DFR + Intra-CR"]
+    assert all(row["dfr"] | {"branches": "full"} == plain["dfr"] for row in rows.values())
+    assert {name: row["dfr"]["branches"] for name, row in rows.items()} == {
         "base": "base",
         "SF": "sf",
         "EA": "ea",
@@ -104,7 +107,10 @@ def test_the_rows_of_drcnet_add_branches_and_then_negatives():
         "DFR + Extra-CR": "full",
         "DFR + Intra-CR": "full",
     }
-    assert [each.get("cr", "intra") for each in rows.values()] == ["none"] * 6 + ["extra", "intra"]
+    contrastive = [row["contrastive"] for row in rows.values()]
+    assert contrastive[:6] == [None] * 6
+    assert contrastive[6] == plain["contrastive"] | {"negatives": "extra"}
+    assert plain["contrastive"]["negatives"] == "intra"
 
 
 def test_a_loss_of_the_time_lapse_network_has_the_terms_in_the_rows_name():

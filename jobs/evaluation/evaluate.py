@@ -16,13 +16,14 @@ from rich.progress import track
 
 from jobs.evaluation.benchmark import Benchmark, Pair, benchmark
 from jobs.evaluation.items import items
+from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import Score, mean
 from jobs.evaluation.scores import write_scores
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Trained, load_model, read_checkpoint
 from jobs.restoring.restore import check_channels, on_device
-from jobs.restoring.tiles import blended_distance, restore_grid, restore_plane
+from jobs.restoring.tiles import TILE, WHOLE, is_global, restore_blended, restore_grid, restore_plane
 from jobs.training.origin import other_run
 from jobs.variant import reference
 from pipeline.depth import Bits
@@ -175,7 +176,8 @@ def evaluate_recipe(
         dataset = dataset_of(run)
         scored = score_folder(restore, chosen, run, trained.bits)
         row = {**summary(chosen, dataset, scored), "weights": trained.sha256}
-        distance = blended_distance(trained.model, scored[0].pair.lq)
+        whole = scored[0].restored if chosen.tile is None else None
+        distance = blended_distance(trained.model, scored[0].pair.lq, whole)
         if distance is not None:
             row["blended"] = {"image": scored[0].key, "psnr": distance if math.isfinite(distance) else None}
         scores[f"{dataset}/{chosen.name}"] = row
@@ -197,6 +199,22 @@ def evaluate_recipe(
     write_table(runs / name / "scores.parquet", table)
     write_scores(runs / name, scores)
     return scores
+
+
+def blended_distance(model: Network, lq: np.ndarray, whole: np.ndarray | None = None) -> float | None:
+    """How near blended tiles come to the whole image: the PSNR (dB) of one result against the other; infinite for equal ones.
+
+    lq: float32 (H, W, C) in [0, 1]; its upper left corner is taken, with as many pixels as are restored whole. whole: what the
+    model makes of lq as one piece, if that is known. Returns None where both are always the same: for a model that says how
+    far it sees, and for an image no larger than a tile.
+    """
+    side = math.isqrt(WHOLE)
+    corner = lq[:side, :side]
+    if not is_global(model) or max(corner.shape[:2]) <= TILE:
+        return None
+    if whole is None or corner.shape != lq.shape:
+        whole = restore_plane(model, corner, whole=True)
+    return psnr(*(255 * each.clip(0, 1).astype(np.float64) for each in (whole, restore_blended(model, corner))))
 
 
 @torch.inference_mode()

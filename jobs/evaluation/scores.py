@@ -20,7 +20,7 @@ Figures = dict[str, Number | None]  # by the metric's name; None: the infinite P
 
 
 class Blended(Document):
-    """How near blended tiles come to the whole image, for one image: see jobs.restoring.tiles.blended_distance."""
+    """How near blended tiles come to the whole image, for one image: see jobs.evaluation.evaluate.blended_distance."""
 
     image: Line
     psnr: Number | None

@@ -5,16 +5,18 @@ meant as printed: `DRCNet` says where. Equation 1 describes the product of two b
 """
 # ruff: noqa: E741 - I is the paper's name of the degraded image, J of the clean one, X of the restored one
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jobs.models.collective import all_gather, rank
 from jobs.models.elementwise import psnr
 from jobs.models.padding import mirrored
-from jobs.models.vgg import VGG19Features, distance
+from jobs.models.vgg import VGG19Features, VGGOptions, distance
+from pipeline.config import Frozen
 
 Batch = dict[str, Tensor]
 
@@ -26,6 +28,108 @@ CR_LAYERS: dict[str, dict[int, float]] = {
     "extra": {1: 1 / 16, 6: 1 / 8, 11: 1 / 4},
     "own": {1: 1 / 32, 6: 1 / 16, 11: 1 / 8, 20: 1 / 4, 29: 1.0},
 }
+
+
+class DFROptions(Frozen):
+    """The dynamic filter restoration module."""
+
+    branches: Literal["base", "sf", "ea", "sf_id", "sf_ea", "full"] = Field(
+        "full",
+        description="Table 4's rows. full: SF * EA + identity; sf_ea, sf_id, sf: without the identity, EA, both; base: one "
+        "convolution in the place of the module, and max-pooling; ea: base with the attention and the identity branch. The "
+        "paper does not describe the last two; they are read so that they have its numbers of parameters",
+    )
+    delta: float = Field(1e-6, gt=0, description="the constant of eq. 8; 1e-4 in the release")
+    t: float = Field(0.75, gt=0, lt=1, description="the threshold of the mask (eq. 4); 0.8 in the release")
+    response_kernel: Literal[3, 7] = Field(
+        3,
+        description="side of the convolutions of the response map, gamma and beta: 3 in the paper's figure, 7 released",
+    )
+    region_norm: Literal["two_region", "literal"] = Field(
+        "two_region", description="two_region: as released; literal: eqs. 5-7; see region_normalise"
+    )
+    sf_levels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="levels whose SF branch has its normalisation, from 0 on; null: all, as for rain and noise"
+    )
+
+    @property
+    def has_sf(self) -> bool:
+        """Whether there is a spatial filter branch."""
+        return self.branches not in ("base", "ea")
+
+    @property
+    def has_ea(self) -> bool:
+        """Whether there is an energy attention branch."""
+        return self.branches in ("ea", "sf_ea", "full")
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether there is an identity branch."""
+        return self.branches in ("ea", "sf_id", "full")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.sf_levels is not None and not self.has_sf:
+            raise ValueError(f"sf_levels {self.sf_levels}: need branches with sf, and these are {self.branches}")
+        return self
+
+
+class ContrastiveOptions(Frozen):
+    """The contrastive regularisation."""
+
+    negatives: Literal["intra", "extra", "own"] = Field(
+        "intra",
+        description="intra: mixtures of input and target; extra: other inputs of the batch; own: the input itself, with "
+        "AECR-Net's five layers",
+    )
+    lambdas: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0, 0.95, 0.90),
+        min_length=1,
+        description="mixing weights, which also weigh the negatives in the ratio; their number is n for extra too",
+    )
+    mix_role: Literal["degraded", "clean"] = Field(
+        "degraded",
+        description="which image lambda weighs. degraded: as released; clean: eq. 11 as printed, a negative control, always "
+        "mixed here from input and target",
+    )
+    alpha: float = Field(0.04, ge=0, description="weight of the term; 0.05 in the release")
+    start: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="the share of the run after which alpha begins to rise: near the output X = I, where training begins, "
+        "negatives are as near as X, and the ratio would outweigh L1",
+    )
+    ramp: float = Field(0.05, ge=0, le=1, description="the share of the run in which alpha rises linearly")
+    outputs: Literal["last", "all"] = Field(
+        "last", description="last: the term of the result; all: of both stages' outputs, as released"
+    )
+    layers: tuple[int, ...] | None = Field(
+        None, description="of VGG19, indices as torchvision's; null: relu1_1, relu2_1, relu3_1, or those of own"
+    )
+    weights: tuple[float, ...] | None = Field(
+        None, description="omega, of each of the layers; null: those of negatives"
+    )
+    vgg: VGGOptions = Field(VGGOptions(), description="the features; read at the first training step")
+    vgg_norm: bool = Field(
+        False, description="normalise VGG19's input with ImageNet's mean and deviation; the release does not"
+    )
+
+    @property
+    def maps(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """The layers of VGG19, and omega of each."""
+        default = CR_LAYERS[self.negatives]
+        return (
+            tuple(default) if self.layers is None else self.layers,
+            tuple(default.values()) if self.weights is None else self.weights,
+        )
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        layers, omega = self.maps
+        if len(layers) != len(omega):
+            raise ValueError(f"layers {layers} and weights {omega}: equally many")
+        return self
 
 
 def inverse_energy(v: Tensor, delta: float) -> Tensor:
@@ -97,13 +201,13 @@ class RegionNorm(nn.Module):
 class DFR(nn.Module):
     """The dynamic filter restoration module: (B, c_in, H, W) -> (B, c_out, H, W), SF * EA + identity."""
 
-    def __init__(self, c_in: int, c_out: int, dfr: str, delta: float, norm: RegionNorm | None) -> None:
+    def __init__(self, c_in: int, c_out: int, options: DFROptions, *, normalise: bool) -> None:
         super().__init__()
-        self.has_sf, self.has_ea = dfr not in ("base", "ea"), dfr in ("ea", "sf_ea", "full")
-        self.delta, self.norm = delta, norm
+        self.has_sf, self.has_ea, self.delta = options.has_sf, options.has_ea, options.delta
+        self.norm = RegionNorm(options.t, options.region_norm, options.response_kernel) if normalise else None
         # The branches have a 3x3 convolution each; on the same input they are one.
         self.conv = nn.Conv2d(c_in, c_out * (2 if self.has_sf and self.has_ea else 1), 3, padding=1)
-        self.identity = nn.Conv2d(c_in, c_out, 1) if dfr in ("ea", "sf_id", "full") else None
+        self.identity = nn.Conv2d(c_in, c_out, 1) if options.has_identity else None
 
     def forward(self, x: Tensor) -> Tensor:
         u = v = self.conv(x)
@@ -234,29 +338,12 @@ class DRCNet(nn.Module):
     """DRCNet; the defaults are the paper's main model with Intra-CR.
 
     width, levels: the size of the two U-Nets. The paper's "four down-samplings" are four levels, three down-samplings (18.9M).
-    dfr: Table 4's rows. "full": SF * EA + identity. "sf_ea", "sf_id", "sf": without the identity, EA, both. "base" has one
-        convolution in the place of the block, and max-pooling; "ea" is base with the attention and the identity branch.
-        The paper does not describe these two; they are read so that they have its numbers of parameters.
-    delta: the constant of eq. 8. t: the threshold of the mask, in (0, 1). The release has 1e-4 and 0.8.
-    response_kernel: size of the convolutions of the response map, gamma and beta: 3 in the paper's figure, 7 in the release.
-    region_norm: "two_region" as released, "literal" as eqs. 5-7; see `region_normalise`.
-    sf_levels: the levels whose SF branch has its normalisation; None: all of them, as for rain and noise.
-    cr: negatives of the contrastive term. "intra": mixtures of input and target. "extra": other inputs of the batch.
-        "own": the input itself, with AECR-Net's five layers.
-    alpha: weight of the term; 0.04 in the paper, 0.05 in the release.
-    cr_start, cr_ramp: the share of the run after which alpha begins to rise, and the share in which it rises linearly.
-        Near the output X = I, where training begins, negatives are as near as X and the ratio would outweigh L1.
-    cr_on: "last": on the result; "all": on both stages' outputs, as released.
-    lambdas: mixing weights, which also weigh the negatives in the ratio; their number is n for "extra" too.
-    mix_role: which image lambda weighs. "degraded" as released; "clean", eq. 11 as printed, is a negative control, always
-        mixed here from input and target.
-    cr_layers, cr_weights: VGG19 layers (indices as torchvision's) and their omega; None: the variant's.
-    vgg, vgg_sha256: the weights of VGG19, see VGG19Features; read when first needed, by training with cr only.
-    vgg_norm: normalise VGG19's input with ImageNet's mean and deviation; the release does not.
+    dfr: the module of their encoders.
+    contrastive: None leaves that term out.
 
     Statistics are those of each image: nothing is averaged over batches, and evaluation computes what training does.
     Every block multiplies two maps: inputs hundreds of times out of range overflow.
-    Raises ValueError for arguments that make no network or no objective.
+    Raises ValueError for sizes that make no network.
     """
 
     in_channels = 3
@@ -267,79 +354,31 @@ class DRCNet(nn.Module):
         *,
         width: int = 64,
         levels: int = 4,
-        dfr: Literal["base", "sf", "ea", "sf_id", "sf_ea", "full"] = "full",
-        delta: float = 1e-6,
-        t: float = 0.75,
-        response_kernel: Literal[3, 7] = 3,
-        region_norm: Literal["two_region", "literal"] = "two_region",
-        sf_levels: tuple[int, ...] | None = None,
-        cr: Literal["none", "extra", "intra", "own"] = "intra",
-        alpha: float = 0.04,
-        cr_start: float = 0.0,
-        cr_ramp: float = 0.05,
-        cr_on: Literal["last", "all"] = "last",
-        lambdas: tuple[float, ...] = (1.0, 0.95, 0.90),
-        mix_role: Literal["degraded", "clean"] = "degraded",
-        cr_layers: tuple[int, ...] | None = None,
-        cr_weights: tuple[float, ...] | None = None,
-        vgg: str = "store/vgg19.safetensors",
-        vgg_sha256: str | None = None,
-        vgg_norm: bool = False,
+        dfr: DFROptions = DFROptions(),
+        contrastive: ContrastiveOptions | None = ContrastiveOptions(),
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("dfr", dfr, ("base", "sf", "ea", "sf_id", "sf_ea", "full")),
-            ("response_kernel", response_kernel, (3, 7)),
-            ("region_norm", region_norm, ("two_region", "literal")),
-            ("cr", cr, ("none", *CR_LAYERS)),
-            ("cr_on", cr_on, ("last", "all")),
-            ("mix_role", mix_role, ("degraded", "clean")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r}: one of {', '.join(map(str, known))}")
         if width < 2 or width % 2:
             raise ValueError(f"width {width}: even, at least 2, as half of the channels are normalised")
         if not 2 <= levels <= 5:
             raise ValueError(f"levels {levels}: 2 to 5, so that an image of {SMALLEST} pixels a side is large enough")
-        if delta <= 0:
-            raise ValueError(f"delta {delta}: above 0")
-        if not 0 < t < 1:
-            raise ValueError(f"t {t}: between 0 and 1")
-        if alpha < 0:
-            raise ValueError(f"alpha {alpha}: at least 0")
-        if not 0 <= cr_start < 1 or not 0 <= cr_ramp <= 1:
-            raise ValueError(f"cr_start {cr_start} and cr_ramp {cr_ramp}: shares of the run, cr_start below 1")
-        if not lambdas or not all(0 < value <= 1 for value in lambdas):
-            raise ValueError(f"lambdas {lambdas}: one or more, above 0, at most 1")
-        if sf_levels is not None and (dfr in ("base", "ea") or not set(sf_levels) <= set(range(levels))):
-            raise ValueError(f"sf_levels {sf_levels}: needs a dfr with SF, and levels from 0 to {levels - 1}")
-        default = CR_LAYERS.get(cr, {})
-        self.cr_layers = tuple(default) if cr_layers is None else tuple(cr_layers)
-        self.omega = tuple(default.values()) if cr_weights is None else tuple(cr_weights)
-        if len(self.cr_layers) != len(self.omega) or (cr == "none" and self.cr_layers):
-            raise ValueError(
-                f"cr_layers {self.cr_layers} and cr_weights {self.omega}: equally many, and none without cr"
-            )
-        self.inputs = ("lq", "gt", "intra negatives") if cr == "intra" else ("lq", "gt")
+        if dfr.sf_levels is not None and max(dfr.sf_levels, default=0) >= levels:
+            raise ValueError(f"dfr.sf_levels {dfr.sf_levels}: the levels are 0 to {levels - 1}")
+        self.contrastive = contrastive
+        intra = contrastive is not None and contrastive.negatives == "intra"
+        self.inputs = ("lq", "gt", "intra negatives") if intra else ("lq", "gt")
         self.size_multiple = 2 ** (levels - 1)
-        self.cr, self.alpha, self.cr_start, self.cr_ramp, self.cr_on = cr, alpha, cr_start, cr_ramp, cr_on
-        self.lambdas, self.mix_role = tuple(lambdas), mix_role
-        self.vgg, self.vgg_sha256, self.vgg_norm = vgg, vgg_sha256, vgg_norm
         self._features: VGG19Features | None = None  # no module: neither trained nor in a checkpoint
 
         def blocks() -> list[DFR]:
             c = [width, *(width * 2**i for i in range(levels))]
-            regions = () if dfr in ("base", "ea") else range(levels) if sf_levels is None else sf_levels
-            return [
-                DFR(c[i], c[i + 1], dfr, delta, RegionNorm(t, region_norm, response_kernel) if i in regions else None)
-                for i in range(levels)
-            ]
+            normalised = () if not dfr.has_sf else range(levels) if dfr.sf_levels is None else dfr.sf_levels
+            return [DFR(c[i], c[i + 1], dfr, normalise=i in normalised) for i in range(levels)]
 
-        pool = dfr in ("base", "ea")
-        self.stage_1 = UNet(blocks(), width, pool=pool, fuse=False)
+        self.stage_1 = UNet(blocks(), width, pool=not dfr.has_sf, fuse=False)
         self.sam = SAM(width)
         self.merge = nn.Conv2d(2 * width, width, 1)
-        self.stage_2 = UNet(blocks(), width, pool=pool, fuse=True)
+        self.stage_2 = UNet(blocks(), width, pool=not dfr.has_sf, fuse=True)
         self.tail = _conv3(width, 3)
 
     def outputs(self, I: Tensor) -> list[Tensor]:
@@ -360,8 +399,8 @@ class DRCNet(nn.Module):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective (eq. 13): L1 of both outputs, and alpha times the contrastive term.
 
-        batch, beside what jobs.models says: `progress`, without which alpha has its final value. With cr "intra" also
-        `lambdas` (B, n), mixing weights of each sample, in place of the constructor's, and `negatives` (B, n, 3, H, W), the
+        batch, beside what jobs.models says: `progress`, without which alpha has its final value. With intra negatives also
+        `lambdas` (B, n), mixing weights of each sample, in place of the options', and `negatives` (B, n, 3, H, W), the
         mixtures themselves.
         Extra-CR takes its negatives from the samples of this rank, so it depends on how a global batch is divided: W ranks
         equal one process only if each has one sample, when the ranks' samples are gathered.
@@ -377,10 +416,10 @@ class DRCNet(nn.Module):
         l1 = torch.stack([distance(out, J) for out in outputs]).sum(0)  # (B,); SAM needs the first (release)
         loss = mean(l1)
         logs = {"l1": loss.detach()}
-        if self.cr != "none":
-            X = outputs if self.cr_on == "all" else outputs[-1:]
-            cr, gradients = self._regularisation(X, batch)
-            alpha = self._alpha(batch)
+        if self.contrastive is not None:
+            X = outputs if self.contrastive.outputs == "all" else outputs[-1:]
+            cr, gradients = self._regularisation(self.contrastive, X, batch)
+            alpha = _alpha(self.contrastive, batch)
             loss = loss + alpha * mean(cr)
             from_cr = alpha * _norms(gradients)
             from_l1 = _norms([(out.detach() - J).sign() / J[0].numel() for out in X])
@@ -391,25 +430,20 @@ class DRCNet(nn.Module):
         logs["psnr"] = psnr(mse) * (true / batch["count"])
         return loss, logs
 
-    def _alpha(self, batch: Batch) -> Tensor | float:
-        """alpha at this point of the run."""
-        progress = batch.get("progress")
-        if progress is None:
-            return self.alpha
-        since = progress - self.cr_start
-        return self.alpha * ((since / self.cr_ramp).clamp(0, 1) if self.cr_ramp else (since >= 0).to(since.dtype))
-
-    def _regularisation(self, outputs: list[Tensor], batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def _regularisation(
+        self, options: ContrastiveOptions, outputs: list[Tensor], batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
         """The contrastive term of each sample, summed over outputs (B,), and its gradient at each output.
 
         The gradient is taken here, which frees VGG19's maps before the network's own backward pass.
         """
+        layers, omega = options.maps
         G = self._features
         if G is None:
-            G = self._features = VGG19Features(self.cr_layers, self.vgg, self.vgg_sha256, normalise=self.vgg_norm)
+            G = self._features = VGG19Features(layers, options.vgg, normalise=options.vgg_norm)
         J = batch["gt"]
         with torch.no_grad():
-            negatives, c = self._negatives(batch)
+            negatives, c = _negatives(options, batch)
             maps = [layer.split(len(J)) for layer in G(torch.cat([J, *negatives]))]
         G_J, G_N = [layer[0] for layer in maps], [list(layer[1:]) for layer in maps]
         value, gradients = torch.zeros_like(c[0]), []
@@ -417,42 +451,12 @@ class DRCNet(nn.Module):
             with torch.enable_grad():
                 X = out.detach().requires_grad_()
                 # A sample without negatives has no term.
-                cr = torch.where(c.any(0), contrastive(G(X), G_J, G_N, c, self.omega), 0)
+                cr = torch.where(c.any(0), contrastive(G(X), G_J, G_N, c, omega), 0)
                 (gradient,) = torch.autograd.grad(cr.sum(), X)
             # Samples do not interact: these gradients are each sample's own. The sum is 0, with the gradient of cr.
             value = value + cr.detach() + (gradient * (out - out.detach())).sum((1, 2, 3))
             gradients.append(gradient)
         return value, gradients
-
-    def _negatives(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The negatives (n, B, 3, H, W) and their weights in the denominator (n, B)."""
-        I, J, weight = batch["lq"], batch["gt"], batch["weight"]
-        B, n = len(I), len(self.lambdas)
-        dtype = torch.promote_types(I.dtype, torch.float32)
-        if self.cr == "own":
-            return I[None], I.new_ones(1, B, dtype=dtype)
-        if self.cr == "extra":
-            images, true, start = I, weight > 0, 0
-            if B == 1:
-                images, true, start = all_gather(images).flatten(0, 1), all_gather(true).flatten(0, 1), rank()
-                if len(images) == 1:
-                    raise ValueError("cr extra takes other images of the batch as negatives: use a batch of 2 or more")
-            others, has = other_images(images, true, start, B, n)
-            return others, has.to(dtype).expand(n, B)
-        lambdas = batch.get("lambdas")
-        if lambdas is None:
-            lambdas = torch.tensor(self.lambdas, dtype=dtype, device=I.device).expand(B, n)
-        if lambdas.dim() != 2 or len(lambdas) != B:
-            raise ValueError(f"lambdas of shape {tuple(lambdas.shape)}: expected (B, n) with B = {B}")
-        stored = batch.get("negatives")
-        if stored is not None and self.mix_role == "degraded":
-            if stored.shape != (*lambdas.shape, *I.shape[1:]):
-                raise ValueError(
-                    f"negatives of shape {tuple(stored.shape)}: expected (B, n, 3, H, W) of inputs {tuple(I.shape)} "
-                    f"and lambdas {tuple(lambdas.shape)}"
-                )
-            return stored.transpose(0, 1), lambdas.t()
-        return mixup(I, J, lambdas, self.mix_role), lambdas.t()  # c_k = lambda_k (release)
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
@@ -463,6 +467,46 @@ class DRCNet(nn.Module):
         assert not self.training, "call eval() first"
         padded = mirrored(lq, self.size_multiple, SMALLEST)
         return self(padded)[..., : lq.shape[2], : lq.shape[3]]
+
+
+def _alpha(options: ContrastiveOptions, batch: Batch) -> Tensor | float:
+    """alpha at this point of the run."""
+    progress = batch.get("progress")
+    if progress is None:
+        return options.alpha
+    since = progress - options.start
+    return options.alpha * ((since / options.ramp).clamp(0, 1) if options.ramp else (since >= 0).to(since.dtype))
+
+
+def _negatives(options: ContrastiveOptions, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The negatives (n, B, 3, H, W) and their weights in the denominator (n, B)."""
+    I, J, weight = batch["lq"], batch["gt"], batch["weight"]
+    B, n = len(I), len(options.lambdas)
+    dtype = torch.promote_types(I.dtype, torch.float32)
+    if options.negatives == "own":
+        return I[None], I.new_ones(1, B, dtype=dtype)
+    if options.negatives == "extra":
+        images, true, start = I, weight > 0, 0
+        if B == 1:
+            images, true, start = all_gather(images).flatten(0, 1), all_gather(true).flatten(0, 1), rank()
+            if len(images) == 1:
+                raise ValueError("extra negatives are other images of the batch: use a batch of 2 or more")
+        others, has = other_images(images, true, start, B, n)
+        return others, has.to(dtype).expand(n, B)
+    lambdas = batch.get("lambdas")
+    if lambdas is None:
+        lambdas = torch.tensor(options.lambdas, dtype=dtype, device=I.device).expand(B, n)
+    if lambdas.dim() != 2 or len(lambdas) != B:
+        raise ValueError(f"lambdas of shape {tuple(lambdas.shape)}: expected (B, n) with B = {B}")
+    stored = batch.get("negatives")
+    if stored is not None and options.mix_role == "degraded":
+        if stored.shape != (*lambdas.shape, *I.shape[1:]):
+            raise ValueError(
+                f"negatives of shape {tuple(stored.shape)}: expected (B, n, 3, H, W) of inputs {tuple(I.shape)} "
+                f"and lambdas {tuple(lambdas.shape)}"
+            )
+        return stored.transpose(0, 1), lambdas.t()
+    return mixup(I, J, lambdas, options.mix_role), lambdas.t()  # c_k = lambda_k (release)
 
 
 def _conv3(c_in: int, c_out: int) -> nn.Conv2d:

@@ -7,16 +7,18 @@ there says what is taken.
 
 import itertools
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
-from jobs.models.vgg import VGG19Features, distance
+from jobs.models.vgg import VGG19Features, VGGOptions, distance
+from pipeline.config import Frozen
 
 Batch = dict[str, Tensor]
 LEVELS = ("part", "instance", "semantic")
@@ -40,6 +42,77 @@ def exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+# options
+
+
+class MemoryOptions(Frozen):
+    """The memory. The paper gives no numbers of prototypes: these are the release's."""
+
+    parts: int = Field(5, ge=1, description="P, parts of an instance; the bank has N_c I P prototypes")
+    instances: int = Field(2, ge=1, description="I, instances of a class")
+    classes: int = Field(10, ge=1, description="N_c")
+    levels: Literal[1, 2, 3] = Field(
+        3, description="stages with a memory, from the first: parts in stage 1, instances in 2, semantics in 3"
+    )
+    space: Literal["feature", "image"] = Field(
+        "feature",
+        description="feature: read with each stage's shallow features; stage 1 encodes what it reads, stages 2 and 3 add it "
+        "(eq. 5; stage 3 before the fusion, whose output is wider). image: read with the pixels, as released; the stages get "
+        "what they read as their images, and the outputs are residuals to those, not to the input",
+    )
+    similarity: Literal["cos", "dot"] = Field("cos", description="cos: eq. 1; dot: the release. Space image needs dot")
+    shrink: float = Field(
+        0.0,
+        ge=0,
+        description="hard-shrink threshold of read weights, which are then divided by their sum; 0: none; release: 0.0025",
+    )
+    residual: bool = Field(
+        False,
+        description="stage 1 encodes its features plus what it reads, not the latter alone; in space feature only",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.space == "image" and self.similarity == "cos":
+            raise ValueError(
+                "similarity cos with space image: a pixel and its double would read the same; set similarity: dot"
+            )
+        if self.space == "image" and self.residual:
+            raise ValueError("residual with space image: what is read replaces the image there; drop one of the two")
+        items = self.classes * self.instances * self.parts
+        if self.shrink >= 1 / items:
+            raise ValueError(
+                f"shrink {self.shrink}: from 0 to below 1/{items}, or it can drop all of {items} prototypes"
+            )
+        return self
+
+
+class LossOptions(Frozen):
+    """The terms of eq. 7 beside L_char."""
+
+    lambda_edge: float = Field(0.05, ge=0, description="lambda, the weight of L_edge: MPRNet's and the release's value")
+    recon: Literal["net", "pretrain"] | None = Field(
+        "net",
+        description="L_recon (eq. 6), the same network on clean images. net: in every step; pretrain: alone for the first "
+        "pretrain_share of the run (the two phases of section III.A), then in every step; null: never, as released",
+    )
+    pretrain_share: float = Field(0.1, gt=0, lt=1, description="of the run's steps")
+
+
+class ContrastiveOptions(Frozen):
+    """The contrastive loss, which eq. 7 omits."""
+
+    lambda_cr: float = Field(0.1, gt=0, description="its weight")
+    ramp: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="the share of the run over which the weight grows from 0: output and negative are close at first, and "
+        "their distance is the loss's denominator",
+    )
+    vgg: VGGOptions = Field(VGGOptions(), description="the features; read at the first training step")
+
+
 # the memory
 
 
@@ -50,21 +123,21 @@ class HierarchicalMemory(nn.Module):
     alpha = sigmoid of a linear layer over the parts, as released. The bank's rows are in the order class, instance, part
     (the release's reshape mixes parts with channels). The paper's factor 2 (two modalities) and S are 1.
 
-    levels: 1..3, how many of the granularities there are; gates that no read needs are not built.
+    Gates that no read needs are not built.
     """
 
-    def __init__(
-        self, channels: int, *, parts: int, instances: int, classes: int, levels: int, similarity: str, shrink: float
-    ) -> None:
+    def __init__(self, channels: int, options: MemoryOptions) -> None:
         super().__init__()
-        self.parts, self.instances, self.levels = parts, instances, levels
-        self.similarity, self.shrink = similarity, shrink
+        P, I, N_c = options.parts, options.instances, options.classes  # noqa: E741
+        self.parts, self.instances, self.levels = P, I, options.levels
+        self.space, self.residual = options.space, options.residual
+        self.similarity, self.shrink = options.similarity, options.shrink
         bound = 1 / math.sqrt(channels)
-        self.part = nn.Parameter(torch.empty(classes * instances * parts, channels).uniform_(-bound, bound))
-        if levels >= 2:
-            self.gate_part = nn.Linear(parts, parts)  # A_P
-        if levels >= 3:
-            self.gate_instance = nn.Linear(instances, instances)  # A_I
+        self.part = nn.Parameter(torch.empty(N_c * I * P, channels).uniform_(-bound, bound))
+        if self.levels >= 2:
+            self.gate_part = nn.Linear(P, P)  # A_P
+        if self.levels >= 3:
+            self.gate_instance = nn.Linear(I, I)  # A_I
 
     def banks(self) -> list[Tensor]:
         """The banks of the built levels: (N_c I P, C), (N_c I, C), (N_c, C)."""
@@ -310,23 +383,11 @@ class MemoryNet(nn.Module):
     n, u, o: width of the backbone, its growth from level to level of the encoders, and the extra width of stage 3. MPRNet
         has 40, 20, 16 for deraining, 80, 48, 32 for denoising and 96, 48, 32 for deblurring.
     cabs: channel attention blocks in each of stage 3's three ORBs.
-    memory: off is the paper's baseline, MPRNet itself.
-    parts, instances, classes: P, I and N_c; the bank has N_c I P prototypes. The paper gives none: the release's values.
-    memory_branches: how many stages have a memory, from the first: parts in stage 1, instances in 2, semantics in 3.
-    space: "feature" reads with each stage's shallow features; stage 1 encodes what it reads, stages 2 and 3 add it (eq. 5;
-        stage 3 before the fusion, whose output is wider). "image" reads with the pixels, as released: the stages get what
-        they read as their images, and the outputs are residuals to those, not to the input.
-    similarity: "cos" (eq. 1) or "dot" (the release); space image needs dot.
-    shrink: hard-shrink threshold of read weights, which are then divided by their sum; 0: none. The release has 0.0025.
-    residual: stage 1 encodes its features plus what it reads, not the latter alone; for space feature only.
-    lambda_edge: weight of the edge loss (lambda of eq. 7; MPRNet's and the release's value).
-    recon: L_recon (eq. 6), the same network on clean images. "net": in every step; "pretrain": alone for the first
-        pretrain_share of the run (the two phases of section III.A), then in every step; "off": as released.
-    contrastive: the contrastive loss, lambda_cr its weight. It grows from 0 over cr_ramp of the run: output and negative
-        are close at first, and their distance is its denominator.
-    vgg, vgg_sha256: the features of the contrastive loss, see VGG19Features; read at the first training step.
+    memory: None is the paper's baseline, MPRNet itself.
+    loss: the objective, without the contrastive loss.
+    contrastive: None leaves that loss out.
     decay_all: weight decay on prototypes and 1-D parameters too; off: `no_decay` names them.
-    Raises ValueError for arguments that make no network, or none that can learn.
+    Raises ValueError for sizes that make no network.
     """
 
     inputs = ("lq", "gt")
@@ -341,57 +402,15 @@ class MemoryNet(nn.Module):
         u: int = 20,
         o: int = 16,
         cabs: int = 8,
-        memory: bool = True,
-        parts: int = 5,
-        instances: int = 2,
-        classes: int = 10,
-        memory_branches: Literal[1, 2, 3] = 3,
-        space: Literal["feature", "image"] = "feature",
-        similarity: Literal["cos", "dot"] = "cos",
-        shrink: float = 0.0,
-        residual: bool = False,
-        lambda_edge: float = 0.05,
-        recon: Literal["off", "net", "pretrain"] = "net",
-        pretrain_share: float = 0.1,
-        contrastive: bool = True,
-        lambda_cr: float = 0.1,
-        cr_ramp: float = 0.05,
-        vgg: str = "store/vgg19.safetensors",
-        vgg_sha256: str | None = None,
+        memory: MemoryOptions | None = MemoryOptions(),
+        loss: LossOptions = LossOptions(),
+        contrastive: ContrastiveOptions | None = ContrastiveOptions(),
         decay_all: bool = False,
     ) -> None:
         super().__init__()
         if n < 4 or min(u, o) < 0 or cabs < 1:
             raise ValueError(f"n {n}, u {u}, o {o}, cabs {cabs}: at least 4, 0, 0 and 1")
-        if min(parts, instances, classes) < 1:
-            raise ValueError(f"parts {parts}, instances {instances} and classes {classes} must be at least 1")
-        for name, value, known in (
-            ("memory_branches", memory_branches, (1, 2, 3)),
-            ("space", space, ("feature", "image")),
-            ("similarity", similarity, ("cos", "dot")),
-            ("recon", recon, ("off", "net", "pretrain")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r}: one of {', '.join(map(str, known))}")
-        if space == "image" and similarity == "cos":
-            raise ValueError(
-                "similarity cos with space image: a pixel and its double would read the same; set similarity: dot"
-            )
-        if space == "image" and residual:
-            raise ValueError("residual with space image: what is read replaces the image there; drop one of the two")
-        items = classes * instances * parts
-        if not 0 <= shrink < 1 / items:
-            raise ValueError(f"shrink {shrink}: from 0 to below 1/{items}, or it can drop all of {items} prototypes")
-        if lambda_edge < 0 or lambda_cr <= 0:
-            raise ValueError(
-                f"lambda_edge {lambda_edge} must not be negative, and lambda_cr {lambda_cr} must be above 0"
-            )
-        if not (0 < pretrain_share < 1 and 0 <= cr_ramp < 1):
-            raise ValueError(f"pretrain_share {pretrain_share}, cr_ramp {cr_ramp}: shares of the run, below 1")
-        self.space, self.residual, self.decay_all = space, residual, decay_all
-        self.recon, self.pretrain_share, self.lambda_edge = recon, pretrain_share, lambda_edge
-        self.contrastive, self.lambda_cr, self.cr_ramp = contrastive, lambda_cr, cr_ramp
-        self.vgg, self.vgg_sha256 = vgg, vgg_sha256
+        self.loss, self.contrastive, self.decay_all = loss, contrastive, decay_all
         self._vgg: tuple[VGG19Features, ...] = ()  # at most one; no module, so in no state_dict
 
         widths = (n, n + u, n + 2 * u)
@@ -403,19 +422,7 @@ class MemoryNet(nn.Module):
         self.sam1, self.sam2 = SAM(n), SAM(n)
         self.fusion2, self.fusion3 = conv(2 * n, n), conv(2 * n, n + o)
         self.tail = conv(n + o, 3)
-        self.memory = (
-            HierarchicalMemory(
-                n if space == "feature" else 3,
-                parts=parts,
-                instances=instances,
-                classes=classes,
-                levels=memory_branches,
-                similarity=similarity,
-                shrink=shrink,
-            )
-            if memory
-            else None
-        )
+        self.memory = None if memory is None else HierarchicalMemory(n if memory.space == "feature" else 3, memory)
 
     def no_decay(self) -> set[str]:
         """Names of the parameters without weight decay: the prototypes and all 1-D ones; none with decay_all.
@@ -456,7 +463,7 @@ class MemoryNet(nn.Module):
     def _images(self, x: Tensor, banks: list[Tensor]) -> list[Tensor]:
         """The images of stages 1, 2, 3: x, or with space image what the memory reads for it."""
         images = [x] * 3
-        if self.memory is not None and self.space == "image":
+        if self.memory is not None and self.memory.space == "image":
             y = x
             for s, bank in enumerate(banks):
                 images[s] = y = self.memory(y, [bank])
@@ -464,10 +471,10 @@ class MemoryNet(nn.Module):
 
     def _remember(self, s: int, f: Tensor, banks: list[Tensor]) -> Tensor:
         """Shallow features of stage s + 1 -> the same with what they read from levels 1..s + 1 (eqs. 4, 5)."""
-        if self.memory is None or self.space == "image" or s >= len(banks):
+        if self.memory is None or self.memory.space == "image" or s >= len(banks):
             return f
         y = self.memory(f, banks[: s + 1]).to(f.dtype)
-        return y if s == 0 and not self.residual else f + y
+        return y if s == 0 and not self.memory.residual else f + y
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore x (B, 3, H, W) in [0, 1], H and W multiples of 8; not clipped."""
@@ -482,24 +489,25 @@ class MemoryNet(nn.Module):
         """
         J, Y = batch["lq"], batch["gt"]
         terms: dict[str, Tensor] = {}  # each (B,)
-        if self.recon == "pretrain" and float(batch["progress"]) < self.pretrain_share:
+        if self.loss.recon == "pretrain" and float(batch["progress"]) < self.loss.pretrain_share:
             X = self.stages(Y)[0]
             terms["recon"] = objective = reconstruction(X - Y)
-            terms |= {name: torch.zeros_like(objective) for name in ("char", "edge") + ("cr",) * self.contrastive}
+            others = ("char", "edge") if self.contrastive is None else ("char", "edge", "cr")
+            terms |= {name: torch.zeros_like(objective) for name in others}
         else:
-            images = self.stages(J if self.recon == "off" else torch.cat((J, Y)))  # clean ones in the same pass
+            images = self.stages(J if self.loss.recon is None else torch.cat((J, Y)))  # clean ones in the same pass
             X = images[0][: len(J)]
             with torch.autocast(J.device.type, enabled=False):
                 errors = torch.cat([image[: len(J)] - Y for image in images])  # (3B, 3, H, W)
                 terms["char"] = charbonnier(errors).view(3, -1).sum(0)
                 terms["edge"] = charbonnier(laplacian(errors)).view(3, -1).sum(0)  # the Laplacian is linear
-                objective = terms["char"] + self.lambda_edge * terms["edge"]
-                if self.recon != "off":
+                objective = terms["char"] + self.loss.lambda_edge * terms["edge"]
+                if self.loss.recon is not None:
                     terms["recon"] = reconstruction(images[0][len(J) :] - Y)
                     objective = objective + terms["recon"]
-            if self.contrastive:
-                terms["cr"] = self._contrast(X, Y, J)
-                objective = objective + self._lambda_cr(batch) * terms["cr"]
+            if self.contrastive is not None:
+                terms["cr"] = self._contrast(self.contrastive.vgg, X, Y, J)
+                objective = objective + self._lambda_cr(self.contrastive, batch) * terms["cr"]
         weight, count = batch["weight"], batch["count"]
         with torch.no_grad():
             logs = {name: (term * weight).sum() / count for name, term in terms.items()}
@@ -508,20 +516,20 @@ class MemoryNet(nn.Module):
             logs["psnr"] = psnr(mse) * (true / count)
         return (objective * weight).sum() / count, logs
 
-    def _contrast(self, X: Tensor, Y: Tensor, J: Tensor) -> Tensor:
+    def _contrast(self, vgg: VGGOptions, X: Tensor, Y: Tensor, J: Tensor) -> Tensor:
         """The contrastive loss (B,): output X near the clean Y (positive), away from the degraded input J (negative)."""
         if not self._vgg:
-            self._vgg = (VGG19Features(VGG_LAYERS, self.vgg, self.vgg_sha256),)
+            self._vgg = (VGG19Features(VGG_LAYERS, vgg),)
         with torch.no_grad():
             pairs = [maps.chunk(2) for maps in self._vgg[0](torch.cat((Y, J)))]
         return contrast(self._vgg[0](X), [positive for positive, _ in pairs], [negative for _, negative in pairs])
 
-    def _lambda_cr(self, batch: Batch) -> Tensor | float:
+    def _lambda_cr(self, options: ContrastiveOptions, batch: Batch) -> Tensor | float:
         """The contrastive loss's weight at this point of the run."""
-        if not self.cr_ramp:
-            return self.lambda_cr
-        start = self.pretrain_share if self.recon == "pretrain" else 0.0
-        return self.lambda_cr * ((batch["progress"] - start) / self.cr_ramp).clamp(0, 1)
+        if not options.ramp:
+            return options.lambda_cr
+        start = self.loss.pretrain_share if self.loss.recon == "pretrain" else 0.0
+        return options.lambda_cr * ((batch["progress"] - start) / options.ramp).clamp(0, 1)
 
     @torch.no_grad()
     def restore(self, lq: Tensor) -> Tensor:
@@ -546,7 +554,7 @@ class MemoryNet(nn.Module):
         for s, name in enumerate(LEVELS[: len(banks)]):
             split_dims = ((2, 3), (2,), ())[s]
             f = padded
-            if self.space == "feature":
+            if self.memory.space == "feature":
                 for dim in split_dims:
                     f = split(f, dim)
                 f = self.shallow[s](f, self.slope)

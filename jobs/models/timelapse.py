@@ -13,17 +13,19 @@ Where the paper and the authors' release differ:
 - the items are frozen at test time, as the paper says; the release's evaluation keeps writing to them.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.collective import all_reduce, world_size
 from jobs.models.elementwise import psnr
 from jobs.models.padding import mirrored
+from pipeline.config import Frozen
 
 Batch = dict[str, Tensor]
 
@@ -37,6 +39,67 @@ PROFILES: dict[str, dict[str, float]] = {
     "paper": {"b": 1, "s": 0.1, "c": 0.001, "w": 0.01, "compact": 0, "ssim": 0},
     "released": {"b": 1, "s": 1, "c": 1, "w": 0.01, "compact": 0.01, "ssim": 0.5},
 }
+
+
+class MemoryOptions(Frozen):
+    """The memory of rain streaks."""
+
+    items: int = Field(20, ge=1, description="M")
+    update: Literal["assigned", "literal", "none"] = Field(
+        "assigned",
+        description="assigned: each query moves its nearest item (release); literal: every query moves every item (eq. 6); "
+        "none: the items stay as they were drawn",
+    )
+    read_grad: bool = Field(
+        False, description="let the gradient pass alpha to the queries (eqs. 2 to 4 as written); off, as released"
+    )
+
+
+class WhiteningOptions(Frozen):
+    """L_w whitens the l lowest of h clusters of the covariances' variances; 50 and 1 in the release."""
+
+    h: int = Field(4, ge=1, description="clusters")
+    l: int = Field(2, ge=1, description="of which the lowest l are whitened")  # noqa: E741 - the paper's symbol
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.l > self.h:
+            raise ValueError(f"l {self.l} of h {self.h} clusters: from 1 to h")
+        return self
+
+
+class LossOptions(Frozen):
+    """The objective of a pair of frames (eq. 14): a weight lambda of each term; terms of weight 0 are not computed.
+
+    L_b, L_c, L_s are means, over the elements of the [-1, 1] range, of each sample.
+    """
+
+    profile: Literal["default", "paper", "released"] = Field("default", description="all weights, see PROFILES")
+    b: float | None = Field(None, ge=0, description="in the profile's place, the weight of L_b")
+    s: float | None = Field(None, ge=0, description="of L_s")
+    c: float | None = Field(None, ge=0, description="of L_c")
+    w: float | None = Field(None, ge=0, description="of L_w")
+    compact: float | None = Field(
+        None, ge=0, description="of the second frame's distance of queries to nearest items, as released"
+    )
+    ssim: float | None = Field(None, ge=0, description="of the negative SSIM of the two backgrounds")
+    self_consistency: Literal["cross", "literal"] = Field(
+        "cross", description="cross: L_s across the frames (release); literal: eq. 9, identically zero"
+    )
+    whitening: WhiteningOptions = Field(WhiteningOptions(), description="what L_w whitens")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        given: dict[str, float | None] = {name: getattr(self, name) for name in PROFILES[self.profile]}
+        return PROFILES[self.profile] | {name: weight for name, weight in given.items() if weight is not None}
+
+    @model_validator(mode="after")
+    def _teaching(self) -> Self:
+        weights = self.weights
+        if not (weights["b"] or weights["c"] or (weights["s"] and self.self_consistency == "cross")):
+            raise ValueError("b, c and the cross s are 0: nothing would teach the decoder")
+        return self
 
 
 def layer(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str) -> nn.Sequential:
@@ -142,25 +205,17 @@ class Separation(NamedTuple):
 class TimeLapseNet(nn.Module):
     """The Siamese de-raining network with a memory; the defaults are the paper's network, B_d of its Table IV with L_w.
 
-    channels, items: C, the width of every feature map, and M.
+    channels: C, the width of every feature map.
     siamese: learn from pairs of frames without a clean image. Off (B_a, B_b): each frame is taken alone and supervised,
-        L1 to the mean of its scene's frames (a task with `target: mean`); the loss weights below are then refused.
-    memory: read and write the memory; off (B_a, B_c): D4a takes the query alone.
+        L1 to the mean of its scene's frames (a task with `target: mean`); `loss` is then refused.
     norm: BatchNorm as released, or "none", as the paper's text. Without it nothing else keeps the scale of the maps:
         the convolutions start He normal, not as torch's default (release), with which it does not learn; and
         InstanceNorm has an eps of 1e-8, not 1e-5, or L_w could vanish by shrinking the queries.
     bias: biases of the convolutions.
     zero_init: start Output at zero, so that the untrained network is the identity, B = I.
-    update: "assigned", each query moves its nearest item (release); "literal", every query moves every item (eq. 6);
-        "none", the items stay as they were drawn.
-    read_grad: let the gradient pass alpha to the queries (eqs. 2 to 4 as written); off, as released.
-    loss_profile: the weights of eq. 14, "paper", "released" or "default" (see PROFILES); lambda_* replace single ones.
-        Terms of weight 0 are not computed. L_b, L_c, L_s are means, over the elements of the [-1, 1] range, of each
-        sample. lambda_compact weighs the second frame's distance of queries to nearest items, as released; lambda_ssim
-        the negative SSIM of the two backgrounds.
-    self_consistency: L_s across the frames (release), or "literal", eq. 9, identically zero.
-    bsw_h, bsw_l: L_w whitens the l lowest of h clusters of the covariances' variances; 4 and 2 in the paper, 50 and 1
-        in the release.
+    memory: read and write the memory; None (B_a, B_c): D4a takes the query alone.
+    loss: the objective of a pair of frames.
+    Raises ValueError for arguments that make no network or do not go together.
     """
 
     in_channels = 3
@@ -171,54 +226,24 @@ class TimeLapseNet(nn.Module):
         self,
         *,
         channels: int = 64,
-        items: int = 20,
         siamese: bool = True,
-        memory: bool = True,
         norm: Literal["bn", "none"] = "bn",
         bias: bool = True,
         zero_init: bool = True,
-        update: Literal["assigned", "literal", "none"] = "assigned",
-        read_grad: bool = False,
-        loss_profile: Literal["default", "paper", "released"] = "default",
-        lambda_b: float | None = None,
-        lambda_s: float | None = None,
-        lambda_c: float | None = None,
-        lambda_w: float | None = None,
-        lambda_compact: float | None = None,
-        lambda_ssim: float | None = None,
-        self_consistency: Literal["cross", "literal"] = "cross",
-        bsw_h: int = 4,
-        bsw_l: int = 2,
+        memory: MemoryOptions | None = MemoryOptions(),
+        loss: LossOptions = LossOptions(),
     ) -> None:
         super().__init__()
+        if channels < 2:
+            raise ValueError(f"channels {channels}: at least 2")
+        if norm not in ("bn", "none"):
+            raise ValueError(f"norm {norm!r}: bn or none")
+        if not siamese and loss != LossOptions():
+            raise ValueError("siamese false is supervised by gt alone: leave out loss")
+        if memory is None and loss.weights["compact"]:
+            raise ValueError("without memory no item is near: set loss.compact 0")
+        self.siamese, self.loss, self.weights = siamese, loss, loss.weights
         self.inputs = ("frames",) if siamese else ("lq", "gt")
-        for name, value, allowed in (
-            ("norm", norm, ("bn", "none")),
-            ("update", update, ("assigned", "literal", "none")),
-            ("loss_profile", loss_profile, tuple(PROFILES)),
-            ("self_consistency", self_consistency, ("cross", "literal")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} {value!r}: {', '.join(allowed[:-1])} or {allowed[-1]}")
-        if channels < 2 or items < 1:
-            raise ValueError(f"channels {channels} and items {items}: at least 2 and 1")
-        if not 1 <= bsw_l <= bsw_h:
-            raise ValueError(f"bsw_l {bsw_l} of bsw_h {bsw_h} clusters: from 1 to bsw_h")
-        given = {"b": lambda_b, "s": lambda_s, "c": lambda_c, "w": lambda_w}
-        given |= {"compact": lambda_compact, "ssim": lambda_ssim}
-        changed = {name: value for name, value in given.items() if value is not None}
-        weights = PROFILES[loss_profile] | changed
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"lambda_{name} {weight}: at least 0, and finite")
-        if not siamese and (changed or loss_profile != "default"):
-            raise ValueError("siamese false is supervised by gt alone: leave out loss_profile and every lambda")
-        if siamese and not (weights["b"] or weights["c"] or (weights["s"] and self_consistency == "cross")):
-            raise ValueError("lambda_b, lambda_c and the cross lambda_s are 0: nothing would teach the decoder")
-        if not memory and (read_grad or weights["compact"]):
-            raise ValueError("memory false leaves nothing to read: set read_grad false and lambda_compact 0")
-        self.siamese, self.weights, self.self_consistency = siamese, weights, self_consistency
-        self.bsw_h, self.bsw_l = bsw_h, bsw_l
         self.query_eps = 1e-5 if norm == "bn" else 1e-8
 
         def conv(c_in: int, c_out: int) -> nn.Conv2d:
@@ -233,7 +258,7 @@ class TimeLapseNet(nn.Module):
         self.e2 = nn.Sequential(layer(conv(C, C), norm), layer(conv(C, C), norm))
         self.e3 = nn.Sequential(layer(conv(C, C), norm), layer(conv(C, C), norm))
         self.e4 = nn.Sequential(layer(conv(C, C), norm), conv(C, C))  # E4b is bare
-        self.d4, self.u3 = DecoderLevel(C, 2 if memory else 1, norm, bias), up()
+        self.d4, self.u3 = DecoderLevel(C, 1 if memory is None else 2, norm, bias), up()
         self.d3, self.u2 = DecoderLevel(C, 2, norm, bias), up()
         self.d2, self.u1 = DecoderLevel(C, 2, norm, bias), up()
         self.d1 = DecoderLevel(C, 2, norm, bias)
@@ -247,7 +272,7 @@ class TimeLapseNet(nn.Module):
         if zero_init:
             for p in self.output.parameters():
                 nn.init.zeros_(p)
-        self.memory = Memory(items, C, update, read_grad) if memory else None
+        self.memory = None if memory is None else Memory(memory.items, C, memory.update, memory.read_grad)
 
     def encode(self, frame: Tensor) -> tuple[list[Tensor], Tensor]:
         """A frame (B, 3, H, W) in [-1, 1] -> skips [E1b, E2b, E3b] and E4b (B, C, H/8, W/8), in float32 at least."""
@@ -357,13 +382,13 @@ class TimeLapseNet(nn.Module):
         if self.weights["b"]:
             terms["b"] = mean_l1(w.B, v.B)  # eq. 7
         if self.weights["s"]:
-            B_w, B_v = (v.B, w.B) if self.self_consistency == "cross" else (w.B, v.B)
+            B_w, B_v = (v.B, w.B) if self.loss.self_consistency == "cross" else (w.B, v.B)
             terms["s"] = mean_l1(w.I, B_w + w.R) + mean_l1(v.I, B_v + v.R)  # eq. 9
         if self.weights["c"]:
             terms["c"] = mean_l1(w.I, v.B) + mean_l1(v.I, w.B)  # eq. 8
         with torch.autocast(v.B.device.type, enabled=False):
             if self.weights["w"]:
-                terms["w"] = selective_whitening(v.q_c, w.q_c, self.bsw_h, self.bsw_l)
+                terms["w"] = selective_whitening(v.q_c, w.q_c, self.loss.whitening.h, self.loss.whitening.l)
             if w.compact is not None:
                 terms["compact"] = w.compact
             if self.weights["ssim"]:

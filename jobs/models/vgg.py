@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from pipeline.config import Frozen
 from pipeline.errors import UserError
 
 # Outputs of the 3x3 convolutions; "M" is a 2x2 max-pooling. Each convolution is followed by a ReLU: with those counted,
@@ -17,24 +19,41 @@ from pipeline.errors import UserError
 LAYOUT: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ADVICE = (
-    "set model.vgg to the path or URI of torchvision's vgg19-dcbb9e9d.pth, or of a .safetensors file of its tensors"
+    "set model.contrastive.vgg.path to the path or URI of torchvision's vgg19-dcbb9e9d.pth, or of a .safetensors file of "
+    "its tensors"
 )
+
+
+class VGGOptions(Frozen):
+    """Which weights VGG19 has; nothing is read before they are needed, and that is by training only."""
+
+    path: str = Field(
+        "store/vgg19.safetensors",
+        description="a .safetensors or torchvision .pth file, as a path, file:///path or s3:// URI; or stand-in: He-normal "
+        "weights, always the same, that know nothing of images and are for tests and trials",
+    )
+    sha256: str | None = Field(
+        None, description="of that file, in hex, or the first 8 digits or more; null: not checked"
+    )
+
+    @field_validator("sha256")
+    @classmethod
+    def _digits(cls, sha256: str | None) -> str | None:
+        if sha256 is not None and (not 8 <= len(sha256) <= 64 or set(sha256.lower()) - set("0123456789abcdef")):
+            raise ValueError("64 hex digits, or at least the first 8 of them")
+        return sha256
 
 
 class VGG19Features:
     """The frozen feature maps of VGG19. It is no module, so no model has its weights among its parameters or in its state.
 
     layers: indices into torchvision's `vgg19().features`, 0..36; the network is built up to the last of them.
-    weights: a .safetensors or torchvision .pth file, as a path, file:///path or s3:// URI; or "stand-in": He-normal weights
-        from a generator of their own, always the same. A stand-in knows nothing of images; it is for tests and trials.
-    sha256: of that file, in hex, or a prefix of it of at least 8 digits; None: not checked.
+    options: where the weights come from. A stand-in's are drawn from a generator of their own.
     normalise: apply ImageNet's mean and standard deviation first, as the classifier was trained.
     Raises ValueError for layers that VGG19 does not have, UserError for a file that is absent, another one, or no VGG19.
     """
 
-    def __init__(
-        self, layers: tuple[int, ...], weights: str, sha256: str | None = None, *, normalise: bool = False
-    ) -> None:
+    def __init__(self, layers: tuple[int, ...], options: VGGOptions, *, normalise: bool = False) -> None:
         # The layer at each index: a convolution (its outputs), "R" or "M".
         steps = [step for entry in LAYOUT for step in ((entry, "R") if isinstance(entry, int) else (entry,))]
         if not layers or not all(0 <= layer < len(steps) for layer in layers):
@@ -47,10 +66,10 @@ class VGG19Features:
             if isinstance(step, int):
                 shapes[index] = (step, channels, 3, 3)
                 channels = step
-        if weights == "stand-in":
+        if options.path == "stand-in":
             self.weights = _stand_in(shapes)
         else:
-            self.weights = _load(weights, sha256, shapes)
+            self.weights = _load(options.path, options.sha256, shapes)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The maps after each of `layers`, in their order. x: (B, 3, H, W) in [0, 1].
@@ -102,8 +121,6 @@ def _load(uri: str, sha256: str | None, shapes: dict[int, tuple[int, ...]]) -> d
     """index -> (weight, bias) of these shapes, float32, from a file."""
     from pipeline.storage import storage
 
-    if sha256 is not None and (not 8 <= len(sha256) <= 64 or set(sha256.lower()) - set("0123456789abcdef")):
-        raise UserError(f"vgg_sha256 {sha256!r}: 64 hex digits, or at least the first 8 of them")
     folder, _, name = uri.rpartition("/")
     suffix = Path(name).suffix
     if suffix not in (".safetensors", ".pth"):
@@ -122,7 +139,7 @@ def _load(uri: str, sha256: str | None, shapes: dict[int, tuple[int, ...]]) -> d
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 is not None and not digest.startswith(sha256.lower()):
             raise UserError(
-                f"{uri}: its sha256 is {digest}, not {sha256}; fetch the file again, or mend model.vgg_sha256"
+                f"{uri}: its sha256 is {digest}, not {sha256}; fetch the file again, or mend model.contrastive.vgg.sha256"
             )
         tensors = _read(path, suffix, uri, [f"features.{i}.{part}" for i in shapes for part in ("weight", "bias")])
     weights = {}

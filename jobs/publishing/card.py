@@ -30,6 +30,7 @@ def card(
     """The text of card.md. uri: the version's. scores: from metrics.json."""
     options = dict(recipe["model"])
     architecture = options.pop("name")
+    groups = {key: options.pop(key) for key, value in list(options.items()) if isinstance(value, dict) and value}
     degradation = recorded(task["degradation"])
     levels = "; ".join(f"{key.replace('_', ' ')} {', '.join(values)}" for key, values in degradation.said().items())
     environment = jinja2.Environment(
@@ -45,12 +46,13 @@ def card(
         version=uri.rsplit("/", 1)[1],
         architecture=architecture,
         provenance=Provenance.model_validate(provenance),
-        licence=_licence(provenance["data"].get("licence")),
+        licence=_licence(provenance["data"].get("licences", {})),
         degradation=degradation,
         levels=f" ({levels})" if levels else "",
         planes=PLANES[task["colour"]],
         parameters=sum(p.numel() for p in model.parameters()),
-        options=", ".join(f"{key} {value}" for key, value in options.items()),
+        options=_pairs(options),
+        groups={key: _pairs(group) for key, group in groups.items()},
         own=_own(architecture, provenance),
         recipe=recipe,
         sources=", ".join(task["splits"]["train"]),
@@ -62,11 +64,17 @@ def card(
     )
 
 
-def _licence(licence: str | list[str] | dict[str, str] | None) -> str | None:
-    """A licence of data in words."""
-    if isinstance(licence, dict):
-        return "; ".join(f"{dataset}: {each}" for dataset, each in licence.items()) or None
-    return "; ".join(licence) or None if isinstance(licence, list) else licence
+def _licence(licences: dict[str, str | None]) -> str:
+    """The licences of the data in words; empty if none is recorded."""
+    return "; ".join(f"{dataset}: {licence or 'not known'}" for dataset, licence in licences.items())
+
+
+def _pairs(options: dict[str, Any], above: str = "") -> str:
+    """Options as text, those of a group within with the group's name before them."""
+    return ", ".join(
+        _pairs(value, f"{above}{key}.") if isinstance(value, dict) and value else f"{above}{key} {value}"
+        for key, value in options.items()
+    )
 
 
 def _own(architecture: str, provenance: dict[str, Any]) -> dict[str, Any] | None:

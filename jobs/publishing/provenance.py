@@ -36,7 +36,8 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
         "data": {
             **{name: pointer["data"][name] for name in ("task", "digest")},
             "location": began.get("data"),
-            **{name: began.get(name) for name in ("shard_bytes", "codec", "licence", "datasets")},
+            **{name: began.get(name) for name in ("shard_bytes", "codec", "datasets")},
+            "licences": began.get("licences", {}),
         },
         "run": pointer["run"],
         "overrides": pointer.get("overrides", []),

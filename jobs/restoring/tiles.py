@@ -33,23 +33,6 @@ def in_blended_tiles(model: Network, height: int, width: int) -> bool:
     return is_global(model) and height * width > WHOLE
 
 
-def blended_distance(model: Network, plane: np.ndarray) -> float | None:
-    """How near blended tiles come to the whole image: the PSNR (dB) of one result against the other; infinite for equal ones.
-
-    plane: as in `restore_plane`; its upper left corner is taken, with as many pixels as are restored whole. Returns None where
-    both are always the same: for a model that says how far it sees, and for an image no larger than a tile.
-    """
-    side = math.isqrt(WHOLE)
-    plane = plane[:side, :side]
-    if not is_global(model) or max(plane.shape[:2]) <= TILE:
-        return None
-    whole, blended = (
-        each.clip(0, 1).astype(np.float64) for each in (_piece(model, plane), restore_blended(model, plane))
-    )
-    mse = float(np.square(whole - blended).mean())
-    return 10 * math.log10(1 / mse) if mse else math.inf
-
-
 def restore_plane(model: Network, plane: np.ndarray, *, whole: bool = False, watch: Watch = iter) -> np.ndarray:
     """Restore a plane, float32 (H, W, C) in [0, 1]; the result has the same shape and is not clipped.
 

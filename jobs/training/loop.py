@@ -86,21 +86,7 @@ class Run:
         self.notes = self.loader.left_out  # what the user must know of the data
         if self.notes and recipe.training.strict:
             raise UserError(f"{data}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict")
-        # Without targets, or images to validate on, only the recipe's benchmarks tell.
-        self.validation: list[Version] = []
-        if "val" not in self.loader.shard_set.listing["splits"]:
-            self.notes.append(f"no validation, for task {recipe.data.task} has no val split")
-        elif "gt" not in self.loader.planes:
-            self.notes.append("no validation, for the val split has no clean images to compare with; it is not used")
-        else:
-            versions = ShardSet(data, "val", cache=cache).versions()
-            self.validation = list(itertools.islice(versions, recipe.training.validation_images))
-            for version in self.validation:
-                if max(plane.shape[2] for plane in version.planes.values()) > self.loader.channels:
-                    raise UserError(
-                        f"{version.key} of split val is in colour, and all images of split train are grey: leave it out, or "
-                        f"make task {recipe.data.task} one of grey images (colour: gray)"
-                    )
+        self.validation = self._validation_images(data, cache)
         torch.manual_seed(recipe.training.seed)
         self.model = build_model(recipe.model, recipe.objective).to(device)
         lacking = sorted(set(self.model.inputs) - self.loader.delivers)
@@ -127,6 +113,25 @@ class Run:
             # Buffers of the papers' models need no broadcast: their statistics are global and so the same on every rank.
             self.objective = DistributedDataParallel(objective, forward_sync_buffers=is_own(recipe.model.name))
             self.objective._set_ddp_runtime_logging_sample_rate(TIMED)
+
+    def _validation_images(self, data: Path | str, cache: ShardCache | None) -> list[Version]:
+        """What the run validates on. Where there is nothing, only the recipe's benchmarks tell, and a note says so."""
+        task = self.recipe.data.task
+        if "val" not in self.loader.shard_set.listing["splits"]:
+            self.notes.append(f"no validation, for task {task} has no val split")
+            return []
+        if "gt" not in self.loader.planes:
+            self.notes.append("no validation, for the val split has no clean images to compare with; it is not used")
+            return []
+        versions = ShardSet(data, "val", cache=cache).versions()
+        taken = list(itertools.islice(versions, self.recipe.training.validation_images))
+        for version in taken:
+            if max(plane.shape[2] for plane in version.planes.values()) > self.loader.channels:
+                raise UserError(
+                    f"{version.key} of split val is in colour, and all images of split train are grey: leave it out, or "
+                    f"make task {task} one of grey images (colour: gray)"
+                )
+        return taken
 
     def train(
         self,

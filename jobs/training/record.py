@@ -41,7 +41,7 @@ def began(planned: Planned) -> None:
         "data": str(built.root.resolve()) if isinstance(built, Folder) else built.uri,
         "shard_bytes": shard_bytes,
         "codec": listing["codec"],
-        "licence": listing.get("licence"),
+        "licences": listing["licences"],
         "datasets": datasets,
     }
     _write(planned.place, BEGAN, found)

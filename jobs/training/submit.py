@@ -325,14 +325,20 @@ def with_weights(recipe: Recipe, store: Storage) -> Recipe:
     """In a job: the recipe with VGG19's weights where `submit` has put them."""
     if (file := _weights(recipe)) is None:
         return recipe
-    model = recipe.model.model_copy(update={"vgg": f"{store.uri}/{file.name}"})
-    return recipe.model_copy(update={"model": model})
+    model: Any = recipe.model
+    vgg = model.contrastive.vgg.model_copy(update={"path": f"{store.uri}/{file.name}"})
+    contrastive = model.contrastive.model_copy(update={"vgg": vgg})
+    return recipe.model_copy(update={"model": model.model_copy(update={"contrastive": contrastive})})
 
 
 def _weights(recipe: Recipe) -> Path | None:
     """The file of VGG19's weights that the recipe names; None: it names none, a stand-in or a URI."""
-    vgg = getattr(recipe.model, "vgg", "stand-in")
-    return None if vgg == "stand-in" or "://" in vgg else Path(vgg)
+    from jobs.models.vgg import VGGOptions
+
+    vgg = getattr(getattr(recipe.model, "contrastive", None), "vgg", None)
+    if not isinstance(vgg, VGGOptions) or vgg.path == "stand-in" or "://" in vgg.path:
+        return None
+    return Path(vgg.path)
 
 
 def _sent(planned: Planned) -> str:

@@ -15,11 +15,12 @@ from jobs.training.arithmetic import PORTABLE, THREADS, check_portable, choose_p
 from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
+STAND_IN = {"vgg": {"path": "stand-in"}}
 SETTINGS = {
     "memnet": {"memory_blocks": 2, "recursions": 2, "channels": 12},
-    "memorynet": {"n": 8, "u": 4, "o": 4, "cabs": 1, "vgg": "stand-in"},
-    "timelapse": {"channels": 12, "items": 6},
-    "drcnet": {"width": 12, "levels": 2, "cr": "intra", "vgg": "stand-in"},
+    "memorynet": {"n": 8, "u": 4, "o": 4, "cabs": 1, "contrastive": STAND_IN},
+    "timelapse": {"channels": 12, "memory": {"items": 6}},
+    "drcnet": {"width": 12, "levels": 2, "contrastive": STAND_IN},
 }
 # Trains a small model of each paper for two steps on numbers that are made by integer arithmetic.
 CHILD = """

@@ -14,9 +14,9 @@ from jobs.training.loop import Run
 from pipeline.errors import UserError
 
 MODELS = {
-    "memorynet": "{name: memorynet, n: 8, u: 4, o: 4, cabs: 1, classes: 2, vgg: stand-in}",
-    "timelapse": "{name: timelapse, channels: 8, items: 4}",
-    "drcnet": "{name: drcnet, width: 4, levels: 3, vgg: stand-in, cr_layers: [1, 6], cr_weights: [0.06, 0.12]}",
+    "memorynet": "{name: memorynet, n: 8, u: 4, o: 4, cabs: 1, memory: {classes: 2}, contrastive: {vgg: {path: stand-in}}}",
+    "timelapse": "{name: timelapse, channels: 8, memory: {items: 4}}",
+    "drcnet": "{name: drcnet, width: 4, levels: 3, contrastive: {layers: [1, 6], weights: [0.06, 0.12], vgg: {path: stand-in}}}",
 }
 RECIPE = """
 model: {model}

@@ -1,5 +1,6 @@
 # ruff: noqa: E741 - I is the paper's name of the degraded image
 import copy
+import inspect
 import math
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.models.drcnet import (
+    ContrastiveOptions,
+    DFROptions,
     DRCNet,
     RegionNorm,
     contrastive,
@@ -24,26 +27,34 @@ from jobs.models.drcnet import (
     other_images,
     region_normalise,
 )
-from jobs.models.vgg import VGG19Features
+from jobs.models.vgg import VGG19Features, VGGOptions
 from jobs.training.loop import Objective
 from pipeline.errors import UserError
 
 DFR_VARIANTS = ("base", "sf", "ea", "sf_id", "sf_ea", "full")
-NETWORKS = (
-    *({"dfr": dfr} for dfr in DFR_VARIANTS),
+NETWORKS: tuple[dict[str, object], ...] = (  # options of the module
+    *({"branches": branches} for branches in DFR_VARIANTS),
     {"region_norm": "literal"},
     {"response_kernel": 7},
     {"sf_levels": (1,)},
 )
+STAND_IN = VGGOptions(path="stand-in")
 LAMBDAS = (1.0, 0.95, 0.90)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(seed: int = 0, **options: object) -> DRCNet:
-    """Width 4, 3 levels, the stand-in of VGG19, and a threshold that about half of the pixels pass."""
+    """Width 4, 3 levels, the stand-in of VGG19, and a threshold that about half of the pixels pass.
+
+    options: of the module, of the contrastive term, or the width.
+    """
     torch.manual_seed(seed)
-    model = DRCNet(**{"width": 4, "levels": 3, "t": 0.5, "vgg": "stand-in"} | options)
+    dfr = {"t": 0.5} | {key: value for key, value in options.items() if key in DFROptions.model_fields}
+    cr = {"vgg": STAND_IN} | {key: value for key, value in options.items() if key in ContrastiveOptions.model_fields}
+    rest = {key: value for key, value in options.items() if key not in {*dfr, *cr}}
+    groups = {"dfr": DFROptions(**dfr), "contrastive": ContrastiveOptions(**cr)}
+    model = DRCNet(**{"width": 4, "levels": 3} | groups | rest)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("norm.conv.weight"):  # responses of both sides of 0.5
@@ -84,16 +95,16 @@ AFFINE = 1920
     [
         ({}, 18_974_518 - AFFINE),  # Table 4: 18.9M
         ({"response_kernel": 7}, 18_975_798 - AFFINE),
-        ({"dfr": "sf_ea", "response_kernel": 7}, 18_621_622 - AFFINE),  # 18.6M
-        ({"dfr": "sf_id", "response_kernel": 7}, 15_803_574 - AFFINE),  # 15.8M
-        ({"dfr": "sf", "response_kernel": 7}, 15_449_398 - AFFINE),  # 15.4M
-        ({"dfr": "base"}, 12_693_382),  # 12.7M
-        ({"dfr": "ea"}, 13_047_558),  # 13.1M, with the identity branch
+        ({"branches": "sf_ea", "response_kernel": 7}, 18_621_622 - AFFINE),  # 18.6M
+        ({"branches": "sf_id", "response_kernel": 7}, 15_803_574 - AFFINE),  # 15.8M
+        ({"branches": "sf", "response_kernel": 7}, 15_449_398 - AFFINE),  # 15.4M
+        ({"branches": "base"}, 12_693_382),  # 12.7M
+        ({"branches": "ea"}, 13_047_558),  # 13.1M, with the identity branch
     ],
 )
 def test_the_parameters_are_those_of_table_4(options, count):
     with torch.device("meta"):
-        assert parameters(DRCNet(**options)) == count
+        assert parameters(DRCNet(dfr=DFROptions(**options))) == count
 
 
 def test_the_affine_parameters_left_out_are_two_for_each_normalised_channel():
@@ -107,35 +118,63 @@ def test_the_affine_parameters_left_out_are_two_for_each_normalised_channel():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"dfr": "ddf"}, "dfr"),
-        ({"response_kernel": 5}, "response_kernel"),
-        ({"region_norm": "batch"}, "region_norm"),
-        ({"cr": "inter"}, "cr "),
-        ({"cr_on": "first"}, "cr_on"),
-        ({"mix_role": "both"}, "mix_role"),
         ({"width": 5}, "width"),
         ({"width": 0}, "width"),
         ({"levels": 1}, "levels"),
         ({"levels": 6}, "levels"),
-        ({"delta": 0.0}, "delta"),
-        ({"t": 1.0}, "t 1.0"),
-        ({"alpha": -0.1}, "alpha"),
-        ({"cr_start": 1.0}, "cr_start"),
-        ({"cr_ramp": 1.5}, "cr_ramp"),
-        ({"lambdas": ()}, "lambdas"),
-        ({"lambdas": (1.0, 0.0)}, "lambdas"),
-        ({"lambdas": (1.1,)}, "lambdas"),
-        ({"sf_levels": (4,)}, "sf_levels"),
-        ({"sf_levels": (0,), "dfr": "base"}, "sf_levels"),
-        ({"sf_levels": (0,), "dfr": "ea"}, "sf_levels"),
-        ({"cr_layers": (1, 6)}, "cr_layers"),
-        ({"cr_weights": (1.0,)}, "cr_layers"),
-        ({"cr": "none", "cr_layers": (1,), "cr_weights": (1.0,)}, "cr_layers"),
+        ({"dfr": DFROptions(sf_levels=(4,))}, "sf_levels"),
+        ({"dfr": DFROptions(sf_levels=(0, 2)), "levels": 2}, "sf_levels"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(options, named):
-    with torch.device("meta"), pytest.raises(ValueError, match=named):
+    with torch.device("meta"), pytest.raises(ValueError, match=named) as refusal:
         DRCNet(**options)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [
+        (DFROptions, {"branches": "ddf"}),
+        (DFROptions, {"response_kernel": 5}),
+        (DFROptions, {"region_norm": "batch"}),
+        (DFROptions, {"delta": 0.0}),
+        (DFROptions, {"t": 0.0}),
+        (DFROptions, {"t": 1.0}),
+        (DFROptions, {"sf_levels": (-1,)}),
+        (DFROptions, {"sf_levels": (0,), "branches": "base"}),
+        (DFROptions, {"sf_levels": (0,), "branches": "ea"}),
+        (ContrastiveOptions, {"negatives": "inter"}),
+        (ContrastiveOptions, {"outputs": "first"}),
+        (ContrastiveOptions, {"mix_role": "both"}),
+        (ContrastiveOptions, {"alpha": -0.1}),
+        (ContrastiveOptions, {"start": -0.1}),
+        (ContrastiveOptions, {"start": 1.0}),
+        (ContrastiveOptions, {"ramp": -0.1}),
+        (ContrastiveOptions, {"ramp": 1.5}),
+        (ContrastiveOptions, {"lambdas": ()}),
+        (ContrastiveOptions, {"lambdas": (1.0, 0.0)}),
+        (ContrastiveOptions, {"lambdas": (1.1,)}),
+        (ContrastiveOptions, {"layers": (1, 6)}),
+        (ContrastiveOptions, {"weights": (1.0,)}),
+    ],
+)
+def test_options_that_make_no_module_or_no_objective_are_refused(group, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        group(**options)
+
+
+def test_the_defaults_are_the_papers():
+    arguments = inspect.signature(DRCNet.__init__).parameters
+    dfr, contrastive_ = arguments["dfr"].default, arguments["contrastive"].default
+    assert (dfr.branches, dfr.delta, dfr.t, dfr.response_kernel) == ("full", 1e-6, 0.75, 3)
+    assert (contrastive_.negatives, contrastive_.lambdas, contrastive_.alpha) == ("intra", LAMBDAS, 0.04)
+
+
+def test_only_mixtures_need_negatives_of_the_task():
+    assert tiny().inputs == ("lq", "gt", "intra negatives")
+    for others in (tiny(negatives="extra"), tiny(negatives="own"), tiny(contrastive=None)):
+        assert others.inputs == ("lq", "gt")
 
 
 # energy attention
@@ -378,7 +417,9 @@ def test_it_is_the_papers_network_forward_and_backward(options):
     results = []
     for network in (
         model.outputs,
-        lambda x: plain_outputs(model, x, options.get("dfr", "full"), 0.5, options.get("region_norm", "two_region")),
+        lambda x: plain_outputs(
+            model, x, options.get("branches", "full"), 0.5, options.get("region_norm", "two_region")
+        ),
     ):
         x = I.clone().requires_grad_()
         outputs = network(x)
@@ -529,10 +570,11 @@ def plain_cr(model: DRCNet, X: Tensor, J: Tensor, negatives: list[list[Tensor]],
     """The term of each sample in plain loops. negatives, c: n of them for each sample."""
     values = []
     for i in range(len(X)):
-        G = VGG19Features(model.cr_layers, "stand-in", normalise=model.vgg_norm)
+        layers, omegas = model.contrastive.maps
+        G = VGG19Features(layers, STAND_IN, normalise=model.contrastive.vgg_norm)
         G_X, G_J = G(X[i : i + 1]), G(J[i : i + 1])
         value = 0.0
-        for k, omega in enumerate(model.omega):
+        for k, omega in enumerate(omegas):
             away = sum(
                 weight * float((G_X[k] - G(N[None])[k]).abs().mean())
                 for N, weight in zip(negatives[i], c[i], strict=True)
@@ -543,7 +585,7 @@ def plain_cr(model: DRCNet, X: Tensor, J: Tensor, negatives: list[list[Tensor]],
 
 
 def term_of(model: DRCNet, X: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    return model._regularisation([X], batch)[0]
+    return model._regularisation(model.contrastive, [X], batch)[0]
 
 
 @pytest.mark.parametrize("vgg_norm", [False, True])
@@ -551,7 +593,7 @@ def term_of(model: DRCNet, X: Tensor, batch: dict[str, Tensor]) -> Tensor:
 def test_intra_cr_mixes_input_and_target(vgg_norm, role):
     model, batch = tiny(mix_role=role, vgg_norm=vgg_norm), make_batch()
     I, J, X = batch["lq"], batch["gt"], make_batch()["gt"].flip(-1)
-    assert (model.cr_layers, model.omega) == ((1, 6, 11), (1 / 16, 1 / 8, 1 / 4))
+    assert model.contrastive.maps == ((1, 6, 11), (1 / 16, 1 / 8, 1 / 4))
     a, b = (I, J) if role == "degraded" else (J, I)
     negatives = [[k * a[i] + (1 - k) * b[i] for k in LAMBDAS] for i in range(3)]
     expected = plain_cr(model, X, J, negatives, [list(LAMBDAS)] * 3)
@@ -598,15 +640,15 @@ def test_negatives_that_do_not_fit_are_refused(more):
 
 
 def test_own_cr_has_the_input_as_its_only_negative_and_five_layers():
-    model, batch = tiny(cr="own"), make_batch(2, size=32)
-    assert (model.cr_layers, model.omega) == ((1, 6, 11, 20, 29), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1))
+    model, batch = tiny(negatives="own"), make_batch(2, size=32)
+    assert model.contrastive.maps == ((1, 6, 11, 20, 29), (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1))
     X = batch["gt"].flip(-1)
     expected = plain_cr(model, X, batch["gt"], [[N] for N in batch["lq"]], [[1.0]] * 2)
     assert term_of(model, X, batch).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_extra_cr_rolls_the_batch():
-    model, batch = tiny(cr="extra"), make_batch(5)
+    model, batch = tiny(negatives="extra"), make_batch(5)
     X, I = batch["gt"].flip(-1), batch["lq"]
     negatives = [[I[(i + k) % 5] for k in (1, 2, 3)] for i in range(5)]
     expected = plain_cr(model, X, batch["gt"], negatives, [[1.0] * 3] * 5)
@@ -634,11 +676,11 @@ def test_the_others_are_true_samples_and_never_oneself(weights, n):
 
 def test_extra_cr_needs_another_image():
     with pytest.raises(ValueError, match="2 or more"):
-        tiny(cr="extra").training_loss(make_batch(1))
+        tiny(negatives="extra").training_loss(make_batch(1))
 
 
 def test_extra_cr_of_a_sample_with_padding_only_is_0():
-    model, batch = tiny(cr="extra"), make_batch(2)
+    model, batch = tiny(negatives="extra"), make_batch(2)
     batch["weight"][1] = 0
     loss, logs = model.training_loss(batch)
     assert torch.equal(loss, logs["l1"])
@@ -659,8 +701,8 @@ def test_no_gradient_reaches_vgg_the_target_or_the_negatives():
 
 
 def test_the_target_and_the_negatives_pass_vgg_once_together_and_keep_no_graph():
-    model, calls = tiny(cr_on="all"), []
-    features = VGG19Features((1, 6, 11), "stand-in")
+    model, calls = tiny(outputs="all"), []
+    features = VGG19Features((1, 6, 11), STAND_IN)
 
     def counted(x: Tensor) -> list[Tensor]:
         calls.append((len(x), x.requires_grad))
@@ -678,21 +720,24 @@ def test_vgg_is_neither_trained_nor_saved_and_read_only_when_needed(tmp_path):
     model.training_loss(make_batch())
     assert set(model.state_dict()) == set(dict(model.named_parameters())) == names
     assert not any("vgg" in name or "feature_" in name for name in names)
-    absent = tiny(vgg=str(tmp_path / "vgg19.safetensors"))
+    path = str(tmp_path / "vgg19.safetensors")
+    absent = tiny(vgg=VGGOptions(path=path))
     absent.eval().restore(make_batch()["lq"])
     with pytest.raises(UserError, match="no VGG19 weights there"):
         absent.training_loss(make_batch())
-    tiny(vgg=str(tmp_path / "vgg19.safetensors"), cr="none").training_loss(make_batch())
+    tiny(contrastive=None).training_loss(make_batch())
     (tmp_path / "vgg19.safetensors").write_bytes(b"another file")
     with pytest.raises(UserError, match="sha256"):
-        tiny(vgg=str(tmp_path / "vgg19.safetensors"), vgg_sha256="0" * 64).training_loss(make_batch())
+        tiny(vgg=VGGOptions(path=path, sha256="0" * 64)).training_loss(make_batch())
 
 
 # the objective
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"cr": "none"}, {}, {"cr_on": "all"}, {"cr": "extra"}, {"alpha": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{"contrastive": None}, {}, {"outputs": "all"}, {"negatives": "extra"}, {"alpha": 0.3}]
+)
 def test_the_objective_is_equation_13_with_both_outputs_supervised(options):
     model, batch = tiny(**options), make_batch()
     loss, logs = model.training_loss(batch)
@@ -701,39 +746,39 @@ def test_the_objective_is_equation_13_with_both_outputs_supervised(options):
     l1 = sum(float((out - J).abs().mean()) for out in outputs)
     assert float(logs["l1"]) == pytest.approx(l1, rel=1e-5)
     cr = 0.0
-    if model.cr != "none":
-        for X in outputs if model.cr_on == "all" else outputs[1:]:
+    if model.contrastive is not None:
+        for X in outputs if model.contrastive.outputs == "all" else outputs[1:]:
             cr += float(term_of(model, X, batch).mean())
         assert float(logs["cr"]) == pytest.approx(cr, rel=1e-5)
         assert cr > 0
     else:
         assert set(logs) == {"l1", "psnr"}
-    assert float(loss) == pytest.approx(l1 + model.alpha * cr, rel=1e-5)
+    assert float(loss) == pytest.approx(l1 + options.get("alpha", 0.04) * cr, rel=1e-5)
     assert float(logs["psnr"]) == pytest.approx(-10 * math.log10(float((outputs[1] - J).square().mean())), rel=1e-5)
 
 
-@pytest.mark.parametrize("cr_on", ["last", "all"])
-def test_the_gradient_is_that_of_the_written_out_objective_and_so_is_its_share(cr_on):
-    model, batch = tiny(cr_on=cr_on, alpha=0.5).double(), make_batch(dtype=torch.float64)
+@pytest.mark.parametrize("supervised", ["last", "all"])
+def test_the_gradient_is_that_of_the_written_out_objective_and_so_is_its_share(supervised):
+    model, batch = tiny(outputs=supervised, alpha=0.5).double(), make_batch(dtype=torch.float64)
     loss, logs = model.training_loss(batch)
     loss.backward()
     actual = gradients(model)
     model.zero_grad()
     I, J = batch["lq"], batch["gt"]
-    G = VGG19Features((1, 6, 11), "stand-in")
+    G = VGG19Features((1, 6, 11), STAND_IN)
     outputs = model.outputs(I)
     for out in outputs:
         out.retain_grad()
     lambdas = torch.tensor(LAMBDAS, dtype=torch.float64).expand(3, -1)
     G_N = [list(m) for m in zip(*(G(N) for N in mixup(I, J, lambdas, "degraded")), strict=True)]
     cr = sum(
-        contrastive(G(X), G(J), G_N, lambdas.t(), model.omega).mean()
-        for X in (outputs if cr_on == "all" else outputs[1:])
+        contrastive(G(X), G(J), G_N, lambdas.t(), model.contrastive.maps[1]).mean()
+        for X in (outputs if supervised == "all" else outputs[1:])
     )
     l1 = sum((out - J).abs().mean() for out in outputs)
     (l1 + 0.5 * cr).backward(retain_graph=True)
     assert closest(actual, gradients(model)) < 1e-9
-    targets = outputs if cr_on == "all" else outputs[1:]
+    targets = outputs if supervised == "all" else outputs[1:]
     norms = [
         torch.stack([g.flatten(1).norm(dim=1) for g in torch.autograd.grad(term, targets, retain_graph=True)]).norm(
             dim=0
@@ -767,7 +812,7 @@ def test_the_share_of_a_perfect_output_is_a_number():
     ],
 )
 def test_alpha_rises_over_its_share_of_the_run(start, ramp, shares):
-    model = tiny(cr_start=start, cr_ramp=ramp)
+    model = tiny(start=start, ramp=ramp)
     for progress, share in shares.items():
         loss, logs = model.training_loss(make_batch() | {"progress": torch.tensor(progress)})
         assert float(loss) == pytest.approx(float(logs["l1"]) + 0.04 * share * float(logs["cr"]), rel=1e-5)
@@ -779,7 +824,7 @@ def test_by_default_training_begins_without_the_term():
     model, batch = tiny(), make_batch() | {"progress": torch.tensor(0.0)}
     model.training_loss(batch)[0].backward()
     actual = gradients(model)
-    plain = tiny(cr="none")
+    plain = tiny(contrastive=None)
     plain.training_loss(batch)[0].backward()
     assert closest(actual, gradients(plain)) < 1e-6
 
@@ -803,10 +848,10 @@ def padded(batch: dict[str, Tensor], value: float, n: int = 2) -> dict[str, Tens
     return out
 
 
-@pytest.mark.parametrize("cr", ["none", "intra", "extra", "own"])
-def test_padding_changes_nothing(cr):
-    model = tiny(cr=cr)
-    size = 32 if cr == "own" else 16
+@pytest.mark.parametrize("negatives", [None, "intra", "extra", "own"])
+def test_padding_changes_nothing(negatives):
+    model = tiny(contrastive=None) if negatives is None else tiny(negatives=negatives)
+    size = 32 if negatives == "own" else 16
     batch = make_batch(size=size, lambdas=torch.tensor([[1.0, 0.9]] * 3))
     loss, logs = model.training_loss(batch)
     expected = torch.autograd.grad(loss, list(model.parameters()))
@@ -835,7 +880,9 @@ def test_the_mean_over_ranks_is_that_of_the_global_batch():
             torch.testing.assert_close((results[0][1][name] + results[1][1][name]) / 2, expected_logs[name])
 
 
-@pytest.mark.parametrize("options", [{}, {"cr": "extra", "region_norm": "literal"}, {"cr_on": "all", "dfr": "ea"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"negatives": "extra", "region_norm": "literal"}, {"outputs": "all", "branches": "ea"}]
+)
 def test_the_gradient_of_the_objective_is_exact(options):
     """Against finite differences along random directions of all parameters."""
     model, batch = tiny(width=2, alpha=0.5, **options).double(), make_batch(2, dtype=torch.float64)
@@ -867,7 +914,9 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"t": 0.75}, {"region_norm": "literal"}, {"cr": "extra", "cr_on": "all"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"t": 0.75}, {"region_norm": "literal"}, {"negatives": "extra", "outputs": "all"}]
+)
 @pytest.mark.parametrize("name", IMAGES)
 def test_bf16_stays_finite_on_any_input(name, options):
     model, lq = tiny(**options), IMAGES[name]
@@ -914,10 +963,10 @@ def test_a_map_in_bf16_is_thresholded_in_float32():
 
 RUNS: dict[str, tuple[dict[str, object], int]] = {  # the options, and the samples of the global batch
     "intra": ({}, 4),
-    "all": ({"cr_on": "all", "dfr": "ea"}, 4),
+    "all": ({"outputs": "all", "branches": "ea"}, 4),
     "uneven": ({}, 3),  # the second rank has one true sample and one of padding
-    "extra": ({"cr": "extra"}, 2),  # one sample a rank
-    "none": ({"cr": "none"}, 4),
+    "extra": ({"negatives": "extra"}, 2),  # one sample a rank
+    "none": ({"contrastive": None}, 4),
 }
 
 
@@ -1001,7 +1050,7 @@ def db(a: Tensor, b: Tensor) -> float:
 def test_it_learns_to_remove_noise_that_varies_over_the_image(monkeypatch, width, levels, side, steps, gain):
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    model = DRCNet(width=width, levels=levels, cr="none")
+    model = DRCNet(width=width, levels=levels, contrastive=None)
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
     for step in range(steps):
         gt = scenes(4, rng, side)

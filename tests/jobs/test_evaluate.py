@@ -10,13 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import untrained_run
+from stand_ins import Brighter, MeanOf
 
+from jobs.evaluation import evaluate as evaluation
 from jobs.evaluation.benchmark import benchmark
-from jobs.evaluation.evaluate import dataset_name, evaluate, evaluate_recipe, identity, memory_sheets, score_folder
+from jobs.evaluation.evaluate import (
+    blended_distance,
+    dataset_name,
+    evaluate,
+    evaluate_recipe,
+    identity,
+    memory_sheets,
+    score_folder,
+)
 from jobs.evaluation.metrics import METRICS, psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.evaluation.scores import read_scores
 from jobs.recipe import BenchmarkRun, read_recipe
+from jobs.restoring.tiles import restore_blended, restore_plane
 from jobs.training.origin import begin, digest, origin
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
@@ -285,7 +296,7 @@ def test_masks_that_are_no_masks_are_one_line(shadow, tmp_path, break_it, layout
 def train(place: Path, benchmarks: str) -> Path:
     """The checkpoint of a small DRCNet, whose statistics are those of the whole image; returns the folder of runs."""
     recipe = f"""
-model: {{name: drcnet, width: 2, levels: 2, cr: none}}
+model: {{name: drcnet, width: 2, levels: 2, contrastive: null}}
 data: {{task: shadow-pairs, patch: 16, crops: 1, batch: 2}}
 optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 1}}}}
 training: {{workers: 1}}
@@ -335,13 +346,56 @@ def test_a_model_that_does_not_take_a_benchmarks_channels_is_refused(photos, sha
     assert not (runs / "tiny/scores.json").exists()
 
 
+def test_the_distance_of_blended_tiles_is_that_of_the_two_results():
+    lq = np.linspace(0, 1, 400 * 300 * 3, dtype=np.float32).reshape(400, 300, 3)
+    mse = np.square(restore_blended(MeanOf(), lq).astype(np.float64) - lq.mean((0, 1))).mean()
+    assert blended_distance(MeanOf(), lq) == pytest.approx(-10 * np.log10(mse), abs=1e-3)
+    assert blended_distance(MeanOf(), np.full((400, 300, 3), 0.5, np.float32)) > 120
+    assert blended_distance(MeanOf(), lq[:256, :256]) is None
+    assert blended_distance(Brighter(), lq) is None
+
+
+def test_the_distance_of_blended_tiles_is_of_what_can_be_seen():
+    """Both results are clipped first, as pictures are."""
+    lq = np.linspace(0, 1, 400 * 300 * 3, dtype=np.float32).reshape(400, 300, 3)
+    outside = np.full_like(lq, 3)
+    mse = np.square(restore_blended(MeanOf(), lq).astype(np.float64) - 1).mean()
+    assert blended_distance(MeanOf(), lq, outside) == pytest.approx(-10 * np.log10(mse), abs=1e-3)
+
+
+def test_an_image_that_was_restored_whole_is_not_restored_again():
+    model = Brighter()
+    model.receptive_field = None
+    lq = np.random.default_rng(0).random((640, 300, 3), np.float32)
+    whole = restore_plane(model, lq, whole=True)
+    alone = blended_distance(model, lq)
+    assert (1, 3, 640, 300) in {tuple(x.shape) for x in model.seen}
+    model.seen.clear()
+    assert blended_distance(model, lq, whole) == alone
+    assert {tuple(x.shape) for x in model.seen} == {(1, 3, 256, 256)}
+    model.seen.clear()
+    large = np.pad(lq, ((0, 1), (0, 400), (0, 0)))  # the corner's result is another than that corner of the result
+    blended_distance(model, large, restore_plane(model, large, whole=True))
+    assert [tuple(x.shape) for x in model.seen[:2]] == [(1, 3, 641, 700), (1, 3, 640, 640)]
+
+
 def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enough(shadow, tmp_path, monkeypatch):
     for path in shadow.rglob("*-1.png"):
         image, _ = read_image(path)
         write_image(path, np.tile(image, (3, 10, 1)))
-    runs = train(tmp_path / "trained", f"[{{benchmark: pairs-y, data: {shadow}, layout: 'istd:istd'}}]")
+    data = f"data: {shadow}, layout: 'istd:istd'"
+    runs = train(tmp_path / "trained", f"[{{benchmark: pairs-y, {data}}}, {{benchmark: pairs-y-tile16, {data}}}]")
     monkeypatch.chdir(tmp_path / "trained")
-    (row,) = evaluate_recipe("tiny.yaml", runs).values()
+    known = []
+
+    def spy(model, lq, whole):
+        known.append(whole is not None)
+        return blended_distance(model, lq, whole)
+
+    monkeypatch.setattr(evaluation, "blended_distance", spy)
+    row, tiled = evaluate_recipe("tiny.yaml", runs).values()
+    assert known == [True, False]  # in tiles of a benchmark the image was not restored whole
+    assert tiled["blended"] == row["blended"]
     assert row["blended"]["image"] == "91-1"
     assert 20 < row["blended"]["psnr"] < 150
     assert read_scores(runs / "tiny", "again")["shadow-istd/pairs-y"]["blended"] == row["blended"]

@@ -314,7 +314,7 @@ def test_a_published_model_fetches_no_other_file(tmp_path, vgg):
     """The network of a loss is needed by training alone."""
     recipe = RECIPE.replace(
         "{name: memnet, memory_blocks: 1, recursions: 1, channels: 2}",
-        f"{{name: drcnet, width: 4, levels: 2, cr: intra, vgg: '{vgg}'}}",
+        f"{{name: drcnet, width: 4, levels: 2, contrastive: {{vgg: {{path: '{vgg}'}}}}}}",
     ).replace("photos-jpeg", "rain-pairs")
     runs = untrained_run(tmp_path, recipe)
     trained = load_model("tiny", runs, store=str(tmp_path / "store"))

@@ -471,7 +471,9 @@ def test_a_val_split_that_cannot_be_validated_with_is_noted(builder, tmp_path):
     files = {name: rng.integers(40, 200, (20, 20, 3), np.uint8) for name in names}
     folder = builder("loop-scenes", files, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
     path = tmp_path / "scenes.yaml"
-    path.write_text(RECIPE.replace(RECIPE.splitlines()[1], "model: {name: timelapse, channels: 16, items: 8}"))
+    path.write_text(
+        RECIPE.replace(RECIPE.splitlines()[1], "model: {name: timelapse, channels: 16, memory: {items: 8}}")
+    )
     run = Run(read_recipe(str(path), ["data.patch=16"]), folder, CPU)
     assert run.validation == []
     assert run.notes == ["no validation, for the val split has no clean images to compare with; it is not used"]

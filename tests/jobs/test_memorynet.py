@@ -11,25 +11,49 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.models import memorynet
-from jobs.models.memorynet import HierarchicalMemory, MemoryNet, charbonnier, contrast, laplacian, reconstruction
-from jobs.models.vgg import VGG19Features
+from jobs.models.memorynet import (
+    ContrastiveOptions,
+    HierarchicalMemory,
+    LossOptions,
+    MemoryNet,
+    MemoryOptions,
+    charbonnier,
+    contrast,
+    laplacian,
+    reconstruction,
+)
+from jobs.models.vgg import VGG19Features, VGGOptions
 from jobs.training.loop import Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-IMAGE = {"space": "image", "similarity": "dot"}
+Options = dict[str, object]
+
+
+def reading(**options: object) -> Options:
+    """Arguments of a network whose memory has these options."""
+    return {"memory": MemoryOptions(**options)}
+
+
+def by_pixels(**options: object) -> Options:
+    """And whose memory is read with the pixels, as released."""
+    return reading(space="image", similarity="dot", **options)
+
+
+DOT, IMAGE = reading(similarity="dot"), by_pixels()
+PRETRAIN: Options = {"loss": LossOptions(recon="pretrain")}
 VARIANTS = (
-    {"memory": False},
+    {"memory": None},
     {},
-    {"residual": True},
-    {"similarity": "dot"},
-    {"shrink": 0.009},
-    {"memory_branches": 1},
-    {"memory_branches": 2},
+    reading(residual=True),
+    DOT,
+    reading(shrink=0.009),
+    reading(levels=1),
+    reading(levels=2),
     IMAGE,
-    IMAGE | {"memory_branches": 1},
-    IMAGE | {"memory_branches": 2},
-    IMAGE | {"shrink": 0.009},
+    by_pixels(levels=1),
+    by_pixels(levels=2),
+    by_pixels(shrink=0.009),
 )
 
 
@@ -90,20 +114,22 @@ def make_batch(n: int = 2, height: int = 16, width: int = 24, dtype=torch.float3
 def test_the_parameters_are_those_of_mprnet_and_the_memory(sizes, backbone, image, feature):
     size = dict(zip("nuo", sizes, strict=True))
     with torch.device("meta"):
-        counts = [sum(p.numel() for p in MemoryNet(**size, **v).parameters()) for v in ({"memory": False}, IMAGE, {})]
+        counts = [sum(p.numel() for p in MemoryNet(**size, **v).parameters()) for v in ({"memory": None}, IMAGE, {})]
     assert counts == [backbone, image, feature]
 
 
 def test_only_the_gates_that_are_read_are_built():
     gates = [
-        sum(p.numel() for name, p in MemoryNet(n=4, u=0, o=0, memory_branches=k).named_parameters() if ".gate" in name)
+        sum(
+            p.numel() for name, p in MemoryNet(n=4, u=0, o=0, **reading(levels=k)).named_parameters() if ".gate" in name
+        )
         for k in (1, 2, 3)
     ]
     assert gates == [0, 30, 36]
 
 
 def test_the_state_is_the_parameters_each_once():
-    model = MemoryNet(n=8, u=4, o=4, cabs=1, vgg="stand-in")
+    model = MemoryNet(n=8, u=4, o=4, cabs=1, contrastive=ContrastiveOptions(vgg=VGGOptions(path="stand-in")))
     names = [name for name, _ in model.named_parameters()]
     model.training_loss(make_batch(1, 16, 16))
     assert isinstance(model._vgg[0], VGG19Features)
@@ -116,7 +142,7 @@ def test_the_state_is_the_parameters_each_once():
 def test_weight_decay_spares_the_prototypes_and_whatever_has_one_dimension():
     expected = {"slope", "memory.part", "memory.gate_part.bias", "memory.gate_instance.bias"}
     assert MemoryNet(n=4, u=0, o=0).no_decay() == expected
-    assert MemoryNet(n=4, u=0, o=0, memory=False).no_decay() == {"slope"}
+    assert MemoryNet(n=4, u=0, o=0, memory=None).no_decay() == {"slope"}
     assert MemoryNet(n=4, u=0, o=0, decay_all=True).no_decay() == set()
 
 
@@ -125,28 +151,48 @@ def test_weight_decay_spares_the_prototypes_and_whatever_has_one_dimension():
     [
         {"n": 3},
         {"u": -1},
+        {"o": -1},
         {"cabs": 0},
-        {"parts": 0},
-        {"memory_branches": 0},
-        {"memory_branches": 4},
-        {"space": "both"},
-        {"similarity": "cosine"},
-        {"similarity": "cos", "space": "image"},
-        {"residual": True, "space": "image", "similarity": "dot"},
-        {"shrink": -0.1},
-        {"shrink": 0.01},
-        {"recon": "on"},
-        {"pretrain_share": 0.0},
-        {"pretrain_share": 1.0},
-        {"lambda_edge": -1.0},
-        {"lambda_cr": 0.0},
-        {"cr_ramp": 1.0},
     ],
 )
-def test_arguments_that_make_no_network_are_refused(options):
+def test_sizes_that_make_no_network_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))) as caught:
         MemoryNet(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [
+        (MemoryOptions, {"parts": 0}),
+        (MemoryOptions, {"instances": 0}),
+        (MemoryOptions, {"classes": 0}),
+        (MemoryOptions, {"levels": 0}),
+        (MemoryOptions, {"levels": 4}),
+        (MemoryOptions, {"space": "both"}),
+        (MemoryOptions, {"similarity": "cosine"}),
+        (MemoryOptions, {"similarity": "cos", "space": "image"}),
+        (MemoryOptions, {"residual": True, "space": "image", "similarity": "dot"}),
+        (MemoryOptions, {"shrink": -0.1}),
+        (MemoryOptions, {"shrink": 0.01}),
+        (MemoryOptions, {"shrink": 0.25, "parts": 1, "instances": 2, "classes": 2}),
+        (LossOptions, {"recon": "on"}),
+        (LossOptions, {"pretrain_share": 0.0}),
+        (LossOptions, {"pretrain_share": 1.0}),
+        (LossOptions, {"lambda_edge": -1.0}),
+        (ContrastiveOptions, {"lambda_cr": 0.0}),
+        (ContrastiveOptions, {"ramp": -0.1}),
+        (ContrastiveOptions, {"ramp": 1.0}),
+    ],
+)
+def test_options_that_make_no_network_or_none_that_learns_are_refused(group, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        group(**options)
+
+
+def test_the_largest_threshold_leaves_one_of_equal_prototypes():
+    assert MemoryOptions(shrink=0.0099).shrink == 0.0099
+    assert MemoryOptions(shrink=0.24, parts=1, instances=2, classes=2).shrink == 0.24
 
 
 # the memory
@@ -154,8 +200,7 @@ def test_arguments_that_make_no_network_are_refused(options):
 
 def make_memory(channels: int = 6, seed: int = 0, **options: object) -> HierarchicalMemory:
     torch.manual_seed(seed)
-    defaults = {"parts": 5, "instances": 2, "classes": 10, "levels": 3, "similarity": "cos", "shrink": 0.0}
-    return HierarchicalMemory(channels, **defaults | options).double()
+    return HierarchicalMemory(channels, MemoryOptions(**options)).double()
 
 
 def queries(channels: int = 6) -> Tensor:
@@ -344,12 +389,13 @@ def plain(model: MemoryNet, x: Tensor) -> list[Tensor]:
     def shallow(s, image):
         f = conv(model.shallow[s - 1].conv, image)
         f = cab(model.shallow[s - 1].cab, f)
-        if model.space == "image" or s > len(banks):
+        if memory is None or memory.space == "image" or s > len(banks):
             return f
         y = read(f, s)
-        return y if s == 1 and not model.residual else f + y
+        return y if s == 1 and not memory.residual else f + y
 
-    by_stage = [read(x, s) if model.space == "image" and s <= len(banks) else x for s in (1, 2, 3)]
+    pixels = memory is not None and memory.space == "image"
+    by_stage = [read(x, s) if pixels and s <= len(banks) else x for s in (1, 2, 3)]
     H, W = x.shape[2] // 2, x.shape[3] // 2
     rows = slice(0, H), slice(H, 2 * H)
     columns = slice(0, W), slice(W, 2 * W)
@@ -397,7 +443,7 @@ def test_the_stages_are_those_of_mprnet_with_a_memory(options):
 @torch.no_grad()
 def test_without_memory_it_is_the_backbone_of_any_memorynet():
     """The same weights in a network with a memory, whose memory adds nothing, give the baseline's images."""
-    baseline, model = tiny(memory=False), tiny(seed=1, residual=True)
+    baseline, model = tiny(memory=None), tiny(seed=1, **reading(residual=True))
     missing = model.load_state_dict(baseline.state_dict(), strict=False).missing_keys
     assert all(name.startswith("memory.") for name in missing)
     x = make_batch()["lq"]
@@ -414,7 +460,7 @@ def test_with_zero_image_convolutions_every_stage_returns_its_base(options):
         nn.init.zeros_(layer.weight)
     x = make_batch()["lq"]
     y = [x, x, x]  # of stages 1, 2, 3
-    if model.space == "image":
+    if model.memory is not None and model.memory.space == "image":
         banks = model.memory.banks()
         y = [model.memory(x, banks[:s]) if s <= len(banks) else x for s in (1, 2, 3)]
     for image, base in zip(model.stages(x), (y[2], y[2], y[1]), strict=True):
@@ -474,7 +520,7 @@ def test_restoring_in_training_mode_is_a_defect():
         tiny().restore(torch.rand(1, 3, 16, 16))
 
 
-@pytest.mark.parametrize("options", [{}, {"residual": True}, {"similarity": "dot"}, {"memory_branches": 2}, IMAGE])
+@pytest.mark.parametrize("options", [{}, reading(residual=True), DOT, reading(levels=2), IMAGE])
 @torch.no_grad()
 def test_the_read_weights_are_those_that_the_stages_use(options):
     model, x = tiny(**options), torch.rand(2, 3, 24, 16)
@@ -482,8 +528,8 @@ def test_the_read_weights_are_those_that_the_stages_use(options):
     model.memory.register_forward_hook(lambda module, args, out: reads.append(out))
     model.stages(x)
     weights = model.read_weights(x)
-    assert list(weights) == ["part", "instance", "semantic"][: options.get("memory_branches", 3)]
-    cuts = (4, 2, 1) if model.space == "feature" else (1, 1, 1)  # quarters, halves, the whole
+    assert list(weights) == ["part", "instance", "semantic"][: model.memory.levels]
+    cuts = (4, 2, 1) if model.memory.space == "feature" else (1, 1, 1)  # quarters, halves, the whole
     for w, bank, read, parts in zip(weights.values(), model.memory.banks(), reads, cuts, strict=False):
         assert w.shape == (2, len(bank), 24, 16)
         torch.testing.assert_close(w.sum(1), torch.ones(2, 24, 16))
@@ -494,7 +540,7 @@ def test_the_read_weights_are_those_that_the_stages_use(options):
 
 def test_read_weights_come_in_the_size_of_the_image():
     assert {w.shape[2:] for w in tiny().read_weights(torch.rand(1, 3, 19, 21)).values()} == {(19, 21)}
-    assert tiny(memory=False).read_weights(torch.rand(1, 3, 16, 16)) == {}
+    assert tiny(memory=None).read_weights(torch.rand(1, 3, 16, 16)) == {}
 
 
 # the objective
@@ -549,7 +595,9 @@ def test_the_contrastive_loss_weighs_deep_maps_most():
     assert contrast(maps, maps, maps).tolist() == [0, 0]  # 0 / 0
 
 
-@pytest.mark.parametrize("options", [{}, {"recon": "off", "lambda_edge": 0.2}, {"contrastive": False}, IMAGE])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": LossOptions(recon=None, lambda_edge=0.2)}, {"contrastive": None}, IMAGE]
+)
 @torch.no_grad()
 def test_the_objective_is_the_sum_of_its_terms(options):
     model = tiny(**options).double()
@@ -571,11 +619,11 @@ def test_the_objective_is_the_sum_of_its_terms(options):
             cr += omega * float((x - y).abs().mean() / ((x - j).abs().mean() + 1e-7))
     loss, logs = model.training_loss(batch)
     terms = {"char": char / 3, "edge": edge / 3, "recon": recon / 3, "cr": cr / 3}
-    if model.recon == "off":
+    if model.loss.recon is None:
         del terms["recon"]
-    if not model.contrastive:
+    if model.contrastive is None:
         del terms["cr"]
-    expected = terms["char"] + options.get("lambda_edge", 0.05) * terms["edge"]
+    expected = terms["char"] + (0.2 if "loss" in options else 0.05) * terms["edge"]
     expected += terms.get("recon", 0) + 0.1 * terms.get("cr", 0)
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     assert set(logs) == {*terms, "psnr"}
@@ -586,7 +634,7 @@ def test_the_objective_is_the_sum_of_its_terms(options):
 
 @torch.no_grad()
 def test_the_contrastive_loss_grows_in_over_its_ramp():
-    model, plainly = tiny(), tiny(contrastive=False)
+    model, plainly = tiny(), tiny(contrastive=None)
     base = float(plainly.training_loss(make_batch())[0])
 
     def share(model: MemoryNet, progress: float) -> float:
@@ -595,15 +643,17 @@ def test_the_contrastive_loss_grows_in_over_its_ramp():
 
     for progress, expected in ((0.0, 0.0), (0.025, 0.05), (0.05, 0.1), (0.9, 0.1)):
         assert share(model, progress) == pytest.approx(expected, abs=1e-5)
-    assert share(tiny(cr_ramp=0.0), 0.0) == pytest.approx(0.1, abs=1e-5)
-    later = tiny(recon="pretrain", pretrain_share=0.2)  # nothing to ramp before the degraded images come
+    assert share(tiny(contrastive=ContrastiveOptions(ramp=0.0)), 0.0) == pytest.approx(0.1, abs=1e-5)
+    later = tiny(
+        loss=LossOptions(recon="pretrain", pretrain_share=0.2)
+    )  # nothing to ramp before the degraded images come
     for progress, expected in ((0.2, 0.0), (0.225, 0.05), (0.25, 0.1)):
         assert share(later, progress) == pytest.approx(expected, abs=1e-5)
 
 
 @torch.no_grad()
 def test_pretraining_sees_clean_images_only_and_joint_training_both():
-    model = tiny(recon="pretrain", pretrain_share=0.25)
+    model = tiny(loss=LossOptions(recon="pretrain", pretrain_share=0.25))
     batch = make_batch()
     other = batch | {"lq": torch.rand_like(batch["lq"])}
     for progress, clean in ((0.0, True), (0.249, True), (0.25, False), (0.9, False)):
@@ -618,14 +668,13 @@ def test_pretraining_sees_clean_images_only_and_joint_training_both():
             mse = float((X - batch["gt"]).detach().square().mean())
             assert float(logs["psnr"]) == pytest.approx(-10 * math.log10(mse), rel=1e-5)
         else:
-            joint = tiny(contrastive=progress > 0.25)  # at its start the contrastive loss weighs nothing
+            # At its start the contrastive loss weighs nothing.
+            joint = tiny(contrastive=ContrastiveOptions() if progress > 0.25 else None)
             assert float(loss) == pytest.approx(float(joint.training_loss(batch | now)[0]), rel=1e-6)
             assert float(logs["cr"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "progress"), [*((options, 0.5) for options in VARIANTS), ({"recon": "pretrain"}, 0.0)], ids=str
-)
+@pytest.mark.parametrize(("options", "progress"), [*((options, 0.5) for options in VARIANTS), (PRETRAIN, 0.0)], ids=str)
 def test_the_objective_reaches_every_parameter(options, progress):
     model = tiny(**options)
     model.training_loss(make_batch() | {"progress": torch.tensor(progress)})[0].backward()
@@ -634,10 +683,10 @@ def test_the_objective_reaches_every_parameter(options, progress):
         assert p.grad.any(), name
 
 
-@pytest.mark.parametrize(("recon", "samples"), [("off", 2), ("net", 4)])
+@pytest.mark.parametrize(("recon", "samples"), [(None, 2), ("net", 4)])
 @torch.no_grad()
 def test_degraded_and_clean_images_share_one_pass(recon, samples):
-    model = tiny(recon=recon)
+    model = tiny(loss=LossOptions(recon=recon))
     shapes = []
     model.shallow[2].register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[0]))
     model.training_loss(make_batch())
@@ -645,7 +694,7 @@ def test_degraded_and_clean_images_share_one_pass(recon, samples):
 
 
 def test_no_gradient_passes_through_the_positive_and_the_negative():
-    model = tiny(recon="off")
+    model = tiny(loss=LossOptions(recon=None))
     model.training_loss(make_batch())
     assert model._vgg[0].seen == [((4, 3, 16, 24), False), ((2, 3, 16, 24), True)]
 
@@ -706,7 +755,7 @@ def test_the_gradients_of_each_loss_are_exact(term):
     assert torch.autograd.gradcheck(loss, (small("anchor").requires_grad_(),), eps=1e-7, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, IMAGE, {"shrink": 0.005}], ids=str)
+@pytest.mark.parametrize("options", [{}, IMAGE, reading(shrink=0.005)], ids=str)
 def test_the_gradients_of_the_objective_are_exact(options):
     model = tiny(n=4, u=1, o=1, **options).double()
     batch = make_batch(1, 8, 8, torch.float64)
@@ -727,9 +776,9 @@ def test_the_gradients_of_the_objective_are_exact(options):
 
 RANKED = (  # options, progress
     ({}, 0.5),
-    (IMAGE | {"memory_branches": 2}, 0.04),
-    ({"memory_branches": 1}, 0.5),
-    ({"recon": "pretrain"}, 0.04),
+    (by_pixels(levels=2), 0.04),
+    (reading(levels=1), 0.5),
+    (PRETRAIN, 0.04),
 )
 
 
@@ -779,7 +828,7 @@ IMAGES = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"shrink": 0.005}, IMAGE, {"similarity": "dot"}], ids=str)
+@pytest.mark.parametrize("options", [{}, reading(shrink=0.005), IMAGE, DOT], ids=str)
 @pytest.mark.parametrize("name", IMAGES)
 def test_bf16_stays_finite_on_any_input(name, options):
     model, image = tiny(**options), IMAGES[name]
@@ -893,7 +942,7 @@ def blind(**options: object) -> MemoryNet:
 
 
 def test_it_learns_to_denoise_and_cannot_from_the_cosine_of_pixels():
-    size = {"n": 8, "u": 4, "o": 4, "cabs": 1, "recon": "off", "contrastive": False}
+    size = {"n": 8, "u": 4, "o": 4, "cabs": 1, "loss": LossOptions(recon=None), "contrastive": None}
     torch.manual_seed(0)
     before, stages, moved, used = learn(MemoryNet(**size), 24, 40, 4e-3)
     assert min(stages) >= before + 3
@@ -905,7 +954,7 @@ def test_it_learns_to_denoise_and_cannot_from_the_cosine_of_pixels():
 
 @pytest.mark.slow
 def test_it_learns_to_denoise_by_6_db_on_its_best_and_last_stage():
-    size = {"n": 16, "u": 8, "o": 8, "cabs": 2, "recon": "off", "contrastive": False}
+    size = {"n": 16, "u": 8, "o": 8, "cabs": 2, "loss": LossOptions(recon=None), "contrastive": None}
     torch.manual_seed(0)
     before, stages, moved, used = learn(MemoryNet(**size), 48, 200, 1e-3)
     assert stages[0] >= before + 6

@@ -219,7 +219,13 @@ def test_the_provenance_is_that_of_the_training_and_the_first_one_stays(tmp_path
         "codec": "raw",
         "shard_bytes": 65536,
     }
-    began.write_text(json.dumps(BEGAN | more | {"licence": "CC-BY-4.0", "datasets": {"photos": {"layout": "folder"}}}))
+    began.write_text(
+        json.dumps(
+            BEGAN
+            | more
+            | {"licences": {"photos": "CC-BY-4.0", "mine": None}, "datasets": {"photos": {"layout": "folder"}}}
+        )
+    )
     place = Path(publish("tiny", str(tmp_path / "team"), runs)["uri"])
     provenance = json.loads((place / "provenance.json").read_text())
     for key in ("who", "when", "commit"):
@@ -228,13 +234,19 @@ def test_the_provenance_is_that_of_the_training_and_the_first_one_stays(tmp_path
         assert provenance[key] == more[key]
     assert provenance["data"] == {
         **{"task": "photos-jpeg", "digest": "d1935", "location": BEGAN["data"], "shard_bytes": 65536, "codec": "raw"},
-        **{"licence": "CC-BY-4.0", "datasets": {"photos": {"layout": "folder"}}},
+        **{"licences": {"photos": "CC-BY-4.0", "mine": None}, "datasets": {"photos": {"layout": "folder"}}},
     }
     assert (provenance["machine"], provenance["libraries"]) == (MACHINE, MACHINE["libraries"])
     assert provenance["run"] == json.loads((runs / "tiny/checkpoint.json").read_text())["run"]
     assert (provenance["step"], provenance["world_size"], provenance["parent"]) == (6, 3, None)
     card = (place / "card.md").read_text()
-    for part in (BEGAN["commit"], "https://example.org/us", "CC-BY-4.0", BEGAN["who"], "changes that no commit has"):
+    for part in (
+        BEGAN["commit"],
+        "https://example.org/us",
+        "photos: CC-BY-4.0; mine: not known",
+        BEGAN["who"],
+        "changes that no commit has",
+    ):
         assert part in card
     assert capsys.readouterr().err == ""
     before = contents(place)
@@ -531,6 +543,63 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
     card = card_of("store/x", model, recipe.model_dump(), shown, measured, provenance)
     assert "One of more than 409,600 pixels is restored in tiles of 256 pixels a side" in card
     assert "on at most 409,600 pixels: x-1 of a/pairs-rgb 51.2 dB." in card
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (
+            [],
+            [
+                "n 12, u 4, o 4, cabs 2, decay_all False.",
+                "",
+                "- memory: parts 5, instances 2, classes 10, levels 3, space feature, similarity cos, shrink 0.0, residual True",
+                "- loss: lambda_edge 0.05, recon net, pretrain_share 0.1",
+                "- contrastive: lambda_cr 0.1, ramp 0.05, vgg.path stand-in, vgg.sha256 None",
+                "",
+                "The paper and the code: `jobs/models/memorynet.py`.",
+            ],
+        ),
+        (
+            ["model.memory=null", "model.contrastive=null"],
+            [
+                "n 12, u 4, o 4, cabs 2, memory None, contrastive None, decay_all False.",
+                "",
+                "- loss: lambda_edge 0.05, recon net, pretrain_share 0.1",
+                "",
+                "The paper and the code: `jobs/models/memorynet.py`.",
+            ],
+        ),
+    ],
+)
+def test_the_card_has_a_line_for_each_group_of_options(overrides, lines):
+    recipe = read_recipe("memorynet-deshadow-sample", overrides)
+    provenance = {"recipe": "x", "step": 7, "data": {"digest": "d1"}}
+    task = read_task(recipe.data.task).model_dump(mode="json")
+    model = build_model(recipe.model)
+    card = card_of("store/x", model, recipe.model_dump(mode="json"), task, SCORES, provenance)
+    architecture = card.partition("## Architecture")[2].partition("## Training data")[0]
+    assert architecture.strip().splitlines()[1:] == lines
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "without options."),
+        ({"depth": 3}, "depth 3."),
+        ({"extra": {}}, "extra {}."),
+        ({"stem": {"k": 3}}, "- stem: k 3"),
+    ],
+)
+def test_the_card_of_any_network_says_its_options(options, line):
+    recipe = read_recipe("memorynet-deshadow-sample")
+    told = recipe.model_dump(mode="json") | {"model": {"name": "memnet", **options}}
+    task = read_task(recipe.data.task).model_dump(mode="json")
+    provenance = {"recipe": "x", "step": 7, "data": {"digest": "d1"}}
+    card = card_of("store/x", build_model(recipe.model), told, task, SCORES, provenance)
+    said = [each for each in card.partition("parameters:\n")[2].splitlines() if each]
+    assert said[0] == line
+    assert said[1].startswith("The paper and the code")
 
 
 def test_the_card_of_a_model_that_sees_a_few_pixels_says_nothing_of_tiles(runs):

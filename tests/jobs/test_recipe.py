@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torch import nn
 from jobs.evaluation.benchmark import benchmark
 from jobs.models.memnet import MemNet
 from jobs.options import MODELS
-from jobs.recipe import RECIPES, Optimisation, Span, build_model, read_recipe
+from jobs.recipe import RECIPES, Optimisation, Span, build_model, packed, read_recipe, unpacked
 from jobs.training.loop import learning_rate
 from jobs.training.origin import CODE, OWN
 from pipeline.config import bare_name
@@ -45,10 +46,10 @@ def file(tmp_path) -> Path:
     return path
 
 
-def complaint(file: Path, old: str = "", new: str = "", overrides: list[str] | None = None) -> str:
+def complaint(file: Path, old: str = "", new: str = "", overrides: list[str] | None = None, *, text: str = TEXT) -> str:
     """What read_recipe says to the recipe with one piece of text replaced; one line."""
-    assert TEXT.count(old) >= 1
-    file.write_text(TEXT.replace(old, new, 1))
+    assert text.count(old) >= 1
+    file.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError) as error:
         read_recipe(str(file), overrides)
     assert "\n" not in str(error.value)
@@ -157,6 +158,90 @@ def test_a_file_that_is_no_recipe_is_one_line(file):
     file.write_bytes(b"\xff\xfe\x00model")
     with pytest.raises(UserError, match=r"mine.yaml"):
         read_recipe(str(file))
+
+
+# groups of options
+
+GROUPED = TEXT.replace(
+    TEXT.splitlines()[1],
+    "model:\n  name: memorynet\n  memory:\n    parts: 4\n  contrastive: {vgg: {path: stand-in}}",
+)
+
+
+@pytest.fixture
+def grouped(tmp_path) -> Path:
+    path = tmp_path / "grouped.yaml"
+    path.write_text(GROUPED)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        (
+            "    parts: 4",
+            "    part: 4",
+            "5: model.memory.part: unknown key; did you mean 'parts'? known: classes, instances, ",
+        ),
+        (
+            "path: stand-in",
+            "pth: stand-in",
+            "6: model.contrastive.vgg.pth: unknown key; did you mean 'path'? known: path, ",
+        ),
+        (
+            "    parts: 4",
+            "    parts: 0",
+            "5: model.memory.parts: Input should be greater than or equal to 1 (given: 0)",
+        ),
+        ("    parts: 4", "    shrink: 0.01", "4: model.memory: shrink 0.01: from 0 to below 1/100, "),
+        ("    parts: 4", "    levels: four", "5: model.memory.levels: Input should be 1, 2 or 3 (given: 'four')"),
+        (
+            "path: stand-in",
+            "sha256: abc",
+            "6: model.contrastive.vgg.sha256: 64 hex digits, or at least the first 8 of them",
+        ),
+        (
+            "\n    parts: 4",
+            " false",
+            "4: model.memory: expected `key: value` pairs, or null for none, found False; known: cl",
+        ),
+        (
+            "\n    parts: 4",
+            " null\n  loss: 3",
+            "5: model.loss: expected `key: value` pairs, found 3; known: lambda_edge, ",
+        ),
+        (
+            "{vgg: {path: stand-in}}",
+            "{vgg: null}",
+            "6: model.contrastive.vgg: expected `key: value` pairs, found None; known",
+        ),
+    ],
+)
+def test_a_mistake_in_a_group_is_told_as_one_outside(old, new, where, grouped):
+    assert complaint(grouped, old, new, text=GROUPED).startswith(f"{grouped}:{where}")
+
+
+def test_the_command_line_reaches_into_a_group(grouped):
+    changed = read_recipe(str(grouped), ["model.memory.shrink=0.001", "model.loss.recon=null"])
+    plain = read_recipe(str(grouped)).model_dump()
+    plain["model"]["memory"]["shrink"] = 0.001
+    plain["model"]["loss"]["recon"] = None
+    assert changed.model_dump() == plain
+    assert (plain["model"]["memory"]["parts"], build_model(changed.model).memory.shrink) == (4, 0.001)
+    said = complaint(grouped, overrides=["model.memory.shrnk=1"], text=GROUPED)
+    assert said.startswith(f"{grouped}:4: model.memory.shrnk: unknown key; did you mean 'shrink'?")
+
+
+def test_a_group_that_is_null_is_a_mechanism_less(grouped):
+    changed = read_recipe(str(grouped), ["model.memory=null", "model.contrastive=null"])
+    model = build_model(changed.model)
+    assert (model.memory, model.contrastive) == (None, None)
+    assert changed.model_dump()["model"]["memory"] is None
+
+
+def test_a_recipe_with_groups_is_the_same_on_the_other_side(grouped):
+    recipe = read_recipe(str(grouped), ["model.contrastive=null", "model.memory.levels=2"])
+    assert unpacked(json.loads(json.dumps(packed(recipe)))).model_dump() == recipe.model_dump()
 
 
 # rules between values

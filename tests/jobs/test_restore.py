@@ -363,9 +363,9 @@ evaluation: {{benchmarks: [{{benchmark: pairs-rgb, data: datasets/rain, layout: 
 
 MODELS = [
     ("{name: memnet, memory_blocks: 1, recursions: 1, channels: 4}", "photos-jpeg"),
-    ("{name: memorynet, n: 8, u: 2, o: 2, cabs: 1, vgg: stand-in}", "shadow-pairs"),
-    ("{name: timelapse, channels: 4, items: 3}", "timelapse-pairs"),
-    ("{name: drcnet, width: 4, cr: none}", "rain-pairs"),
+    ("{name: memorynet, n: 8, u: 2, o: 2, cabs: 1}", "shadow-pairs"),
+    ("{name: timelapse, channels: 4, memory: {items: 3}}", "timelapse-pairs"),
+    ("{name: drcnet, width: 4, contrastive: null}", "rain-pairs"),
 ]
 
 

@@ -469,7 +469,12 @@ def test_a_damaged_shard_or_table_never_reaches_a_bucket(root, s3):
 
 DRCNET = {
     **RECIPE,
-    "model": {"name": "drcnet", "width": 12, "levels": 3, "cr": "intra", "vgg": "store/vgg19-dcbb9e9d.pth"},
+    "model": {
+        "name": "drcnet",
+        "width": 12,
+        "levels": 3,
+        "contrastive": {"alpha": 0.5, "vgg": {"path": "store/vgg19-dcbb9e9d.pth"}},
+    },
 }
 
 
@@ -480,7 +485,9 @@ def test_the_weights_of_vgg19_are_put_into_the_store_and_found_there(root, s3, c
     planned = plan_run("tiny.yaml", data="data", store=s3)
     submit._sent(planned)
     assert storage(s3).read("vgg19-dcbb9e9d.pth") == b"weights"
-    assert submit.with_weights(planned.recipe, planned.store).model.vgg == f"{s3}/vgg19-dcbb9e9d.pth"
+    expected = planned.recipe.model_dump()
+    expected["model"]["contrastive"]["vgg"]["path"] = f"{s3}/vgg19-dcbb9e9d.pth"
+    assert submit.with_weights(planned.recipe, planned.store).model_dump() == expected
     assert "vgg19" in capsys.readouterr().err
     submit._sent(planned)
     assert "vgg19" not in capsys.readouterr().err
@@ -489,13 +496,21 @@ def test_the_weights_of_vgg19_are_put_into_the_store_and_found_there(root, s3, c
     before = (root / "store/vgg19-dcbb9e9d.pth").stat()
     assert submit._sent(shared) == str(root / "data")
     assert (root / "store/vgg19-dcbb9e9d.pth").stat() == before
-    assert submit.with_weights(shared.recipe, shared.store).model.vgg == str(root / "store/vgg19-dcbb9e9d.pth")
+    assert submit.with_weights(shared.recipe, shared.store).model.contrastive.vgg.path == str(
+        root / "store/vgg19-dcbb9e9d.pth"
+    )
     assert digest(origin(shared.recipe, samples_digest(shared.listing))) == shared.run.rpartition("-")[2]
 
 
-@pytest.mark.parametrize("vgg", ["stand-in", "s3://bucket/vgg19-dcbb9e9d.pth"])
-def test_other_weights_stay_as_the_recipe_has_them(vgg, root):
-    (root / "tiny.yaml").write_text(yaml.safe_dump({**DRCNET, "model": {**DRCNET["model"], "vgg": vgg}}))
+@pytest.mark.parametrize(
+    "contrastive",
+    [{"vgg": {"path": "stand-in"}}, {"vgg": {"path": "s3://bucket/vgg19-dcbb9e9d.pth"}}, None],
+    ids=["stand-in", "uri", "none"],
+)
+def test_other_weights_stay_as_the_recipe_has_them(contrastive, root):
+    (root / "tiny.yaml").write_text(
+        yaml.safe_dump({**DRCNET, "model": {**DRCNET["model"], "contrastive": contrastive}})
+    )
     planned = plan_run("tiny.yaml", data="data", store="store")
     assert submit.with_weights(planned.recipe, planned.store) == planned.recipe
 

@@ -10,7 +10,7 @@ from stand_ins import Brighter, MeanOf, untrained
 from torch import Tensor, nn
 
 from jobs.restoring import tiles as module
-from jobs.restoring.tiles import _starts, blended_distance, restore_blended, restore_grid, restore_plane, restore_tiled
+from jobs.restoring.tiles import _starts, restore_blended, restore_grid, restore_plane, restore_tiled
 
 
 class Shuffled(nn.Module):
@@ -144,19 +144,6 @@ def test_only_a_large_image_of_global_statistics_is_blended(monkeypatch):
     assert (restore_plane(model, lq, whole=True).std((0, 1)) < 1e-6).all()
     assert (restore_plane(model, lq).std((0, 1)) > 0.01).all()
     assert np.array_equal(restore_plane(model, lq), restore_blended(model, lq))
-
-
-def test_the_distance_of_blended_tiles_is_that_of_the_two_results():
-    lq = np.linspace(0, 1, 400 * 300 * 3, dtype=np.float32).reshape(400, 300, 3)
-    mse = np.square(restore_blended(MeanOf(), lq).astype(np.float64) - lq.mean((0, 1))).mean()
-    assert blended_distance(MeanOf(), lq) == pytest.approx(-10 * np.log10(mse), abs=1e-3)
-    assert blended_distance(MeanOf(), np.full((400, 300, 3), 0.5, np.float32)) > 120
-    assert blended_distance(MeanOf(), lq[:256, :256]) is None
-    assert blended_distance(Brighter(), lq) is None
-    model = Brighter()
-    model.receptive_field = None
-    blended_distance(model, plane(1000, 900, 3))
-    assert tuple(model.seen[0].shape) == (1, 3, 640, 640)
 
 
 # tiles of a release

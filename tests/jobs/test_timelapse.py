@@ -15,19 +15,38 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs.models import timelapse
 from jobs.models.batchnorm import BatchNorm2d
-from jobs.models.timelapse import Memory, TimeLapseNet, kmeans, mean_l1, selective_whitening, ssim
+from jobs.models.timelapse import (
+    LossOptions,
+    Memory,
+    MemoryOptions,
+    TimeLapseNet,
+    WhiteningOptions,
+    kmeans,
+    mean_l1,
+    selective_whitening,
+    ssim,
+)
 from jobs.training.loop import Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = ({}, {"memory": False}, {"norm": "none"}, {"bias": False})
-EVERY_TERM = {"loss_profile": "released"}  # the only profile in which no weight is 0
+VARIANTS = ({}, {"memory": None}, {"norm": "none"}, {"bias": False})
+EVERY_TERM = {"profile": "released"}  # the only profile in which no weight is 0
+
+
+def grouped(options: dict[str, object]) -> dict[str, object]:
+    """The arguments of a network, of options whose groups are not told."""
+    arguments = dict(options)
+    for name, group in (("memory", MemoryOptions), ("loss", LossOptions)):
+        inside = {key: arguments.pop(key) for key in group.model_fields if key in arguments}
+        arguments.setdefault(name, group(**inside))
+    return arguments
 
 
 def tiny(seed: int = 0, **options: object) -> TimeLapseNet:
     """6 channels and 5 items, in which every parameter and buffer has a value of its own and the rain is not zero."""
     torch.manual_seed(seed)
-    model = TimeLapseNet(**{"channels": 6, "items": 5, "zero_init": False} | options)
+    model = TimeLapseNet(**grouped({"channels": 6, "items": 5, "zero_init": False} | options))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, BatchNorm2d):
@@ -93,7 +112,7 @@ def parameters(model: nn.Module) -> int:
         ({}, 817_987),
         ({"norm": "none"}, 815_683),
         ({"norm": "none", "bias": False}, 814_464),
-        ({"memory": False}, 817_987 - 64 * 64 * 9),
+        ({"memory": None}, 817_987 - 64 * 64 * 9),
     ],
 )
 def test_parameters_are_the_papers(options, expected):
@@ -107,7 +126,7 @@ def test_the_memory_is_20_items_of_64_numbers_that_no_optimiser_sees():
     assert items.dtype == torch.float32
     torch.testing.assert_close(items.norm(dim=1), torch.ones(20), rtol=0, atol=1e-6)
     assert not any("memory" in name for name, _ in model.named_parameters())
-    assert "memory.items" not in TimeLapseNet(memory=False).state_dict()
+    assert "memory.items" not in TimeLapseNet(memory=None).state_dict()
 
 
 def test_the_items_start_in_all_directions_by_the_seed():
@@ -128,21 +147,11 @@ def test_a_checkpoint_holds_the_layers_and_the_items_and_nothing_else():
     ("options", "words"),
     [
         ({"channels": 1}, "channels"),
-        ({"items": 0}, "items"),
         ({"norm": "layer"}, "bn or none"),
-        ({"update": "all"}, "assigned, literal or none"),
-        ({"loss_profile": "mine"}, "default, paper or released"),
-        ({"self_consistency": "both"}, "cross or literal"),
-        ({"bsw_l": 5}, "bsw_l 5"),
-        ({"bsw_l": 0}, "bsw_l 0"),
-        ({"lambda_w": -1.0}, "lambda_w -1"),
-        ({"lambda_c": math.nan}, "lambda_c nan"),
-        ({"siamese": False, "loss_profile": "paper"}, "siamese"),
-        ({"siamese": False, "lambda_c": 0.1}, "siamese"),
-        ({"lambda_b": 0.0, "lambda_s": 0.0, "lambda_c": 0.0}, "decoder"),
-        ({"lambda_b": 0.0, "lambda_c": 0.0, "self_consistency": "literal"}, "decoder"),
-        ({"memory": False, "read_grad": True}, "memory"),
-        ({"memory": False, "loss_profile": "released"}, "lambda_compact"),
+        ({"siamese": False, "loss": LossOptions(profile="paper")}, "siamese"),
+        ({"siamese": False, "loss": LossOptions(c=0.1)}, "siamese"),
+        ({"siamese": False, "loss": LossOptions(whitening=WhiteningOptions(h=8))}, "siamese"),
+        ({"memory": None, "loss": LossOptions(profile="released")}, "loss.compact"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(options, words):
@@ -151,19 +160,54 @@ def test_arguments_that_make_no_network_are_refused(options, words):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("group", "options", "words"),
+    [
+        (MemoryOptions, {"items": 0}, "items"),
+        (MemoryOptions, {"update": "all"}, "'assigned', 'literal' or 'none'"),
+        (LossOptions, {"profile": "mine"}, "'default', 'paper' or 'released'"),
+        (LossOptions, {"self_consistency": "both"}, "'cross' or 'literal'"),
+        *((LossOptions, {name: -1.0}, name) for name in timelapse.PROFILES["default"]),
+        (LossOptions, {"c": math.nan}, "c"),
+        (LossOptions, {"b": math.inf}, "b"),
+        (LossOptions, {"b": 0.0, "s": 0.0, "c": 0.0}, "decoder"),
+        (LossOptions, {"b": 0.0, "c": 0.0, "self_consistency": "literal"}, "decoder"),
+        (WhiteningOptions, {"l": 5}, "l 5 of h 4 clusters"),
+        (WhiteningOptions, {"l": 0}, "l"),
+        (WhiteningOptions, {"h": 0}, "h"),
+    ],
+)
+def test_options_that_make_no_memory_or_no_objective_are_refused(group, options, words):
+    with pytest.raises(ValueError, match=words):
+        group(**options)
+
+
 def test_every_argument_has_a_plain_annotation_and_the_papers_value():
     arguments = inspect.signature(TimeLapseNet.__init__).parameters
     assert all(p.annotation is not p.empty and p.kind is p.KEYWORD_ONLY for p in list(arguments.values())[1:])
-    assert (arguments["channels"].default, arguments["items"].default) == (64, 20)
-    assert (arguments["bsw_h"].default, arguments["bsw_l"].default) == (4, 2)
-    weights = {name: tuple(TimeLapseNet(channels=4, loss_profile=name).weights.values()) for name in timelapse.PROFILES}
+    assert (arguments["channels"].default, arguments["memory"].default.items) == (64, 20)
+    whitening = arguments["loss"].default.whitening
+    assert (whitening.h, whitening.l) == (4, 2)
+    weights = {name: tuple(LossOptions(profile=name).weights.values()) for name in timelapse.PROFILES}
     assert weights == {
         "default": (1, 0.1, 1, 0.01, 0, 0),
         "paper": (1, 0.1, 0.001, 0.01, 0, 0),
         "released": (1, 1, 1, 0.01, 0.01, 0.5),
     }
-    changed = TimeLapseNet(channels=4, loss_profile="paper", lambda_c=0.5, lambda_ssim=0.25).weights
+    changed = TimeLapseNet(channels=4, loss=LossOptions(profile="paper", c=0.5, ssim=0.25)).weights
     assert tuple(changed.values()) == (1, 0.1, 0.5, 0.01, 0, 0.25)
+
+
+@torch.no_grad()
+def test_the_loss_whitens_the_clusters_of_its_options():
+    batch, losses = make_batch(), []
+    for h, l in ((4, 2), (4, 1), (50, 2)):  # noqa: E741
+        model = tiny(whitening=WhiteningOptions(h=h, l=l))
+        losses.append(float(model.training_loss(batch)[1]["l_w"]))
+        v, w = tiny().separate(list((2 * batch["frames"] - 1).unbind(1)), torch.ones(3, dtype=torch.bool))
+        expected = selective_whitening(v.q_c, w.q_c, h, l).mean()
+        assert losses[-1] == pytest.approx(float(expected), rel=1e-5)
+    assert len(set(losses)) == 3
 
 
 # what it computes
@@ -228,7 +272,7 @@ def test_it_is_the_papers_network_forward_and_backward(options, training):
 @pytest.mark.parametrize("norm", ["bn", "none"])
 def test_a_zero_output_convolution_starts_from_the_identity(norm):
     torch.manual_seed(0)
-    model = TimeLapseNet(channels=6, items=5, norm=norm)
+    model = TimeLapseNet(channels=6, norm=norm)
     batch = make_batch()
     v, w = model.separate([2 * batch["frames"][:, k] - 1 for k in (0, 1)], torch.ones(3, dtype=torch.bool))
     assert torch.equal(v.B, v.I)
@@ -350,7 +394,7 @@ def test_read_weights_show_what_each_item_answers_to():
     expected = torch.einsum("mc,bchw->bmhw", model.memory.items, q).softmax(1)
     torch.testing.assert_close(model.read_weights(whole)["items"], expected, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
-    assert tiny(memory=False).eval().read_weights(x) == {}
+    assert tiny(memory=None).eval().read_weights(x) == {}
 
 
 # the memory is written
@@ -492,7 +536,7 @@ def test_the_objective_is_equation_14(self_consistency):
 
 @torch.no_grad()
 def test_the_self_consistency_of_equation_9_is_zero_and_the_crossed_one_twice_the_background_loss():
-    for options in ({}, {"norm": "none"}, {"memory": False}):
+    for options in ({}, {"norm": "none"}, {"memory": None}):
         _, logs = tiny(**options).training_loss(make_batch())
         assert float(logs["l_s_literal"]) < 1e-6
         assert float(logs["l_s"]) == pytest.approx(2 * float(logs["l_b"]), rel=1e-5)
@@ -504,7 +548,7 @@ def test_the_self_consistency_of_equation_9_is_zero_and_the_crossed_one_twice_th
 def test_the_literal_self_consistency_teaches_nothing():
     gradients = []
     for weight in (0.0, 100.0):
-        model = tiny(self_consistency="literal", lambda_s=weight).double()
+        model = tiny(self_consistency="literal", s=weight).double()
         loss, _ = model.training_loss(make_batch(dtype=torch.float64))
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
     for a, b in zip(*gradients, strict=True):
@@ -523,7 +567,7 @@ def test_swapping_the_frames_matters_to_the_memory_alone():
 
 
 def test_terms_of_weight_0_are_left_out():
-    _, logs = tiny(lambda_s=0.0, lambda_w=0.0).training_loss(make_batch())
+    _, logs = tiny(s=0.0, w=0.0).training_loss(make_batch())
     assert set(logs) == {"l_b", "l_c", "l_s_literal", "query_variance"}
     _, logs = tiny(**EVERY_TERM).training_loss(make_batch())
     assert set(logs) == {f"l_{k}" for k in ("b", "s", "c", "w", "compact", "ssim", "s_literal")} | {"query_variance"}
@@ -537,11 +581,11 @@ def test_the_query_variance_is_that_of_e4b():
     assert float(model.training_loss(batch)[1]["query_variance"]) == pytest.approx(float(sum(variance)) / 2)
 
 
-@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("options", [{"update": "none"}, {"memory": None}])
 @torch.no_grad()
-def test_without_siamese_training_each_frame_is_supervised_by_the_scenes_mean(memory):
+def test_without_siamese_training_each_frame_is_supervised_by_the_scenes_mean(options):
     batch = make_batch(dtype=torch.float64)
-    model = tiny(siamese=False, memory=memory, norm="none", update="none").double()
+    model = tiny(siamese=False, norm="none", **options).double()
     loss, logs = model.training_loss(batch)
     errors = model(batch["lq"]) - batch["gt"]
     assert float(loss) == pytest.approx(2 * float(errors.abs().mean()))  # of the [-1, 1] range
@@ -550,7 +594,7 @@ def test_without_siamese_training_each_frame_is_supervised_by_the_scenes_mean(me
 
 
 @pytest.mark.parametrize(
-    "options", [{}, EVERY_TERM, {"memory": False}, {"siamese": False}, {"norm": "none"}, {"read_grad": True}]
+    "options", [{}, EVERY_TERM, {"memory": None}, {"siamese": False}, {"norm": "none"}, {"read_grad": True}]
 )
 def test_the_objective_reaches_every_parameter(options):
     model = tiny(**options)
@@ -600,7 +644,7 @@ def objective(profile: dict[str, object]) -> nn.Module:
     return Loss()
 
 
-NO = {f"lambda_{name}": 0.0 for name in ("b", "s", "c", "w", "compact", "ssim")}
+NO = dict.fromkeys(("b", "s", "c", "w", "compact", "ssim"), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -608,12 +652,12 @@ NO = {f"lambda_{name}": 0.0 for name in ("b", "s", "c", "w", "compact", "ssim")}
     [
         {"norm": "none", **EVERY_TERM},
         {"siamese": False},
-        NO | {"lambda_b": 1.0},
-        NO | {"lambda_s": 1.0},
-        NO | {"lambda_c": 1.0},
-        NO | {"lambda_b": 1e-9, "lambda_w": 1.0},
-        NO | {"lambda_b": 1e-9, "lambda_compact": 1.0},
-        NO | {"lambda_b": 1e-9, "lambda_ssim": 1.0},
+        NO | {"b": 1.0},
+        NO | {"s": 1.0},
+        NO | {"c": 1.0},
+        NO | {"b": 1e-9, "w": 1.0},
+        NO | {"b": 1e-9, "compact": 1.0},
+        NO | {"b": 1e-9, "ssim": 1.0},
     ],
     ids=["none", "supervised", "b", "s", "c", "w", "compact", "ssim"],
 )
@@ -850,7 +894,7 @@ CASES = {
     "every term, padding": (EVERY_TERM, 1),
     "a rank of padding": ({"update": "literal", "read_grad": True}, 2),
     "supervised": ({"siamese": False}, 1),
-    "no memory, no norm": ({"memory": False, "norm": "none"}, 0),
+    "no memory, no norm": ({"memory": None, "norm": "none"}, 0),
 }
 
 
@@ -994,7 +1038,7 @@ def learn(steps: int, seed: int = 0, side: int = 32, **options: object) -> tuple
     torch.manual_seed(seed)
     _, rainy = scenes(24, 6, rng, side)
     clean, unseen = scenes(8, 1, rng, side)
-    model = TimeLapseNet(**{"channels": 16, "items": 8} | options)
+    model = TimeLapseNet(**grouped({"channels": 16, "items": 8} | options))
     first = model.memory.items.clone()
     optimiser = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(steps):
@@ -1033,7 +1077,7 @@ def test_it_learns_to_remove_rain_that_it_never_saw_removed():
 
 def test_with_the_papers_weights_nothing_holds_the_background():
     """The negative control: of the paper's objective from a random start the result is worse than the input."""
-    _, _, before, after = learn(35, loss_profile="paper", zero_init=False)
+    _, _, before, after = learn(35, profile="paper", zero_init=False)
     assert after < before
 
 
@@ -1057,7 +1101,7 @@ def test_it_learns_in_220_steps(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_controls_fail_in_220_steps(seed):
-    _, _, before, after = learn(220, seed, side=64, loss_profile="paper", zero_init=False)
+    _, _, before, after = learn(220, seed, side=64, profile="paper", zero_init=False)
     assert after < before + 8
     model, first, _, _ = learn(220, seed, side=64, update="literal")
     cosine, rank = memory_state(model)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from jobs.models.vgg import VGG19Features, distance
+from jobs.models.vgg import VGG19Features, VGGOptions, distance
 from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,6 +44,10 @@ def file(state, tmp_path) -> Path:
     return tmp_path / "vgg19.safetensors"
 
 
+def vgg19(layers: tuple[int, ...], path: object, sha256: str | None = None, **more: bool) -> VGG19Features:
+    return VGG19Features(layers, VGGOptions(path=str(path), sha256=sha256), **more)
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -53,20 +57,20 @@ def test_the_maps_are_torchvisions_at_torchvisions_indices(network, tmp_path):
     save_file({f"features.{name}": tensor for name, tensor in network.state_dict().items()}, file)
     x = torch.rand(2, 3, 32, 48)
     layers = tuple(range(37))
-    for index, actual in zip(layers, VGG19Features(layers, str(file))(x), strict=True):
+    for index, actual in zip(layers, vgg19(layers, file)(x), strict=True):
         torch.testing.assert_close(actual, network[: index + 1](x), rtol=1e-4, atol=1e-6, msg=str(index))
 
 
 def test_the_maps_come_in_the_order_asked_for(network, file):
     x = torch.rand(1, 3, 16, 16)
-    for layer, actual in zip((6, 0, 4, 1), VGG19Features((6, 0, 4, 1), str(file))(x), strict=True):
+    for layer, actual in zip((6, 0, 4, 1), vgg19((6, 0, 4, 1), file)(x), strict=True):
         torch.testing.assert_close(actual, network[: layer + 1](x))
 
 
 def test_imagenets_normalisation_is_a_switch(network, file):
     x = torch.rand(2, 3, 16, 16)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    (actual,) = VGG19Features((6,), str(file), normalise=True)(x)
+    (actual,) = vgg19((6,), file, normalise=True)(x)
     torch.testing.assert_close(actual, network[:7](((x.movedim(1, -1) - mean) / std).movedim(-1, 1)))
 
 
@@ -75,7 +79,7 @@ def test_a_torchvision_file_is_read(state, tmp_path, zipped):
     path = tmp_path / "vgg19-dcbb9e9d.pth"
     trained = {name: nn.Parameter(tensor) for name, tensor in state.items()}
     torch.save(trained, path, _use_new_zipfile_serialization=zipped)
-    actual = VGG19Features((6,), str(path), sha256(path)).weights
+    actual = vgg19((6,), path, sha256(path)).weights
     assert set(actual) == {0, 2, 5}
     for index, (weight, bias) in actual.items():
         assert torch.equal(weight, state[f"features.{index}.weight"])
@@ -95,11 +99,11 @@ def test_a_file_is_fetched_by_its_uri(file, server, monkeypatch):
     bucket.client.create_bucket(Bucket="vgg")
     bucket.write("vgg19.safetensors", file.read_bytes())
     x = torch.rand(1, 3, 16, 16)
-    (expected,) = VGG19Features((6,), str(file))(x)
+    (expected,) = vgg19((6,), file)(x)
     for uri in ("s3://vgg/weights/vgg19.safetensors", file.as_uri()):
-        assert torch.equal(VGG19Features((6,), uri, sha256(file))(x)[0], expected)
+        assert torch.equal(vgg19((6,), uri, sha256(file))(x)[0], expected)
         with pytest.raises(UserError, match="no VGG19 weights there"):
-            VGG19Features((6,), uri.replace("vgg19.", "vgg16."))
+            vgg19((6,), uri.replace("vgg19.", "vgg16."))
     _client.cache_clear()
 
 
@@ -111,15 +115,14 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 def test_another_file_is_refused_by_its_sha256(file):
     digest = sha256(file)
     for good in (digest, digest.upper(), digest[:8], None):
-        VGG19Features((1,), str(file), good)
+        vgg19((1,), file, good)
     for other in ("0" * 64, digest[:8] + "0" * 8):
         with pytest.raises(UserError, match=digest) as error:
-            VGG19Features((1,), str(file), other)
-        assert "vgg_sha256" in one_line(error)
+            vgg19((1,), file, other)
+        assert "mend model.contrastive.vgg.sha256" in one_line(error)
     for malformed in (digest[:7], digest + "0", "no hex digits"):
-        with pytest.raises(UserError, match="first 8") as error:
-            VGG19Features((1,), str(file), malformed)
-        one_line(error)
+        with pytest.raises(ValueError, match="64 hex digits, or at least the first 8 of them"):
+            VGGOptions(sha256=malformed)
 
 
 def test_a_file_that_is_absent_or_no_vgg19_says_what_to_do(file, state, tmp_path):
@@ -143,30 +146,30 @@ def test_a_file_that_is_absent_or_no_vgg19_says_what_to_do(file, state, tmp_path
         "shape.safetensors": "features.5.bias is (64,), VGG19's is (128,)",
     }.items():
         with pytest.raises(UserError) as error:
-            VGG19Features((6,), str(tmp_path / name))
+            vgg19((6,), tmp_path / name)
         text = one_line(error)
         assert reason in text
         assert name in text
-        assert "vgg19-dcbb9e9d.pth" in text
+        assert "set model.contrastive.vgg.path to the path or URI of torchvision's vgg19-dcbb9e9d.pth" in text
     with pytest.raises(UserError, match=r"no features\.10\.weight"):
-        VGG19Features((11,), str(file))  # the file ends before
+        vgg19((11,), file)  # the file ends before
 
 
 @pytest.mark.parametrize("layers", [(), (37,), (-1,), (1, 50)])
 def test_layers_that_vgg19_does_not_have_are_refused(layers):
     with pytest.raises(ValueError, match="layers"):
-        VGG19Features(layers, "stand-in")
+        vgg19(layers, "stand-in")
 
 
 def test_a_grey_image_is_refused():
     with pytest.raises(ValueError, match="3, H, W"):
-        VGG19Features((1,), "stand-in")(torch.rand(2, 1, 16, 16))
+        vgg19((1,), "stand-in")(torch.rand(2, 1, 16, 16))
 
 
 def test_the_stand_in_is_he_normal_and_always_the_same():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    small, large = VGG19Features((6,), "stand-in"), VGG19Features((1, 11), "stand-in")
+    small, large = vgg19((6,), "stand-in"), vgg19((1, 11), "stand-in")
     assert torch.equal(torch.get_rng_state(), before)
     for index, (weight, bias) in large.weights.items():
         assert float(weight.std()) == pytest.approx(math.sqrt(2 / weight[0].numel()), rel=0.05)
@@ -177,7 +180,7 @@ def test_the_stand_in_is_he_normal_and_always_the_same():
 
 
 def test_gradients_reach_the_image_and_nothing_else():
-    features = VGG19Features((1, 6), "stand-in")
+    features = vgg19((1, 6), "stand-in")
     x = torch.rand(1, 3, 8, 8, requires_grad=True)
     sum(m.sum() for m in features(x)).backward()
     assert x.grad.any()
@@ -187,12 +190,12 @@ def test_gradients_reach_the_image_and_nothing_else():
 def test_a_model_that_keeps_it_has_neither_parameters_nor_state_of_it():
     model = nn.Conv2d(3, 3, 1)
     names = set(model.state_dict())
-    model.features = VGG19Features((1,), "stand-in")
+    model.features = vgg19((1,), "stand-in")
     assert set(model.state_dict()) == set(dict(model.named_parameters())) == names
 
 
 def test_the_precision_is_the_inputs_and_float32_at_least():
-    features = VGG19Features((6,), "stand-in")
+    features = vgg19((6,), "stand-in")
     x = torch.rand(2, 3, 16, 16)
     (expected,) = features(x.double())
     assert expected.dtype == torch.float64
