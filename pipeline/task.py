@@ -63,7 +63,7 @@ class Negatives(Frozen):
     intra: N_k = lambda_k I + (1 - lambda_k) J, where I is its own input and J its target; extra: other inputs of its shard.
     """
 
-    kind: Literal["intra", "extra"] = "intra"
+    kind: Literal["intra", "extra"] = Field("intra", description="mixed of input and target, or other inputs")
     number: int = Field(3, ge=1, description="for each degraded image")
     lambdas: Annotated[tuple[Annotated[float, Field(ge=0, le=1, multiple_of=0.001)], ...], Field(min_length=1)] = Field(
         (1.0, 0.95, 0.90), description="of I; so many as `number` are taken, drawn by `seed` if there are more"
@@ -71,7 +71,7 @@ class Negatives(Frozen):
     kept: Literal["planned", "stored"] = Field(
         "planned", description="as rows of a table, from which the loader mixes, or mixed, in the shards"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of what is drawn: weights, partners")
 
     @model_validator(mode="after")
     def _enough(self) -> "Negatives":
@@ -86,8 +86,8 @@ class Task(Frozen):
     colour: Literal["y", "gray", "rgb"] = Field(
         description="planes that are stored: y = MATLAB rgb2ycbcr's Y, gray = MATLAB rgb2gray; grey images as they are"
     )
-    degradation: AnyDegradation
-    negatives: Negatives | None = None
+    degradation: AnyDegradation = Field(description="`kind`, and its options")
+    negatives: Negatives | None = Field(None, description="images that are worse than the restored one should be")
     bits: Bits = Field(
         8,
         description="a channel, in shards and batches, and in what a model restores. 8: images of 16 bits are left out; "

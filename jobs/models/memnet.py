@@ -102,6 +102,7 @@ class MemoryBlock(nn.Module):
 class MemNet(nn.Module):
     """MemNet_M{memory_blocks}R{recursions}; the defaults are the paper's multi-supervised M6R6.
 
+    in_channels: 1 for grey images, 3 for colour.
     memory_blocks, recursions, channels: M, R and the width of every feature map.
     long_term, short_term: what the gates see; both off-switches are the paper's ablations MemNet_NL (H_1..H_R only) and
         MemNet_NS (B_0..B_{m-1} and H_R).

@@ -54,7 +54,9 @@ class Noise(Degradation):
     sigma: Annotated[tuple[Annotated[int, Field(gt=0, le=255)], ...], Distinct] = Field(
         (30, 50, 70), min_length=1, description="on the scale 0..255, whatever the task's bits"
     )
-    drawn: Literal["online", "stored"] = "online"
+    drawn: Literal["online", "stored"] = Field(
+        "online", description="by the loader in each epoch, or once by the build"
+    )
     quantised: bool = Field(
         False, description="rounded and clipped to the task's bits, as a noisy file is; stored noise always is"
     )

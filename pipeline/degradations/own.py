@@ -40,7 +40,7 @@ class Own(Degradation):
     A change of the class's source file has its shards built again; a change of other files that it imports does not.
     """
 
-    kind: str = Field(pattern=NAME, max_length=200)
+    kind: str = Field(pattern=NAME, max_length=200, description="module:Class, from the current directory")
     options: dict[str, Any] = Field({}, description="with all defaults; a task has them beside `kind`")
     made_at: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         (), description="the levels; a build records them"

@@ -160,7 +160,9 @@ class Scale(Degradation):
     """MATLAB's bicubic resize, down by each factor and up again to the target's size."""
 
     kind: Literal["scale"]
-    factor: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Distinct] = Field((2, 3, 4), min_length=1)
+    factor: Annotated[tuple[Annotated[int, Field(ge=2, le=8)], ...], Distinct] = Field(
+        (2, 3, 4), min_length=1, description="of the sides; a level of each"
+    )
 
     level_text: ClassVar[str] = "x{}"
     restores: ClassVar[str] = "Images enlarged by bicubic interpolation: super-resolution"

@@ -27,7 +27,7 @@ class TimeLapse(Degradation):
         description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`; "
         "which frame of a pair is the first, the loader draws in each epoch",
     )
-    seed: int = 0
+    seed: int = Field(0, description="of which pairs are taken")
     target: Literal["mean"] | None = Field(
         None,
         description="mean: each frame is a sample, and the mean of its scene's frames its gt; null: pairs are, without gt",

@@ -63,9 +63,13 @@ Licence = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 class Source(Frozen):
     """One raw dataset, as `params.yaml` names it under `datasets`."""
 
-    layout: str
+    layout: str = Field(
+        description="how its folders are laid out: a name of the published data sets, folder, pairs or scenes"
+    )
     root: str = Field(description="its folder, relative to where memoir runs, or s3://bucket/prefix")
-    variant: str | None = None
+    variant: str | None = Field(
+        None, description="the release, where a layout knows several that are not interchangeable"
+    )
     allow_counts: bool = Field(False, description="take it though it holds more or fewer images than were published")
     licence: Licence | None = Field(None, description="of its images; null: what the layout knows of the publication")
 

@@ -21,9 +21,9 @@ class Chain(Degradation):
     """
 
     kind: Literal["chain"]
-    steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=100)]
+    steps: Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=100, description="in order")]
     filter: Filter = Field("bicubic", description="by which an image that a step kept small comes back in the end")
-    drawn: Literal["online", "stored"] = "stored"
+    drawn: Literal["online", "stored"] = Field("stored", description="by the loader for each patch, or by the build")
     versions: int = Field(1, ge=1, le=1000, description="of each image that are stored")
     seed: int = Field(0, description="of stored draws")
 

@@ -85,7 +85,7 @@ class BlurStep(Step):
     rotation: Annotated[Any, amount(-360, 360, optional=True)] = Field(
         None, description="of a kernel that is not round, in degrees; without it, sigma is along the rows"
     )
-    shape: Shape = "gaussian"
+    shape: Shape = Field("gaussian", description="of the kernel; the others need `radius` and `beta`")
     beta: Annotated[Any, amount(0.1, 10, optional=True)] = Field(None, description="the exponent of the other shapes")
 
     @model_validator(mode="after")
@@ -248,7 +248,9 @@ class OneOfStep(Step):
     """One of several sequences of steps, drawn by weight."""
 
     kind: Literal["one_of"]
-    choices: Annotated[tuple[Choice, ...], Field(min_length=2, max_length=100)]
+    choices: Annotated[
+        tuple[Choice, ...], Field(min_length=2, max_length=100, description="`weight` and `steps` of each")
+    ]
 
     @property
     def deepest(self) -> Bits:
