@@ -129,14 +129,19 @@ def _datasets() -> str:
         ]
         head = ("split", "subset", "role", "images", "if there are others")
         variants = f"Variants, of which one must be named: {', '.join(f'`{each}`' for each in cls.variants)}.\n\n"
+        own = name in ("folder", "pairs", "scenes")  # no publication's
+        facts = (
+            f"Where: {cls.home or 'see the publication'}. Licence: {cls.licence or 'not known; ask its authors'}.\n\n"
+        )
         sections.append(
-            f"## {name}\n\n{_prose(inspect.getdoc(cls) or '')}\n\n{variants if cls.variants else ''}"
+            f"## {name}\n\n{_prose(inspect.getdoc(cls) or '')}\n\n{'' if own else facts}{variants if cls.variants else ''}"
             f"{_table(counts, head) if counts else 'Any number of images.'}"
         )
     return _page(
         "Published data sets",
         "The layouts that `datasets` in `params.yaml` may name. lq is the degraded image, gt the target. `memoir ingest` "
-        "compares the numbers of images with these, and stops at a difference that nobody has accepted.",
+        "compares the numbers of images with these, and stops at a difference that nobody has accepted. The licence that is named "
+        "here goes into the manifest, the shards and the models' cards; `licence:` beside a data set replaces it.",
         *sections,
     )
 

@@ -98,9 +98,8 @@ class Layout:
     tree: ClassVar[str]  # the published tree, for messages
     variants: ClassVar[tuple[str, ...]] = ()  # releases that are not interchangeable; the user names one
     counts: ClassVar[tuple[Count, ...]] = ()  # as published; empty where the number is open
-    licence: ClassVar[str | None] = (
-        None  # of the images, as their publishers state it; None where they state none we know
-    )
+    home: ClassVar[str | None] = None  # where its publishers offer it, as far as we know
+    licence: ClassVar[str | None] = None  # of the images, as their publishers state it; None where we know of none
 
     def __init__(self, dataset: str, root: Path, variant: str | None = None) -> None:
         """dataset: the user's name for it, of the characters of a key. root: the folder it was unpacked into.

@@ -11,6 +11,7 @@ class BSDS500(Layout):
     """
 
     name = "bsds500"
+    home = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
     licence = "non-commercial research and education (Berkeley)"
     tree = "data/images/{train,val,test}/*.jpg"
     counts = (Count("train", "gt", 200), Count("val", "gt", 100), Count("test", "gt", 200))

@@ -11,6 +11,7 @@ class DIV2K(Layout):
     """
 
     name = "div2k"
+    home = "https://data.vision.ee.ethz.ch/cvl/DIV2K"
     licence = "academic research only; the copyright is the photographers'"
     tree = "{DIV2K_train_HR,DIV2K_valid_HR}/*.png"
     counts = (

@@ -20,6 +20,7 @@ class DND(Layout):
     """
 
     name = "dnd"
+    home = "https://noise.visinf.tu-darmstadt.de"
     tree = "images_srgb/{0001..0050}.mat, info.mat"
     counts = (Count("test", "lq", 1000),)
 

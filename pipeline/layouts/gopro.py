@@ -15,6 +15,7 @@ class GoPro(Layout):
     """
 
     name = "gopro"
+    home = "https://seungjunnah.github.io/Datasets/gopro"
     licence = "CC BY 4.0"
     tree = "{train,test}/<sequence>/{blur,blur_gamma,sharp}/*.png"
     variants = ("blur", "blur_gamma")

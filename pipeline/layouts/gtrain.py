@@ -16,6 +16,7 @@ class GTRain(Layout):
     """
 
     name = "gtrain"
+    home = "https://github.com/UCLA-VMG/GT-RAIN"
     tree = "GT-RAIN_{train,val,test}/<scene>/*-{R,C}-*.png"
     counts = (Count("train", "lq", 26124), Count("val", "lq", 3300), Count("test", "lq", 2100))
 

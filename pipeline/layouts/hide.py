@@ -14,6 +14,7 @@ class HIDE(Layout):
     """
 
     name = "hide"
+    home = "https://github.com/joanshen0508/HA_deblur"
     tree = "train/*.png, test/{test-close-ups,test-long-shot}/*.png, GT/*.png"
     counts = (Count("train", "lq", 6397), Count("test", "lq", 2025))
 

@@ -17,6 +17,7 @@ class ISTD(Layout):
     """
 
     name = "istd"
+    home = "https://github.com/DeepInsight-PCALab/ST-CGAN; ISTD+: https://github.com/cvlab-stonybrook/SID"
     tree = "{train,test}/{train,test}_{A,B,C}/*.png; ISTD+: {train,test}_C_fixed_official in place of _C"
     variants = tuple(CLEAN)
     counts = (Count("train", "lq", 1330), Count("test", "lq", 540))

@@ -16,6 +16,7 @@ class Rain12000(Layout):
     """
 
     name = "rain12000"
+    home = "https://github.com/hezhangsprinter/DID-MDN"
     tree = f"DID-MDN-training/{{{','.join(DENSITIES)}}}/train2018new/*.jpg, DID-MDN-test/*.jpg"
     counts = (*(Count("train", "lq", 4000, density) for density in DENSITIES), Count("test", "lq", 1200))
 

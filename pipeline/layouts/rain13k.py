@@ -25,6 +25,7 @@ class Rain13K(Layout):
     """
 
     name = "rain13k"
+    home = "https://github.com/swz30/MPRNet"
     tree = f"train/Rain13K/{{input,target}}/*, test/{{{','.join(TEST_SETS)}}}/{{input,target}}/*"
     counts = (
         Count("train", "lq", 13711, causes={13712: "the papers count 13,712; the archives hold 13,711"}),

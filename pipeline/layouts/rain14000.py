@@ -16,6 +16,7 @@ class Rain14000(Layout):
     """
 
     name = "rain14000"
+    home = "https://xueyangfu.github.io/projects/cvpr2017.html"
     tree = "{training,testing}/{rainy_image/<image>_<rain>.jpg,ground_truth/<image>.jpg}"
     counts = (
         Count("train", "lq", 12600, causes={9100: "the paper's random split, whose test images share its backgrounds"}),

@@ -13,6 +13,7 @@ class Raindrop(Layout):
     """
 
     name = "raindrop"
+    home = "https://github.com/rui1996/DeRaindrop"
     tree = "{train,test_a,test_b}/{data/*_rain.png,gt/*_clean.png}"
     variants = ("test_a", "test_b")
 

@@ -20,6 +20,7 @@ class RealBlur(Layout):
     """
 
     name = "realblur"
+    home = "https://github.com/rimchang/RealBlur"
     licence = "CC BY 4.0"
     tree = f"{{{','.join(FOLDERS.values())}}}/<scene>/{{blur,gt}}/*.png, RealBlur_{{J,R}}_{{train,test}}_list.txt"
     variants = ("J", "R")

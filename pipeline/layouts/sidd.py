@@ -20,6 +20,7 @@ class SIDD(Layout):
     """
 
     name = "sidd"
+    home = "https://abdokamel.github.io/sidd"
     licence = "MIT"
     tree = "Data/<instance>/*_{GT,NOISY}_SRGB_*.PNG, {ValidationNoisy,ValidationGt,BenchmarkNoisy}BlocksSrgb.mat"
     counts = (Count("train", "lq", 320), Count("val", "lq", 1280), Count("test", "lq", 1280))

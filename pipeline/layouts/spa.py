@@ -18,6 +18,7 @@ class SPA(Layout):
     """
 
     name = "spa"
+    home = "https://github.com/stevewongv/SPANet"
     tree = "real_world/*/*/*.png, real_world_gt/*/*.png, real_world.txt, real_test_1000/{rain/*.png,gt/*gt.png}"
     counts = (
         Count(

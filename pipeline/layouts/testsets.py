@@ -43,6 +43,7 @@ class Set5(SharpSet):
     """Five images. Source: Bevilacqua et al., Low-Complexity Single-Image Super-Resolution, BMVC 2012."""
 
     name = "set5"
+    home = "https://github.com/jbhuang0604/SelfExSR"
     folders = ("Set5", "set5")
     counts = (Count("test", "gt", 5),)
 
@@ -51,6 +52,7 @@ class Set14(SharpSet):
     """Source: Zeyde et al., On Single Image Scale-Up Using Sparse-Representations, Curves and Surfaces 2010."""
 
     name = "set14"
+    home = "https://github.com/jbhuang0604/SelfExSR"
     folders = ("Set14", "set14")
     counts = (Count("test", "gt", 14),)
 
@@ -59,6 +61,7 @@ class BSD100(SharpSet):
     """The 100 validation images of BSDS500 under their numbers. Source: Martin et al., ICCV 2001."""
 
     name = "bsd100"
+    home = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/resources.html"
     licence = "non-commercial research and education (Berkeley)"
     folders = ("BSD100", "BSDS100", "B100")
     counts = (Count("test", "gt", 100),)
@@ -68,6 +71,7 @@ class Urban100(SharpSet):
     """img_001 to img_100. Source: Huang et al., Single Image Super-Resolution from Transformed Self-Exemplars, CVPR 2015."""
 
     name = "urban100"
+    home = "https://github.com/jbhuang0604/SelfExSR"
     folders = ("Urban100", "urban100")
     counts = (Count("test", "gt", 100),)
 
@@ -76,6 +80,7 @@ class Classic5(SharpSet):
     """Grey baboon, barbara, boats, lena and peppers, or 1 to 5. Source: Foi et al., Pointwise SA-DCT, TIP 2007."""
 
     name = "classic5"
+    home = "https://github.com/cszn/DnCNN"
     folders = ("Classic5", "classic5")
     counts = (Count("test", "gt", 5),)
 
@@ -88,6 +93,7 @@ class LIVE1(SharpSet):
     """
 
     name = "live1"
+    home = "https://live.ece.utexas.edu/research/quality/subjective.htm"
     licence = "any use, with the copyright notice of LIVE, University of Texas at Austin"
     folders = ("LIVE1_{variant}", "LIVE1")
     variants = ("color", "gray")
