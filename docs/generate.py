@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: every key of the YAML files, every option of the models, every command.
+"""Write docs/reference/ and docs/papers/ from the code: every key of the YAML files, every option of the models, every command.
 
     python docs/generate.py
 
@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 import typer
 from pydantic import BaseModel, TypeAdapter
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "docs" / "reference"
+OUT = ROOT / "docs"
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
@@ -38,14 +39,14 @@ LINKS = {  # where a page describes the mappings that its keys hold
 
 
 def pages() -> dict[str, str]:
-    """The contents of each page by its name."""
+    """The contents of each page by its name below docs/."""
     return {
-        "params.md": _params(),
-        "task.md": _task(),
-        "recipe.md": _recipe(),
-        "models.md": _models(),
-        "commands.md": _commands(),
-        "datasets.md": _datasets(),
+        "reference/params.md": _params(),
+        "reference/task.md": _task(),
+        "reference/recipe.md": _recipe(),
+        "reference/commands.md": _commands(),
+        "reference/datasets.md": _datasets(),
+        **_papers(),
     }
 
 
@@ -83,8 +84,9 @@ def _recipe() -> str:
 
     return _page(
         "Recipes",
-        "A recipe is one trained system, `jobs/recipes/<name>.yaml`. The keys of `model` are those of its class: "
-        "[models](models.md).",
+        "A recipe is one trained system, `jobs/recipes/<name>.yaml`. The keys of `model` are those of its class: [MemNet]"
+        "(../papers/memnet.md), [MemoryNet](../papers/memorynet.md), [time-lapse](../papers/timelapse.md), [DRCNet]"
+        "(../papers/drcnet.md).",
         _section("A recipe", Recipe),
         _section("data", Data),
         _section("optimisation", Optimisation),
@@ -96,20 +98,31 @@ def _recipe() -> str:
     )
 
 
-def _models() -> str:
+def _papers() -> dict[str, str]:
+    """A page for each paper: what departs from it, the recipes with its settings, the options of its model."""
     from jobs.options import MODELS, model_class, options_of
+    from jobs.recipe import RECIPES, read_recipe
 
-    sections = []
-    for name in MODELS:
-        fields = dict(options_of(name).model_fields)
+    found = {}
+    for name, class_name in MODELS.items():
+        cls = model_class(name)
+        title, _, text = _prose(inspect.getdoc(sys.modules[cls.__module__]) or "").partition("\n")
+        with torch.device("meta"):
+            count = sum(p.numel() for p in cls().parameters())
+        rows = []
+        for path in sorted(RECIPES.glob(f"{name}-*.yaml")):
+            recipe = read_recipe(path.stem)
+            said = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
+            tests = ", ".join(f"{run.benchmark} on `{run.data}`" for run in recipe.evaluation.benchmarks)
+            rows.append((f"`{path.stem}`", f"`{recipe.data.task}`", _cell(tests), _cell(" ".join(said))))
         schema = options_of(name).model_json_schema()
-        sections.append(_options(f"model: {{name: {name}}}", schema, _documented(model_class(name)), set(fields)))
-    return _page(
-        "Models",
-        "The keys of a recipe's `model`, for each model of the papers. They are the arguments of the class in "
-        "`jobs/models/`, whose docstring says more: what the paper and its release do.",
-        *sections,
-    )
+        found[f"papers/{name}.md"] = _page(
+            title.rstrip("."),
+            f"{text.strip()}\n\nWith its default options the model has {count:,} parameters. `jobs/models/{name}.py` is the whole of it.",
+            f"## Recipes\n\n{_table(rows, ('recipe', 'task', 'scored on', 'what it is'))}",
+            _options(f"{class_name}: the keys of `model`", schema, _documented(cls)),
+        )
+    return found
 
 
 def _datasets() -> str:
@@ -237,7 +250,7 @@ def _section(title: str, schema: type[BaseModel]) -> str:
     return f"## {title}\n\n{text}\n\n{_table(rows)}"
 
 
-def _options(title: str, schema: dict[str, Any], meanings: dict[str, str], names: set[str]) -> str:
+def _options(title: str, schema: dict[str, Any], meanings: dict[str, str]) -> str:
     rows: list[Row] = []
     nested: list[str] = []
     for key, value in schema["properties"].items():
@@ -314,7 +327,7 @@ def _cell(text: str) -> str:
 
 def _prose(text: str) -> str:
     """A docstring as Markdown: its lines may look like tags."""
-    return text.replace("<", "&lt;").replace("*", "\\*")
+    return re.sub(r":\n- ", ":\n\n- ", text.replace("<", "&lt;").replace("*", "\\*"))
 
 
 def _table(rows: list[Row], head: Row = ("key", "type", "default", "meaning")) -> str:
@@ -328,8 +341,8 @@ def _page(title: str, text: str, *sections: str) -> str:
 
 def main() -> None:
     """Write the pages."""
-    OUT.mkdir(exist_ok=True)
     for name, text in pages().items():
+        (OUT / name).parent.mkdir(exist_ok=True)
         (OUT / name).write_text(text)
 
 
