@@ -44,6 +44,7 @@ def begin(root: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> Workplace
     Path(".dvc/config").write_text(f"[core]\nremote = team\nanalytics = false\n['remote \"team\"']\nurl = {remote}\n")
     Path(".gitignore").write_text("/data\n/photos\n/.cache\n")
     Path("dvc.yaml").write_text(yaml.safe_dump(DVC_YAML))
+    Path("params.yaml").write_text("store: store\ndatasets: {}\ntasks: []\nrecipes: {}\n")
     for name, seed in PHOTOS.items():
         place.add(name, photograph(seed, 150, 150))
     return place

@@ -17,6 +17,8 @@ import yaml
 from conftest import photograph, untrained_run
 
 import memoir
+from jobs.recipe import read_recipe
+from jobs.training.origin import digest, origin
 from pipeline.images import write_image
 from pipeline.storage import storage
 
@@ -112,7 +114,10 @@ def trained(project: Project) -> None:
     for name in ("runs", "store"):
         shutil.copytree(made / name, project.root / name, dirs_exist_ok=True)
     path = project.root / "runs/tiny/checkpoint.json"
-    path.write_text(path.read_text().replace(str(made), str(project.root)))
+    run = json.loads(path.read_text())["run"]
+    name = f"tiny-{digest(origin(read_recipe(str(project.root / 'jobs/recipes/tiny.yaml')), 'd1935'))}"
+    path.write_text(path.read_text().replace(run, name))
+    (project.root / "store/runs" / run).rename(project.root / "store/runs" / name)
     (project.root / "runs/tiny/curve.tsv").write_text("step\tloss\tpsnr\tval_psnr\tlr\n6\t0.1\t20.5\t\t0.1\n")
     (project.root / "data/tiny").mkdir(parents=True)
     (project.root / "data/tiny/shards.json").write_text("{}")
@@ -136,7 +141,7 @@ def test_an_edit_in_a_bucket_is_seen(project, s3):
         bucket.write(path.relative_to(project.photos).as_posix(), path)
     project.write(datasets={"photos": {"layout": "folder", "root": f"{s3}/raw"}})
     assert project.repro("ingest") == ["list", "ingest"]
-    manifest = project.root / "data/manifest/manifest.parquet"
+    manifest = project.root / "data/manifest/manifest.json"
     before = manifest.read_bytes()
     bucket.write("train/1.png", project.photos / "train/1.png")  # once more: other times are no other contents
     assert project.repro("ingest") == ["list"]

@@ -15,6 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import Field
+
 from jobs.documents import SMALL, Document, Name, read_document
 from jobs.restoring.checkpoint import SUMS as VERSION_SUMS
 from jobs.sharing import git
@@ -24,7 +26,6 @@ from jobs.sharing.tracked import Named, Reader, files, named, outs
 from jobs.training.resume import SUMS as CHECKPOINT_SUMS
 from pipeline.errors import UserError, some
 from pipeline.params import FILE, in_project, read_params
-from pipeline.shards.format import read_listing
 from pipeline.storage import Entry, Storage, storage
 
 DAY = 86400
@@ -70,6 +71,18 @@ class Found(NamedTuple):
     unknown: dict[str, list[Entry]]
     notes: list[str]
     revisions: int
+
+
+class ListedShard(Document):
+    """A shard in a shards.json of any version of memoir."""
+
+    name: str = Field(pattern=r"^[0-9a-f]{16}\.tar$")
+
+
+class Listed(Document):
+    """What is read of a shards.json, which may be an old commit's: the names of its shards."""
+
+    shards: list[ListedShard] = Field(min_length=1)
 
 
 class _Named:
@@ -176,7 +189,7 @@ def _add_listing(needed: _Named, data: bytes | None, where: str) -> None:
     try:
         if data is None:
             raise UserError("")
-        needed.shards |= {shard["name"] for shard in read_listing(data, where)["shards"]}
+        needed.shards |= {shard["name"] for shard in read_document(data, Listed, where, LATER)["shards"]}
     except UserError:
         needed.lacking["shards"].append(where)
 

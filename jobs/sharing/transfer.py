@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from jobs.documents import SMALL, Latest, read_document, read_sums
-from jobs.restoring.checkpoint import LATEST, WEIGHTS, fetch, versions
+from jobs.publishing.promote import RECORDS
 from jobs.restoring.checkpoint import SUMS as VERSION_SUMS
+from jobs.restoring.checkpoint import WEIGHTS, fetch, versions
 from jobs.training.resume import SUMS as CHECKPOINT_SUMS
 from pipeline.errors import UserError, nearest
 from pipeline.storage import Storage, storage
@@ -22,6 +23,7 @@ DONE = "done.json"
 AGAIN = "publish or train again"
 NAME = re.compile(r"(models/[^/]+(/[0-9a-f]{12})?|runs/[^/]+)")
 POINTER = re.compile(r"models/[^/]+/[A-Za-z0-9_][A-Za-z0-9._-]*\.json")
+RECORD = re.compile(rf"models/[^/]+/{RECORDS}/[A-Za-z0-9_][A-Za-z0-9._-]*\.json")
 
 
 class Copied(NamedTuple):
@@ -71,8 +73,12 @@ def copy(source: str, target: str, names: list[str], say: Callable[[str], None])
         say(f"{there.uri}/{name}: copied, {sent:,} bytes")
     recipes = {name.split("/")[1] for name in chosen if name.startswith("models/")}
     for entry in here.names("models/"):
-        if POINTER.fullmatch(entry) and entry.split("/")[1] in recipes:
+        if entry.split("/")[1] not in recipes:
+            continue
+        if POINTER.fullmatch(entry):
             _pointer(here, there, entry, done)
+        elif RECORD.fullmatch(entry):
+            _record(here, there, entry, done)
     return done._replace(bytes=size)
 
 
@@ -163,7 +169,7 @@ def _file(here: Storage, there: Storage, name: str, sha256: str) -> int:
 
 
 def _pointer(here: Storage, there: Storage, name: str, done: Copied) -> None:
-    """Copy latest.json or the record of a promotion, if the version that it names is in the target and none is there."""
+    """Copy latest.json, or another name of a version, if that version is in the target and the name is not taken there."""
     data = here.read(name, SMALL)
     version = read_document(data, Latest, f"{here.uri}/{name}", AGAIN)["version"]
     folder = posixpath.dirname(name)
@@ -176,8 +182,17 @@ def _pointer(here: Storage, there: Storage, name: str, done: Copied) -> None:
     except FileExistsError:
         held = there.read(name, SMALL)
         if held != data:
-            which = "latest version" if name.endswith(f"/{LATEST}") else "record"
-            done.left.append(f"{there.uri}/{name}: has another {which}, which stays")
+            done.left.append(f"{there.uri}/{name}: names another version, which stays")
+
+
+def _record(here: Storage, there: Storage, name: str, done: Copied) -> None:
+    """Copy the record of a promotion. Records have names of their own, and are never changed."""
+    data = here.read(name, SMALL)
+    try:
+        there.write_new(name, data)
+    except FileExistsError:
+        if there.read(name, SMALL) != data:
+            done.left.append(f"{there.uri}/{name}: is another record, which stays")
 
 
 def _conflict(place: Storage, name: str) -> UserError:

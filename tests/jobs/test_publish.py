@@ -779,7 +779,7 @@ def test_models_are_chosen_by_task_benchmark_and_score(runs, tmp_path, cli, monk
     scores = json.loads(json.dumps(SCORES))
     scores["Classic5/jpeg-q10"]["psnr"] = 29.5
     del scores["photos-test/jpeg-q20"]
-    (runs / "tiny/scores.json").write_text(json.dumps(scores))
+    write_scores(runs / "tiny", scores)
     high = publish("tiny", str(tmp_path / "store"), runs)["version"]
 
     def shown(*arguments: str) -> list[str]:

@@ -132,8 +132,20 @@ def test_the_targets_own_latest_stays(stores):
     a, b = stores
     b.write("models/x/latest.json", b'{"version": "999999999999"}')
     done, _ = copied(a, b)
-    assert f"{b.uri}/models/x/latest.json: has another latest version, which stays" in done.left
+    assert f"{b.uri}/models/x/latest.json: names another version, which stays" in done.left
     assert b.read("models/x/latest.json") == b'{"version": "999999999999"}'
+
+
+def test_the_records_of_promotions_go_along_and_are_never_changed(stores):
+    a, b = stores
+    for name in ("1", "2"):
+        a.write(f"models/x/promotions/{name}.json", name.encode())
+    b.write("models/x/promotions/2.json", b"another")
+    done, _ = copied(a, b)
+    assert b.read("models/x/promotions/1.json") == b"1"
+    assert b.read("models/x/promotions/2.json") == b"another"
+    assert f"{b.uri}/models/x/promotions/2.json: is another record, which stays" in done.left
+    assert not [line for line in copied(a, b)[0].left if "promotions/1" in line]
 
 
 def test_other_contents_and_damage_are_told_and_never_spread(stores):
