@@ -69,11 +69,11 @@ class Handler(proxy.Handler):
 class Proxy(proxy.Proxy):
     """requests: by method. up, down: bytes of bodies."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, handler: type[Handler] = Handler) -> None:
         self.lock = threading.Lock()
         self.requests: Counter[str] = Counter()
         self.up = self.down = 0
-        super().__init__(upstream, "127.0.0.1", Handler)
+        super().__init__(upstream, "127.0.0.1", handler)
 
     def taken(self) -> str:
         """What passed since the last call, as a part of a row."""

@@ -223,6 +223,17 @@ def test_an_upload_in_chunks_arrives_whole(proxy):
         assert stream.read() == contents
 
 
+def test_an_upload_that_is_broken_off_does_not_arrive(proxy, server):
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=server, **keys)
+    client.create_bucket(Bucket="broken")
+    with socket.create_connection(("127.0.0.1", proxy.server_port)) as connection:
+        connection.sendall(b"PUT /broken/object HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(100) == b""
+    assert "Contents" not in client.list_objects_v2(Bucket="broken")
+
+
 @pytest.fixture
 def proxy(server: str):
     proxy = Proxy(server, "127.0.0.1")

@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         """Answer, unless the store is down."""
         body = self.body()
-        if self.server.failure == "down":
+        if self.server.failure == "down" or body is None:
             self.close_connection = True
         else:
             self.answer(body)
@@ -65,10 +65,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body[:passes])
 
-    def body(self) -> bytes:
-        """The body of the request; pyarrow sends it in chunks."""
+    def body(self) -> bytes | None:
+        """The body of the request, which pyarrow sends in chunks; None if the client broke off."""
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length)
+            return body if len(body) == length else None
         chunks = []
         while size := int(self.rfile.readline().partition(b";")[0], 16):
             chunks.append(self.rfile.read(size))

@@ -97,7 +97,8 @@ def build(
                 f"{_listed(failures, rejects, LOGS / f'{bare_name(task_name)}-rejects.parquet')}"
             )
         if shared:
-            lost = todo.keys() - kept.download(list(todo), shared)
+            elsewhere = [recipe for recipe in todo if not kept.whole(recipe)]  # built by another node
+            lost = set(elsewhere) - kept.download(elsewhere, shared)
             if lost:
                 raise UserError(
                     f"{store}: {len(lost)} of the shards that were just built are not there whole; build again"
@@ -178,8 +179,9 @@ def _run_on_ray(
 
 def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterator[str]:
     """What a worker must know about each shard, as JSON."""
-    common = {"task": task.model_dump(mode="json"), "store": store or str(kept.STORE.resolve()), "versions": versions()}
-    common["here"] = str(Path.cwd())
+    common = {"task": task.model_dump(mode="json"), "store": store, "versions": versions(), "here": str(Path.cwd())}
+    # The nodes of a cluster have no folder in common with this machine, if it names a store.
+    common["kept"] = None if store and address_to_join() else str(kept.STORE.resolve())
     for recipe, shard in todo.items():
         groups = []
         for group in shard.groups:
@@ -202,21 +204,22 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
             raise UserError(
                 f"node {platform.node()} has {versions()}, the build needs {order['versions']}: install the same"
             )
-        shared = None if Path(order["store"]).is_absolute() else storage(order["store"])
-        with nullcontext(order["store"]) if shared is None else TemporaryDirectory(prefix="memoir-build-") as folder:
+        where = nullcontext(order["kept"]) if order["kept"] else TemporaryDirectory(prefix="memoir-build-")
+        with where as folder:
             shard = write_shard(samples(groups, task), Path(folder))
             entry = json.dumps({"groups": len(groups), **shard}).encode()
             name = kept.remembered(order["recipe"])
-            if shared is None:
-                write_bytes(Path(folder, name), entry)
-            else:
+            if order["store"]:
+                shared = storage(order["store"])
                 shared.write(shard["name"], Path(folder, shard["name"]))
                 shared.write(name, entry)
+            if order["kept"]:
+                write_bytes(Path(folder, name), entry)
     except UnusableImagesError as error:
         result["rejects"] = [{"path": path, "reason": reason} for path, reason in error.images]
         result["error"] = [f"{path}: {reason}" for path, reason in error.images]
     except UserError as error:
         result["error"] = [str(error)]
     except OSError as error:
-        result["error"] = [f"{error.filename or order['store']}: {error.strerror}"]
+        result["error"] = [f"{error.filename or order['kept'] or order['store']}: {error.strerror}"]
     return {"result": json.dumps(result)}

@@ -44,7 +44,9 @@ def environment(tmp_path: Path, repository: Path) -> dict[str, str]:
     home.mkdir()
     (home / ".gitconfig").write_text(
         f'[user]\nname = Ann\nemail = ann@example.com\n[init]\ndefaultBranch = main\n[url "{repository}"]\ninsteadOf = {URL}\n'
+        f"[core]\nexcludesFile = {home / 'ignored'}\n"
     )
+    (home / "ignored").write_text(".venv\n")  # is a link here, and a folder for a reader
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_", "DVC_", "GIT_"))}
     kept.pop("PYTHONPATH", None)
     return kept | {
@@ -81,10 +83,9 @@ def bucket(environment: dict[str, str]):
 def ready(text: str, endpoint: str) -> str:
     """The commands with this test's server in the place of the page's, and the environment that is installed already."""
     text = text.replace("https://s3.example.com", endpoint).replace("<this repository>", URL)
-    # `make setup` finds what it would install: the time stamps say so
-    return re.sub(
-        r"^make ", 'ln -sfn "$ENVIRONMENT" .venv && touch -d 2000-01-01 requirements.lock pyproject.toml && make ', text
-    )
+    # `make setup` finds what it would install: the time stamps say so. What it does to each clone is done here.
+    there = 'ln -sfn "$ENVIRONMENT" .venv && touch -d 2000-01-01 requirements.lock pyproject.toml'
+    return re.sub(r"^make ", f"{there} && .venv/bin/memoir data install-merge && make ", text)
 
 
 @pytest.mark.parametrize("page", RUN)

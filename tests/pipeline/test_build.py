@@ -705,6 +705,16 @@ def test_what_one_machine_built_another_takes_from_the_shared_store(filled, kind
     assert len(storage(store).read(name)) == first["shards"][0]["bytes"]
 
 
+def test_what_this_machine_built_is_not_read_back_from_the_shared_store(filled, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(kept, "download", lambda recipes, shared: [read.extend(recipes), set(recipes)][1])
+    store = f"file://{tmp_path}/shared"
+    listing = filled.build(store=store)
+    assert listing["encoded"] == len(listing["shards"])
+    assert read == []
+    assert {each["name"] for each in listing["shards"]} < set(storage(store).names())
+
+
 def test_a_shard_that_is_there_is_read_once_when_another_machine_s_recipe_comes(filled, tmp_path, monkeypatch):
     store = f"file://{tmp_path}/shared"
     names = [shard["name"] for shard in filled.build(store=store)["shards"]]
