@@ -24,7 +24,7 @@ from jobs.sharing.tracked import Named, Reader, files, named, outs
 from jobs.training.resume import SUMS as CHECKPOINT_SUMS
 from pipeline.errors import UserError, some
 from pipeline.params import FILE, in_project, read_params
-from pipeline.shards.format import read_listing
+from pipeline.shards.format import TABLES, read_listing, table_file
 from pipeline.storage import Entry, Storage, storage
 
 DAY = 86400
@@ -33,6 +33,7 @@ OBJECTS, SHARDS, VERSIONS, RUNS = "objects of DVC", "built shards", "versions of
 POINTER = re.compile(r"(?:.*/)?runs/[^/]+/checkpoint\.json")
 RECIPE = re.compile(r"recipes/[0-9a-f]{64}\.json")
 SHARD = re.compile(r"[0-9a-f]{16}\.tar")
+TABLE = re.compile(rf"({'|'.join(TABLES)})/[0-9a-f]{{16}}\.parquet")  # which `memoir submit` sends beside the shards
 SHARD_OF_RECIPE = re.compile(rb'\{"groups": \d+, "name": "([0-9a-f]{16}\.tar)", ')  # as a build writes it
 RUN_CACHE = re.compile(r"runs/[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
 LISTING = re.compile(r"data/[^/]+/[^/]+/shards\.json")
@@ -73,7 +74,7 @@ class Found(NamedTuple):
 
 
 class _Named:
-    """What all revisions name. objects: MD5s. shards, runs: names. lacking: pointers and listings that nobody has."""
+    """What all revisions name. objects: MD5s. shards (and tables of their rows), runs: names. lacking: pointers and listings that nobody has."""
 
     def __init__(self) -> None:
         self.objects: set[str] = set()
@@ -176,7 +177,9 @@ def _add_listing(needed: _Named, data: bytes | None, where: str) -> None:
     try:
         if data is None:
             raise UserError("")
-        needed.shards |= {shard["name"] for shard in read_listing(data, where)["shards"]}
+        listing = read_listing(data, where)
+        needed.shards |= {shard["name"] for shard in listing["shards"]}
+        needed.shards |= {table_file(table, part[table]) for part in listing["parts"] for table in TABLES if part[table]}
     except UserError:
         needed.lacking["shards"].append(where)
 
@@ -266,12 +269,15 @@ def _objects(
 
 
 def _shards(place: Storage, held: list[Entry], needed: _Named, limit: float, unknown: dict[str, list[Entry]]) -> Kind:
-    """Shards by content, and what each recipe made."""
-    shards = [entry for entry in held if SHARD.fullmatch(entry.name)]
-    recipes = [entry for entry in held if RECIPE.fullmatch(entry.name)]
-    others = [
-        entry for entry in held if not SHARD.fullmatch(entry.name) and entry not in recipes and entry.name != MARK
-    ]
+    """Shards and tables of their rows by content, and what each recipe made."""
+    shards, recipes, others = [], [], []
+    for entry in held:
+        if SHARD.fullmatch(entry.name) or TABLE.fullmatch(entry.name):
+            shards.append(entry)
+        elif RECIPE.fullmatch(entry.name):
+            recipes.append(entry)
+        elif entry.name != MARK:
+            others.append(entry)
     keep = {entry.name for entry in held} if needed.lacking["shards"] else set(needed.shards)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         made = dict(zip(recipes, pool.map(lambda entry: _shard_of(place, entry), recipes), strict=True))

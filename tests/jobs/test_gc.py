@@ -10,6 +10,7 @@ from jobs.sharing.garbage import delete, find_garbage
 from jobs.sharing.probe import MARK
 from jobs.sharing.remote import object_name
 from pipeline.errors import UserError
+from pipeline.shards.format import LISTING
 from pipeline.storage import storage
 
 OLD = time.time() - 30 * 86400
@@ -50,22 +51,17 @@ def lost(clone, tmp_path, data=b"lost"):
 
 
 def shards_json(*shards):
-    """What shards.json needs to say, as a build writes it."""
+    """What shards.json needs to say, as a build writes it: each shard has the table of its rows."""
     listed = [
         {"split": "train", "name": f"{shard}.tar", "bytes": 10240, "sha256": shard * 4, "groups": 1, "members": 2}
         for shard in shards
     ]
     return json.dumps(
-        {"task": "t", "format": garbage_format(), "versions": {}, "colour": "y", "codec": "raw"}
-        | {"degradation": {"kind": "jpeg", "quality": [10]}, "splits": {"train": ["photos/train"]}, "digest": "0" * 64}
-        | {"index_sha256": "0" * 64, "images": {"found": 1, "used": 1, "rejected": 0}, "shards": listed}
+        {"task": "t", "format": LISTING, "colour": "y", "codec": "raw", "shards": listed, "digest": "0" * 64}
+        | {"degradation": {"kind": "jpeg", "quality": [10]}, "splits": {"train": ["photos/train"]}}
+        | {"images": {"found": 1, "used": 1, "rejected": 0}}
+        | {"parts": [{"shards": 1, "index": shard * 4} for shard in shards]}
     ).encode()
-
-
-def garbage_format():
-    from pipeline.shards.plan import FORMAT
-
-    return FORMAT
 
 
 # objects of DVC
@@ -234,7 +230,8 @@ def shard(tmp_path, digit):
     store = storage(str(tmp_path / "shards"))
     store.write(f"recipes/{digit * 64}.json", entry.encode())
     store.write(f"{name}.tar", b"shard")
-    return [f"recipes/{digit * 64}.json", f"{name}.tar"]
+    store.write(f"index/{name}.parquet", b"rows")
+    return [f"recipes/{digit * 64}.json", f"{name}.tar", f"index/{name}.parquet"]
 
 
 def test_shards_that_no_data_set_lists_go_with_their_recipes_first(clone, tmp_path):
@@ -248,8 +245,10 @@ def test_shards_that_no_data_set_lists_go_with_their_recipes_first(clone, tmp_pa
     age(tmp_path)
     os.utime(tmp_path / "shards" / young[0])  # of a build that found its shard there
     (kind,) = (each for each in found(clone).kinds if each.name == garbage.SHARDS)
-    assert [entry.name for entry in kind.garbage] == gone
+    assert [entry.name for entry in kind.garbage][:1] == gone[:1]
+    assert {entry.name for entry in kind.garbage} == {*gone, young[2]}  # a build puts no tables beside its shards
     assert {*of_commit, *of_cluster, *here, young[1]} == {entry.name for entry in kind.kept}
+    assert not found(clone).unknown
 
 
 def test_a_data_set_that_nobody_can_read_keeps_all_shards(clone, tmp_path):
