@@ -29,11 +29,11 @@ def check_out(roots: Iterable[str]) -> None:
                     tree = out.get_obj() if met else None
                     if tree is None:
                         continue
-                    ids = [each.value for _, _, each in tree] if out.is_dir_checksum else [out.hash_info.value]
-                    held = len(out.cache.oids_exist(ids))
-                    if 0 < held < len(set(ids)):
+                    ids = {each.value for _, _, each in tree} if out.is_dir_checksum else {out.hash_info.value}
+                    held = len(out.cache.oids_exist(sorted(ids)))
+                    if 0 < held < len(ids):
                         raise UserError(
-                            f"{out.def_path}: DVC's cache has {held:,} of its {len(set(ids)):,} files; run `dvc pull "
+                            f"{out.def_path}: DVC's cache has {held:,} of its {len(ids):,} files; run `dvc pull "
                             f"{stage.relpath}` in the project, and the experiment again"
                         )
                     if held and not all(path.exists() for path in met):
