@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from jobs.documents import SMALL, Document, Name, read_document
+from jobs.documents import SMALL, Document, Name, Sha256, read_document
 from jobs.restoring.checkpoint import SUMS as VERSION_SUMS
 from jobs.sharing import git
 from jobs.sharing.probe import MARK
@@ -26,6 +26,7 @@ from jobs.sharing.tracked import Named, Reader, files, named, outs
 from jobs.training.resume import SUMS as CHECKPOINT_SUMS
 from pipeline.errors import UserError, some
 from pipeline.params import FILE, in_project, read_params
+from pipeline.shards.format import TABLES, table_file
 from pipeline.storage import Entry, Storage, storage
 
 DAY = 86400
@@ -34,6 +35,7 @@ OBJECTS, SHARDS, VERSIONS, RUNS = "objects of DVC", "built shards", "versions of
 POINTER = re.compile(r"(?:.*/)?runs/[^/]+/checkpoint\.json")
 RECIPE = re.compile(r"recipes/[0-9a-f]{64}\.json")
 SHARD = re.compile(r"[0-9a-f]{16}\.tar")
+TABLE = re.compile(rf"({'|'.join(TABLES)})/[0-9a-f]{{16}}\.parquet")  # which `memoir submit` sends beside the shards
 SHARD_OF_RECIPE = re.compile(rb'\{"groups": \d+, "name": "([0-9a-f]{16}\.tar)", ')  # as a build writes it
 RUN_CACHE = re.compile(r"runs/[0-9a-f]{2}/[0-9a-f]{64}/[0-9a-f]{64}")
 LISTING = re.compile(r"data/[^/]+/[^/]+/shards\.json")
@@ -79,14 +81,23 @@ class ListedShard(Document):
     name: str = Field(pattern=r"^[0-9a-f]{16}\.tar$")
 
 
+class ListedPart(Document):
+    """The tables of some shards in a shards.json; older ones have none."""
+
+    index: Sha256 | None = None
+    pairs: Sha256 | None = None
+    negatives: Sha256 | None = None
+
+
 class Listed(Document):
-    """What is read of a shards.json, which may be an old commit's: the names of its shards."""
+    """What is read of a shards.json, which may be an old commit's: the names of its shards, and their tables."""
 
     shards: list[ListedShard] = Field(min_length=1)
+    parts: list[ListedPart] = []
 
 
 class _Named:
-    """What all revisions name. objects: MD5s. shards, runs: names. lacking: pointers and listings that nobody has."""
+    """What all revisions name. objects: MD5s. shards (and tables of their rows), runs: names. lacking: pointers and listings that nobody has."""
 
     def __init__(self) -> None:
         self.objects: set[str] = set()
@@ -189,7 +200,11 @@ def _add_listing(needed: _Named, data: bytes | None, where: str) -> None:
     try:
         if data is None:
             raise UserError("")
-        needed.shards |= {shard["name"] for shard in read_document(data, Listed, where, LATER)["shards"]}
+        listing = read_document(data, Listed, where, LATER)
+        needed.shards |= {shard["name"] for shard in listing["shards"]}
+        needed.shards |= {
+            table_file(table, part[table]) for part in listing.get("parts", ()) for table in TABLES if part.get(table)
+        }
     except UserError:
         needed.lacking["shards"].append(where)
 
@@ -279,12 +294,15 @@ def _objects(
 
 
 def _shards(place: Storage, held: list[Entry], needed: _Named, limit: float, unknown: dict[str, list[Entry]]) -> Kind:
-    """Shards by content, and what each recipe made."""
-    shards = [entry for entry in held if SHARD.fullmatch(entry.name)]
-    recipes = [entry for entry in held if RECIPE.fullmatch(entry.name)]
-    others = [
-        entry for entry in held if not SHARD.fullmatch(entry.name) and entry not in recipes and entry.name != MARK
-    ]
+    """Shards and tables of their rows by content, and what each recipe made."""
+    shards, recipes, others = [], [], []
+    for entry in held:
+        if SHARD.fullmatch(entry.name) or TABLE.fullmatch(entry.name):
+            shards.append(entry)
+        elif RECIPE.fullmatch(entry.name):
+            recipes.append(entry)
+        elif entry.name != MARK:
+            others.append(entry)
     keep = {entry.name for entry in held} if needed.lacking["shards"] else set(needed.shards)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         made = dict(zip(recipes, pool.map(lambda entry: _shard_of(place, entry), recipes), strict=True))

@@ -361,39 +361,51 @@ def _sent(planned: Planned) -> str:
 def send(built: Folder, listing: dict[str, Any], store: Bucket) -> str:
     """Put a built dataset into a bucket, as far as it is not there; returns the --data to train from it.
 
-    A shard is shards/<name>, by content, whichever datasets it is part of; the tables are in data/<digest>/<task>/, with
-    the place of the shards in shards.json. Raises UserError for a shard or a table that is missing or damaged here.
+    Shards and the parts of the tables are shards/<name> and shards/<table>/<name>, by content, whichever datasets they are part
+    of; data/<digest>/<task>/shards.json lists them. Raises UserError for a file that is missing or damaged here.
     """
-    shards = {shard["name"]: shard for shard in listing["shards"]}
+    shards = {
+        shard["name"]: (built.root / shard["split"] / shard["name"], shard["sha256"]) for shard in listing["shards"]
+    }
+    tables = {
+        (name := table_file(table, part[table])): (built.root / name, part[table])
+        for part in listing["parts"]
+        for table in TABLES
+        if part[table]
+    }
+    wanted = {f"shards/{name}": file for name, file in (shards | tables).items()}
     held = _held(store, "shards/")
-    lacking = [shard for name, shard in shards.items() if held.get(f"shards/{name}") != shard["bytes"]]
-
-    def put(name: str, path: Path, sha256: str) -> None:
-        if not path.is_file() or file_sha256(path) != sha256:
-            raise UserError(f"{path}: missing or damaged; run `memoir build` again, or `dvc pull`")
-        store.write(name, path)
-
-    def put_shard(shard: dict[str, Any]) -> int:
-        put(f"shards/{shard['name']}", built.root / shard["split"] / shard["name"], shard["sha256"])
-        return int(shard["bytes"])
-
+    lacking = {name: file for name, file in wanted.items() if held.get(name) != _size(file[0])}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console, total = Console(stderr=True), sum(shard["bytes"] for shard in lacking)
+    console, total = Console(stderr=True), sum(_size(path) for path, _ in lacking.values())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(f"shards to {store.uri}", total=total)
+
+        def put(name: str) -> None:
+            path, sha256 = lacking[name]
+            if not path.is_file() or file_sha256(path) != sha256:
+                raise UserError(f"{path}: missing or damaged; run `memoir build` again, or `dvc pull`")
+            store.write(name, path)
+            progress.advance(bar, _size(path))
+
         with ThreadPoolExecutor(UPLOADS) as pool:
-            for nbytes in pool.map(put_shard, lacking):
-                progress.advance(bar, nbytes)
+            list(pool.map(put, lacking))
     text = json.dumps(listing | {"shards_in": f"{store.uri}/shards"}, indent=1).encode()
     data = f"data/{hashlib.sha256(text).hexdigest()[:16]}"
-    folder = f"{data}/{listing['task']}"
-    if f"{folder}/shards.json" not in _held(store, f"{folder}/"):
-        for part, table in ((part, table) for part in listing["parts"] for table in TABLES if part[table]):
-            name = table_file(table, part[table])
-            put(f"{folder}/{name}", built.root / name, part[table])
-        store.write(f"{folder}/shards.json", text)  # last: with it the dataset is whole
-    _say(f"{store.uri}: {len(lacking)} of {len(shards)} shards sent, {total:,} bytes")
+    name = f"{data}/{listing['task']}/shards.json"
+    if name not in _held(store, f"{data}/"):
+        store.write(name, text)  # last: with it the dataset is whole
+    sent = len(lacking.keys() & {f"shards/{name}" for name in shards})
+    _say(
+        f"{store.uri}: {sent} of {len(shards)} shards sent, with {len(lacking) - sent} of {len(tables)} tables of their rows; "
+        f"{total:,} bytes"
+    )
     return f"{store.uri}/{data}"
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file; -1 if it is not there."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _held(store: Storage, prefix: str) -> dict[str, int]:

@@ -140,7 +140,8 @@ class Listing(Frozen):
     parts: tuple[Part, ...] = Field(min_length=1, description="of the tables")
     shards: tuple[Shard, ...] = Field(min_length=1)
     shards_in: str | None = Field(
-        None, description="URI of a store that has them by name; null: <split>/ beside this file"
+        None,
+        description="URI of a store that has them by name, with the tables; null: <split>/ beside this file, as the tables",
     )
 
     @model_validator(mode="after")
@@ -297,7 +298,7 @@ def parts(listing: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[s
 
 
 def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
-    """Where the shards of a dataset are. place: where its shards.json is.
+    """Where the shards and the tables of a dataset are. place: where its shards.json is.
 
     Raises UserError for a shards.json in a bucket that points out of that bucket: to this machine's files, or to another
     bucket, where the reader's credentials would be used; and for one in a DVC remote, which has its shards beside it.
@@ -333,9 +334,9 @@ def verify(place: Storage | Path) -> Iterator[str]:
         for table in (name for name in TABLES if part[name]):
             name = table_file(table, part[table])
             expected.add(name)
-            with _local(place, name) as path:
+            with _local(store, name) as path:
                 try:
-                    held = read_part(path, table, part, shards, listing, f"{place.uri}/{name}")
+                    held = read_part(path, table, part, shards, listing, f"{store.uri}/{name}")
                 except UserError as error:
                     yield str(error)
                     continue

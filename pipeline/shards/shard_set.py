@@ -125,9 +125,9 @@ class ShardSet:
 
         def read(part: dict[str, Any], shards: list[dict[str, Any]]) -> pa.Table:
             file = table_file(name, part[name])
-            where = f"{self.place}/{file}"
+            where = f"{self.store.uri}/{file}"
             try:
-                data = self.source.read(file, PART_BYTES)
+                data = self.store.read(file, PART_BYTES)
             except FileNotFoundError:
                 raise UserError(f"{where}: missing; run `memoir build` again, or `dvc pull`") from None
             held = read_part(data, name, part, shards, self.listing, where)

@@ -34,6 +34,7 @@ from jobs.training.run import plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError
 from pipeline.shards import build as stage
+from pipeline.shards import plan
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.shards.shard_set import ShardSet
 from pipeline.storage import Folder, storage
@@ -414,12 +415,12 @@ def test_a_dataset_in_a_bucket_is_verified_there(root, s3, cli):
     whole = storage(s3).read(f"shards/{cut}")
     storage(s3).write(f"shards/{cut}", whole[:-1])
     storage(s3).remove(f"shards/{other}")
-    (index,) = storage(place).names("index/")
-    storage(place).write(index, b"")
+    (index,) = storage(f"{s3}/shards").names("index/")
+    storage(f"{s3}/shards").write(index, b"")
     code, out, err = cli("verify", place)
     assert (code, out) == (1, "")
     damaged, *lines = err.splitlines()
-    assert damaged.startswith(f"{place}/{index}: damaged")
+    assert damaged.startswith(f"{s3}/shards/{index}: damaged")
     assert sorted(lines) == [
         f"{s3}/shards/{other}: missing; build again, or `dvc pull`",
         f"{s3}/shards/{cut}: truncated: {len(whole) - 1:,} bytes of {len(whole):,}; build again",
@@ -427,44 +428,58 @@ def test_a_dataset_in_a_bucket_is_verified_there(root, s3, cli):
 
 
 def test_only_what_a_bucket_lacks_is_sent(root, s3, capsys, monkeypatch):
-    def sent() -> tuple[int, int]:
-        send(root, s3)
-        found = re.search(r"(\d+) of (\d+) shards sent", capsys.readouterr().err)
-        assert found is not None
-        return int(found[1]), int(found[2])
+    monkeypatch.setattr(plan, "PART", 8)  # rows: several parts of the tables
+    rebuilt(root)
 
-    first, total = sent()
-    assert first == total > 3
-    assert sent() == (0, total)
+    def sent() -> list[int]:
+        send(root, s3)
+        found = re.search(r"(\d+) of (\d+) shards sent, with (\d+) of (\d+) tables", capsys.readouterr().err)
+        assert found is not None
+        return [int(number) for number in found.groups()]
+
+    shards, total, tables, parts = sent()
+    assert (shards, tables) == (total, parts)
+    assert min(total, parts) > 2
+    assert sent() == [0, total, 0, parts]
     written = {entry.name: entry.modified for entry in storage(s3).entries()}
 
-    changed = Workplace(root)
-    changed.add("train/16.png", photograph(77, 96, 96))
-    changed.ingest()
-    shutil.copy(root / "tiny.yaml", root / "recipe")
-    changed.build()
-    shutil.copy(root / "recipe", root / "tiny.yaml")
-    again, total = sent()
-    assert 0 < again < total
+    Workplace(root).add("train/16.png", photograph(77, 96, 96))
+    rebuilt(root)
+    shards, total, tables, parts = sent()
+    assert 0 < shards < total
+    assert 0 < tables < parts
     names = {entry.name for entry in storage(s3).entries()}
     assert written.keys() < names
     assert len([name for name in names if name.endswith("/shards.json")]) == 2  # the older dataset is whole still
+    assert len(names - written.keys()) == shards + tables + 1
 
-    cut = next(name for name in sorted(names) if name.startswith("shards/"))
-    storage(s3).write(cut, b"cut")
-    assert sent() == (1, total)
+    for name in (".tar", ".parquet"):
+        storage(s3).write(min(each for each in names if each.endswith(name)), b"cut")
+    assert sent() == [1, total, 1, parts]
+
+
+def rebuilt(root: Path) -> None:
+    """Build data/tiny again, with the recipe where it was."""
+    shutil.copy(root / "tiny.yaml", root / "recipe")
+    changed = Workplace(root)
+    changed.ingest()
+    changed.build()
+    shutil.copy(root / "recipe", root / "tiny.yaml")
 
 
 def test_a_damaged_shard_or_table_never_reaches_a_bucket(root, s3):
-    for path in (min((root / "data/tiny/train").glob("*.tar")), table_file(root / "data/tiny")):
+    for place, path in (("a", min((root / "data/tiny/train").glob("*.tar"))), ("b", table_file(root / "data/tiny"))):
         whole = path.read_bytes()
         path.unlink()  # not through its hard link in the store of builds
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(UserError, match=f"{path.name}: missing or damaged"):
-            send(root, s3)
-        assert not [name for name in storage(s3).names() if name.endswith((path.name, "shards.json"))]
+            send(root, f"{s3}/{place}")
+        assert not [name for name in storage(s3).names(place) if name.endswith((path.name, "shards.json"))]
+        path.unlink()
+        with pytest.raises(UserError, match=f"{path.name}: missing or damaged"):
+            send(root, f"{s3}/{place}")
         path.write_bytes(whole)
-    send(root, s3)
+        send(root, f"{s3}/{place}")
 
 
 DRCNET = {
