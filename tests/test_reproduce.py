@@ -13,6 +13,7 @@ import yaml
 from conftest import JPEG, TINY_PARAMS, tiny_photographs
 from versions import altered
 
+from jobs.reproducing.original import read_original
 from pipeline.shards.format import file_sha256
 
 pytestmark = pytest.mark.slow
@@ -170,22 +171,34 @@ def test_other_data_are_named_after_they_were_built_from_the_raw_images(team):
     digest = json.loads((team.ada / "data/tiny/shards.json").read_text())["digest"]
     copy = altered(team.version, "2" * 12, lambda told: told["data"].update(digest="0" * 64))
     out = run(team.ada, "memoir", "reproduce", f"tiny/{copy.name}", "--here", code=1)
-    assert f"not reproduced; the first that differs: data: {'0' * 64} there, {digest} here" in out
+    assert f"not reproduced; the first that differs: data: {'0' * 16}... there, {digest[:16]}... here" in out
     # the store of shards that params.yaml names has nothing more
     assert {name: sha256 for name, sha256 in team.shared.items() if copy.name not in name} == before
 
 
-def test_another_library_is_named_and_equal_weights_are_equal_all_the_same(team):
-    copy = altered(team.version, "3" * 12, lambda told: told["libraries"].update(torch="1.0"))
-    elsewhere = team.ada.parent / "elsewhere"
-    out = run(team.ada, "memoir", "reproduce", f"tiny/{copy.name}", "--here", "--into", str(elsewhere))
+def as_if_reproduced(folder: Path, version: Path) -> str:
+    """A copy of a reproduction that is said to be of this other version, which saves its training; returns the folder."""
+    copy = folder.parent / version.name
+    shutil.copytree(folder, copy, symlinks=True)
+    mark = json.loads((copy / "reproduce.json").read_text())
+    (copy / "reproduce.json").write_text(json.dumps(mark | {"sums": read_original(str(version), "").sums}))
+    return str(copy)
+
+
+def test_another_library_is_named_and_equal_weights_are_equal_all_the_same(team, reproduced):
+    version = altered(team.version, "3" * 12, lambda told: told["libraries"].update(torch="1.0"))
+    into = as_if_reproduced(reproduced[0], version)
+    out = run(team.ada, "memoir", "reproduce", f"tiny/{version.name}", "--here", "--into", into)
     assert "reproduced: the same weights, bit for bit; the first that differs: library torch: 1.0 there, " in out
     assert lines(out)["library torch"] == "no"
 
 
-def test_other_weights_are_named_where_they_must_be_equal(team):
-    copy = altered(team.version, "4" * 12, lambda told: None)
-    (copy / "model.safetensors").write_bytes(b"others")
-    again = altered(copy, "5" * 12, lambda told: None)
-    out = run(team.ada, "memoir", "reproduce", f"tiny/{again.name}", "--here", code=1)
+def test_other_weights_are_named_where_they_must_be_equal(team, reproduced):
+    half = altered(team.version, "4" * 12, lambda told: None)
+    (half / "model.safetensors").write_bytes(b"others")
+    version = altered(half, "5" * 12, lambda told: None)
+    into = as_if_reproduced(reproduced[0], version)
+    out = run(team.ada, "memoir", "reproduce", f"tiny/{version.name}", "--here", "--into", into, code=1)
     assert "not reproduced; the first that differs: weights: " in out
+    assert lines(out)["weights"] == "NO"
+    assert lines(out)["score photos-val/jpeg-q10 psnr"] == "yes"

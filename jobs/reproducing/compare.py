@@ -5,6 +5,7 @@ libraries, on a fixed number of workers without GPUs, and if it was portable or 
 scores must be equal within TOLERANCE.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,4 +132,5 @@ def _flat(tree: Any, above: str = "") -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else str(value)[:200]
+    text = "none" if value is None else str(value)[:200]
+    return f"{text[:16]}..." if re.fullmatch("[0-9a-f]{64}", text) else text

@@ -28,7 +28,10 @@ def bring_data(place: Place, original: Original) -> str:
     wanted = original.provenance["data"]["digest"]
     if not (out / "shards.json").is_file():
         held = _remote(place, original)
-        if not any(_fetch(folder, wanted, out) for folder in _kept(place, held, original.task)):
+        problems: list[str] = []
+        if not any(_fetch(folder, wanted, out, problems) for folder in _kept(place, held, original.task)):
+            for problem in problems:
+                _say(f"not taken: {problem}")
             _say(
                 f"{held.store.uri}: has no built data set of the digest {wanted[:16]}; it is built from the raw images"
             )
@@ -75,8 +78,8 @@ def _kept(place: Place, held: Remote, task: str) -> Iterator[DvcFolder]:
             yield DvcFolder([held.store], md5.removesuffix(".dir"))
 
 
-def _fetch(folder: DvcFolder, digest: str, out: Path) -> bool:
-    """Copy a data set out of the remote, if it is the one of this digest and all of it is there."""
+def _fetch(folder: DvcFolder, digest: str, out: Path, problems: list[str]) -> bool:
+    """Copy a data set out of the remote, if it is the one of this digest and all of it is there. problems: gets why not."""
     try:
         listing = read_shards_json(folder)
         if listing["digest"] != digest or listing["shards_in"]:
@@ -89,11 +92,11 @@ def _fetch(folder: DvcFolder, digest: str, out: Path) -> bool:
     except (UnavailableError, DeniedError):
         raise
     except UserError as error:
-        _say(f"not taken: {error}")
+        problems.append(str(error))
         return False
     if problem := next(verify(half), None):
         shutil.rmtree(half)
-        _say(f"not taken: {problem}")
+        problems.append(problem)
         return False
     half.rename(out)
     return True

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jobs.training.record import LIBRARIES
 from pipeline.config import parse_json
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
+from pipeline.shards.locks import exclusively
 
 MARK = "reproduce.json"
 # not for what runs here: another cluster, and what keeps the current directory out of Python's path
@@ -108,45 +110,52 @@ class Place:
         return git(self.clone, "rev-parse", "HEAD").decode().strip()
 
 
-def enter(root: Path, original: Original, url: str) -> Path:
-    """Make the folder that of this version, with the clone in it; returns it as an absolute path.
+def claim(root: Path, original: Original, url: str) -> FileIO:
+    """Make the folder that of this version, for this process as long as it has the file that is returned.
 
-    It is empty, or an earlier call has begun the same in it. Raises UserError for another folder, for a repository that cannot
-    be cloned, and for a commit that is in none of its branches and tags.
+    root: absolute; it is empty, or an earlier call has begun the same in it. Raises UserError for another folder, and for one
+    that another process works in.
     """
-    root = root.absolute()
+    path = root / MARK
     mark = {"version": original.uri, "sums": original.sums, "repository": without_credentials(url)}
-    if (root / MARK).is_file():
-        held = read_document((root / MARK).read_bytes(), Mark, f"{root / MARK}", "name another folder with --into")
-        if (held["sums"], held["repository"]) != (mark["sums"], mark["repository"]):
-            raise UserError(
-                f"{root}: is the reproduction of {held['version']} from {held['repository']}; name another folder with --into"
-            )
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if not path.is_file():
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise UserError(f"{root}: is not empty, and not a reproduction of this version; name another with --into")
+        write_bytes(path, (json.dumps(mark, indent=1) + "\n").encode())
+    held = read_document(path.read_bytes(), Mark, str(path), "name another folder with --into")
+    if (held["sums"], held["repository"]) != (mark["sums"], mark["repository"]):
         raise UserError(
-            f"{root}: is not empty, and not a reproduction of this version; name another folder with --into"
+            f"{root}: is the reproduction of {held['version']} from {held['repository']}; name another folder with --into"
         )
-    else:
-        write_bytes(root / MARK, (json.dumps(mark, indent=1) + "\n").encode())
-    clone = root / "memoir"
-    if not clone.exists():
-        half = root / ".clone"
-        shutil.rmtree(half, ignore_errors=True)
-        git(Path(), "clone", "--quiet", "--no-checkout", "--", url, str(half))
-        # A clone of a folder may have commits that no branch of it has: anybody could have left them there.
-        named = ("for-each-ref", "--count=1", "--contains", original.commit)
-        if not _known(half, original.commit) or not git(half, *named).strip():
-            raise UserError(
-                f"{mark['repository']}: has no commit {original.commit} in a branch or a tag, from which "
-                f"{original.uri} was trained; have whoever trained it push it, or name another --repository"
-            )
-        git(half, "checkout", "--quiet", "--detach", original.commit)
-        half.rename(clone)
-    return root
+    claimed = exclusively(path)
+    if claimed is None:
+        raise UserError(f"{root}: another process works in it; wait for it, or name another folder with --into")
+    return claimed
 
 
-def _known(clone: Path, commit: str) -> bool:
-    found = git(clone, "cat-file", "--batch-check", data=f"{commit}\n".encode()).decode().split()
+def clone(root: Path, original: Original, url: str) -> None:
+    """Have the clone in the folder, at the training's commit, whole or not at all.
+
+    Raises UserError for a repository that cannot be cloned, and for a commit that is in none of its branches and tags.
+    """
+    if (root / "memoir").exists():
+        return
+    half = root / ".clone"
+    shutil.rmtree(half, ignore_errors=True)
+    git(Path(), "clone", "--quiet", "--no-checkout", "--", url, str(half))
+    # A clone of a folder may have commits that no branch of it has: anybody could have left them there.
+    named = ("for-each-ref", "--count=1", "--contains", original.commit)
+    if not _known(half, original.commit) or not git(half, *named).strip():
+        raise UserError(
+            f"{without_credentials(url)}: has no commit {original.commit} in a branch or a tag, from which {original.uri} was "
+            "trained; have whoever trained it push it, or name another --repository"
+        )
+    git(half, "checkout", "--quiet", "--detach", original.commit)
+    half.rename(root / "memoir")
+
+
+def _known(repository: Path, commit: str) -> bool:
+    found = git(repository, "cat-file", "--batch-check", data=f"{commit}\n".encode()).decode().split()
     return found[1:2] == ["commit"]
 
 
@@ -156,21 +165,21 @@ def environment(root: Path, *, here: bool) -> Place:
     Raises UserError if that cannot be made.
     """
     variables = {key: value for key, value in os.environ.items() if key not in LEFT_OUT} | {"DVC_NO_ANALYTICS": "1"}
-    clone = root / "memoir"
+    copy = root / "memoir"
     if here:
         return Place(root, sys.executable, variables)
     apart = {key: value for key, value in variables.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    if lacking := [name for name in ("Makefile", "requirements.lock") if not (clone / name).is_file()]:
+    if lacking := [name for name in ("Makefile", "requirements.lock") if not (copy / name).is_file()]:
         raise UserError(
-            f"{clone}: has no {' and no '.join(lacking)} that would make its environment; --here takes the one that is running"
+            f"{copy}: has no {' and no '.join(lacking)} that would make its environment; --here takes the one that is running"
         )
     command = ["make", "--no-print-directory", "setup", f"PYTHON={sys.executable}"]
     try:
-        code = subprocess.run(command, cwd=clone, env=apart, stdin=subprocess.DEVNULL, stdout=2).returncode
+        code = subprocess.run(command, cwd=copy, env=apart, stdin=subprocess.DEVNULL, stdout=2).returncode
     except FileNotFoundError:
         raise UserError("make: not found; install it, or take the environment that is running with --here") from None
     if code:
         raise UserError(
-            f"{clone}: `make setup` ended with exit code {code}, see above; --here takes the environment that is running"
+            f"{copy}: `make setup` ended with exit code {code}, see above; --here takes the environment that is running"
         )
-    return Place(root, str(clone / ".venv/bin/python"), apart)
+    return Place(root, str(copy / ".venv/bin/python"), apart)

@@ -10,7 +10,7 @@ from jobs.reproducing import compare
 from jobs.reproducing.compare import Row
 from jobs.reproducing.data import bring_data, bring_tests
 from jobs.reproducing.original import Original, read_original, trusted_repository
-from jobs.reproducing.place import Place, enter, environment
+from jobs.reproducing.place import Place, claim, clone, environment
 from jobs.sharing.git import git
 from jobs.training.record import recorded
 from pipeline.console import say
@@ -78,11 +78,13 @@ def reproduce(
             f"{original.uri}: was trained {what}, which are in no repository, so its bytes cannot be had again; --anyway trains "
             "the commit without them and compares the scores"
         )
-    root = enter(into or FOLDER / f"{original.name}-{original.number}", original, url)
-    say(f"{root}: runs the code of {without_credentials(url)} at {original.commit}", problem=True)
-    place = environment(root, here=here)
-    rows: list[Row] = []
-    ended = _compared(place, original, rows)
+    root = (into or FOLDER / f"{original.name}-{original.number}").absolute()
+    with claim(root, original, url):
+        say(f"{root}: runs the code of {without_credentials(url)} at {original.commit}", problem=True)
+        clone(root, original, url)
+        place = environment(root, here=here)
+        rows: list[Row] = []
+        ended = _compared(place, original, rows)
     return Reproduction(rows, ended, root)
 
 
@@ -124,16 +126,16 @@ def _compared(place: Place, original: Original, rows: list[Row]) -> str | None:
     return None
 
 
-def _recipe_file(clone: Path, name: str) -> str:
+def _recipe_file(checkout: Path, name: str) -> str:
     """The YAML file of a recipe in the clone. name: it may be that of a variant."""
-    tracked = git(clone, "ls-files", "-z").decode(errors="surrogateescape").split("\0")
+    tracked = git(checkout, "ls-files", "-z").decode(errors="surrogateescape").split("\0")
     for base in (name, name.partition("+")[0]):
         if (usual := f"jobs/recipes/{base}.yaml") in tracked:
             return usual
         found = [path for path in tracked if Path(path).name == f"{base}.yaml" and "pipeline/tasks/" not in path]
         if len(found) == 1:
             return found[0]
-    raise UserError(f"{clone}: its commit has no recipe {name}.yaml, or several; it cannot be reproduced")
+    raise UserError(f"{checkout}: its commit has no recipe {name}.yaml, or several; it cannot be reproduced")
 
 
 def _train(place: Place, original: Original, recipe: str) -> dict[str, Any]:

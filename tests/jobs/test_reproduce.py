@@ -1,5 +1,6 @@
 """`memoir reproduce`: what it refuses before it trains, where it finds the data, and what it compares."""
 
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -150,6 +151,14 @@ def test_a_folder_that_is_anothers(cli, version, tmp_path):
     told = refused(cli, other, "--here", "--into", into)
     assert f"is the reproduction of {one}" in told
     assert "cannot be brought" in refused(cli, one, "--here", "--into", into)  # the same again goes on
+
+
+def test_a_folder_that_another_process_works_in(cli, version, tmp_path):
+    one, into = version(), tmp_path / "into"
+    refused(cli, one, "--here", "--into", str(into))
+    with (into / "reproduce.json").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another process works in it" in refused(cli, one, "--here", "--into", str(into))
 
 
 def test_a_commit_without_a_remote_and_one_without_an_environment(cli, version, tmp_path):
