@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel, TypeAdapter
@@ -182,6 +182,8 @@ def _word(hint: Any) -> str:
     inside = [each for each in get_args(hint) if each is not type(None)]
     if get_origin(hint) is list:
         return f"{_word(inside[0])}, may be repeated"
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{each}`" for each in inside)
     if inside:
         return _word(inside[0])
     return {str: "text", int: "whole number", float: "number", Path: "path", bool: ""}[hint]
