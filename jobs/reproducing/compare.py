@@ -12,7 +12,7 @@ from typing import Any
 from jobs.evaluation.metrics import Metric, measured
 from jobs.variant import NUMBERS
 
-# by the digits that tables print: of dB and of Lab's distances, of SSIM. Two seeds of one recipe differ by as much.
+# by the digits that tables print: 2 for dB and for distances in Lab, 4 for SSIM
 TOLERANCE = {2: 0.1, 4: 0.005}
 
 

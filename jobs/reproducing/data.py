@@ -13,7 +13,7 @@ from jobs.sharing.remote import Remote, remote
 from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError, printable
 from pipeline.revisions.lock import Lock, Tracked, parse
-from pipeline.shards.format import read_shards_json, verify
+from pipeline.shards.format import dataset_digest, read_shards_json, verify
 from pipeline.storage import DeniedError, UnavailableError
 
 
@@ -36,7 +36,7 @@ def bring_data(place: Place, original: Original) -> str:
                 f"{held.store.uri}: has no built data set of the digest {wanted[:16]}; it is built from the raw images"
             )
             _build(place, original)
-    return str(read_shards_json(out)["digest"])
+    return dataset_digest(read_shards_json(out)["shards"])
 
 
 def bring_tests(place: Place, recipe: dict[str, Any]) -> list[str]:

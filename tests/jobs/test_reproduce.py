@@ -11,13 +11,15 @@ from conftest import untrained_run
 from projects import begin, commit, enter, git, picture
 from versions import altered
 
+from jobs.evaluation.metrics import METRICS
 from jobs.publishing.publish import publish
-from jobs.reproducing import compare
+from jobs.reproducing import compare, data
 from jobs.reproducing.compare import Row
 from jobs.reproducing.data import bring_data
 from jobs.reproducing.original import Original, read_original
 from jobs.reproducing.place import Place
 from pipeline.errors import UserError
+from pipeline.storage import DeniedError, UnavailableError
 
 RECIPE = """
 model: {name: memnet, memory_blocks: 2, recursions: 1, channels: 4}
@@ -271,6 +273,55 @@ def test_a_data_set_whose_shards_are_damaged_is_built_instead(history, monkeypat
     assert not any((place.clone / "data").iterdir())
 
 
+@pytest.mark.parametrize("error", [UnavailableError, DeniedError])
+def test_a_remote_that_does_not_answer_is_no_reason_to_build(error, history, monkeypatch):
+    def silent(place):
+        raise error("no answer")
+
+    monkeypatch.setattr("jobs.reproducing.data.read_shards_json", silent)
+    with pytest.raises(error, match="no answer"):
+        bring_data(Place(history / "again", sys.executable, {}), original("0" * 64))
+
+
+def test_a_data_set_whose_shards_are_elsewhere_is_not_taken(history, monkeypatch):
+    wanted = digest_at(history, "v1")
+    read = data.read_shards_json
+    monkeypatch.setattr(data, "read_shards_json", lambda place: read(place) | {"shards_in": "/elsewhere"})
+    monkeypatch.setattr(data, "_build", lambda place, original: pytest.fail("built"))
+    with pytest.raises(pytest.fail.Exception, match="built"):
+        bring_data(Place(history / "again", sys.executable, {}), original(wanted))
+
+
+def test_test_images_that_are_not_there_are_named(tmp_path, capsys):
+    place = Place(tmp_path, sys.executable, {})
+    git("init", "-q", str(place.clone))
+    (place.clone / ".dvc").mkdir()
+    (place.clone / "images").mkdir()
+    runs = [{"data": "images"}, {"data": "photos/test"}, {"data": str(tmp_path)}]
+    assert data.bring_tests(place, {"evaluation": {"benchmarks": runs}}) == ["photos/test"]
+    assert "DVC has no default remote" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "pulled"),
+    [
+        ("photos/val", ["photos/val"]),
+        ("photos", ["photos"]),
+        (".", ["photos", "data/tiny", "data/manifest"]),
+        ("other", []),
+    ],
+)
+def test_only_the_test_images_are_pulled(folder, pulled, history, monkeypatch):
+    place = Place(history / "again", sys.executable, {})
+    git("-C", str(place.clone), "checkout", "-q", "v2")
+    (place.clone / "photos.dvc").write_text(f"outs:\n- {{md5: {'0' * 32}.dir, path: photos}}\n")
+    git("-C", str(place.clone), "add", "photos.dvc")
+    asked = []
+    monkeypatch.setattr(Place, "run", lambda self, *arguments: asked.append(arguments))
+    data.bring_tests(place, {"evaluation": {"benchmarks": [{"data": folder}]}})
+    assert asked == ([("dvc", "pull", "--quiet", "--", *pulled)] if pulled else [])
+
+
 def test_what_fails_in_the_clone_is_one_line(tmp_path):
     (tmp_path / "memoir").mkdir()
     place = Place(tmp_path, sys.executable, {})
@@ -355,6 +406,10 @@ def test_a_recipe_is_what_decides_the_model_and_its_scores():
 def test_scores_are_equal_to_the_last_bit_or_within_the_tolerance(there, here, exact, equal):
     (row,) = compare.scores({"a/b": there}, {"a/b": here}, exact=exact)
     assert (row.equal, row.holds) == (equal, equal)
+
+
+def test_each_metric_has_a_tolerance():
+    assert {metric.digits for metric in METRICS.values()} <= compare.TOLERANCE.keys()
 
 
 def test_a_benchmark_that_one_side_lacks_is_a_difference():
