@@ -13,7 +13,7 @@ from versions import altered
 
 from jobs.evaluation.metrics import METRICS
 from jobs.publishing.publish import publish
-from jobs.reproducing import compare, data
+from jobs.reproducing import compare, data, place
 from jobs.reproducing.compare import Row
 from jobs.reproducing.data import bring_data
 from jobs.reproducing.original import Original, read_original
@@ -123,6 +123,13 @@ def test_a_password_in_a_url_is_neither_shown_nor_kept(cli, version, tmp_path):
     assert "secret" not in (into / "reproduce.json").read_text()
 
 
+def test_a_password_is_not_shown_for_a_commit_that_is_not_there(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "git", lambda *arguments, data=b"": b"")
+    with pytest.raises(UserError, match=r"^https://git\.example\.com/x: has no commit") as told:
+        place.clone(tmp_path, original("d"), "https://me:secret@git.example.com/x")
+    assert "secret" not in str(told.value)
+
+
 def test_a_commit_that_is_in_no_branch(cli, version, tmp_path, clone):
     into = ("--into", str(tmp_path / "into"))
     assert f"has no commit {'a' * 40}" in refused(cli, version(commit="a" * 40), "--here", *into)
@@ -223,15 +230,15 @@ def digest_at(folder: Path, tag: str) -> str:
 
 @pytest.mark.parametrize("tag", ["v1", "v2"])
 def test_the_data_set_of_a_digest_is_found_in_whichever_commit_has_it(tag, history):
-    place = Place(history / "again", sys.executable, {})
+    here = Place(history / "again", sys.executable, {})
     wanted = digest_at(history, tag)
-    assert bring_data(place, original(wanted)) == wanted
+    assert bring_data(here, original(wanted)) == wanted
     assert len({digest_at(history, each) for each in ("v1", "v2")}) == 2
-    assert [path.name for path in (place.clone / "data").iterdir()] == ["tiny"]  # nothing half
+    assert [path.name for path in (here.clone / "data").iterdir()] == ["tiny"]  # nothing half
 
 
 def test_a_data_set_that_is_half_there_is_fetched_to_its_end(history, monkeypatch):
-    place = Place(history / "again", sys.executable, {})
+    here = Place(history / "again", sys.executable, {})
     wanted = digest_at(history, "v1")
     from pipeline.dvc_objects import DvcFolder
 
@@ -245,18 +252,18 @@ def test_a_data_set_that_is_half_there_is_fetched_to_its_end(history, monkeypatc
 
     monkeypatch.setattr(DvcFolder, "download", broken)
     with pytest.raises(KeyboardInterrupt):
-        bring_data(place, original(wanted))
-    assert not (place.clone / "data/tiny").exists()
+        bring_data(here, original(wanted))
+    assert not (here.clone / "data/tiny").exists()
     later = []
     monkeypatch.setattr(
         DvcFolder, "download", lambda self, name, *rest: later.append(name) or download(self, name, *rest)
     )
-    assert bring_data(place, original(wanted)) == wanted
+    assert bring_data(here, original(wanted)) == wanted
     assert not set(names) & set(later)
 
 
 def test_a_data_set_whose_shards_are_damaged_is_built_instead(history, monkeypatch, capsys):
-    place = Place(history / "again", sys.executable, {})
+    here = Place(history / "again", sys.executable, {})
     wanted = digest_at(history, "v1")
     # whole by its md5: DVC kept what was damaged before
     monkeypatch.setattr("jobs.reproducing.data.verify", lambda place: iter(["a shard: changed since it was built"]))
@@ -268,10 +275,10 @@ def test_a_data_set_whose_shards_are_damaged_is_built_instead(history, monkeypat
 
     monkeypatch.setattr(Place, "run", run)
     with pytest.raises(UserError, match="stop"):
-        bring_data(place, original(wanted))
+        bring_data(here, original(wanted))
     assert asked == [("memoir", "ingest")]
     assert "not taken: a shard: changed" in capsys.readouterr().err
-    assert not any((place.clone / "data").iterdir())
+    assert not any((here.clone / "data").iterdir())
 
 
 @pytest.mark.parametrize("error", [UnavailableError, DeniedError])
@@ -294,12 +301,12 @@ def test_a_data_set_whose_shards_are_elsewhere_is_not_taken(history, monkeypatch
 
 
 def test_test_images_that_are_not_there_are_named(tmp_path, capsys):
-    place = Place(tmp_path, sys.executable, {})
-    git("init", "-q", str(place.clone))
-    (place.clone / ".dvc").mkdir()
-    (place.clone / "images").mkdir()
+    here = Place(tmp_path, sys.executable, {})
+    git("init", "-q", str(here.clone))
+    (here.clone / ".dvc").mkdir()
+    (here.clone / "images").mkdir()
     runs = [{"data": "images"}, {"data": "photos/test"}, {"data": str(tmp_path)}]
-    assert data.bring_tests(place, {"evaluation": {"benchmarks": runs}}) == ["photos/test"]
+    assert data.bring_tests(here, {"evaluation": {"benchmarks": runs}}) == ["photos/test"]
     assert "DVC has no default remote" in capsys.readouterr().err
 
 
@@ -313,24 +320,24 @@ def test_test_images_that_are_not_there_are_named(tmp_path, capsys):
     ],
 )
 def test_only_the_test_images_are_pulled(folder, pulled, history, monkeypatch):
-    place = Place(history / "again", sys.executable, {})
-    git("-C", str(place.clone), "checkout", "-q", "v2")
-    (place.clone / "photos.dvc").write_text(f"outs:\n- {{md5: {'0' * 32}.dir, path: photos}}\n")
-    git("-C", str(place.clone), "add", "photos.dvc")
+    here = Place(history / "again", sys.executable, {})
+    git("-C", str(here.clone), "checkout", "-q", "v2")
+    (here.clone / "photos.dvc").write_text(f"outs:\n- {{md5: {'0' * 32}.dir, path: photos}}\n")
+    git("-C", str(here.clone), "add", "photos.dvc")
     asked = []
     monkeypatch.setattr(Place, "run", lambda self, *arguments: asked.append(arguments))
-    data.bring_tests(place, {"evaluation": {"benchmarks": [{"data": folder}]}})
+    data.bring_tests(here, {"evaluation": {"benchmarks": [{"data": folder}]}})
     assert asked == ([("dvc", "pull", "--quiet", "--", *pulled)] if pulled else [])
 
 
 def test_what_fails_in_the_clone_is_one_line(tmp_path):
     (tmp_path / "memoir").mkdir()
-    place = Place(tmp_path, sys.executable, {})
+    here = Place(tmp_path, sys.executable, {})
     with pytest.raises(UserError, match="`no_such_module` ended with exit code 1, see above"):
-        place.run("no_such_module")
+        here.run("no_such_module")
     with pytest.raises(UserError, match="gave no answer"):
-        place.ask("import sys; print(1); sys.exit(3)")
-    assert place.ask("print('noise'); print([1, 2])") == [1, 2]
+        here.ask("import sys; print(1); sys.exit(3)")
+    assert here.ask("print('noise'); print([1, 2])") == [1, 2]
 
 
 # ---- what must be equal
