@@ -16,6 +16,7 @@ import typer
 from jobs.evaluation import commands as evaluation
 from jobs.publishing.commands import Store
 from jobs.publishing.commands import app as publishing
+from jobs.reproducing.commands import app as reproducing
 from jobs.sharing.commands import gc, share, store
 from pipeline.checkout import hand_over
 from pipeline.console import Json, say
@@ -281,6 +282,7 @@ def evaluate(
 
 
 app.add_typer(publishing)
+app.add_typer(reproducing)
 
 
 @app.command()

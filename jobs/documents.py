@@ -25,6 +25,7 @@ CheckpointName = Annotated[str, Field(pattern=rf"^runs/{NAME}/step-[0-9]{{8}}$")
 ModelName = Annotated[str, Field(pattern=rf"^models/{NAME}/[0-9a-f]{{12}}$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]  # in UTC
 Licences = dict[Line, Line | None]  # of data, by dataset; None where it is not known
+Overrides = list[Annotated[str, Field(max_length=2**17)]]  # `section.key=value`
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
 
 
@@ -59,7 +60,7 @@ class Pointer(OfStore):
     """
 
     recipe: Name
-    overrides: list[Annotated[str, Field(max_length=2**17)]] = []
+    overrides: Overrides = []
     run: Name
     checkpoint: CheckpointName
     samples: Annotated[str, Field(max_length=SMALL)]
@@ -158,8 +159,11 @@ class Provenance(Document):
     dirty: bool | None = None
     diff: Sha256 | None = None
     parent: VersionName | None = None
+    overrides: Overrides = []
+    precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []
     machine: Machine | None = None
+    libraries: dict[Line, Line] = {}
 
 
 class Done(Document):

@@ -83,10 +83,13 @@ def code() -> Code:
     commit, _ = _git("rev-parse", "--verify", "HEAD")
     if commit is None:
         _warn(f"which code this is will not be recorded: {top} has no commit")
-        return Code(_remote())
+        return Code(repository_url())
     diff = _differences()
     return Code(
-        _remote(), commit, None if diff is None else bool(diff), hashlib.sha256(diff).hexdigest() if diff else None
+        repository_url(),
+        commit,
+        None if diff is None else bool(diff),
+        hashlib.sha256(diff).hexdigest() if diff else None,
     )
 
 
@@ -105,12 +108,21 @@ def _differences() -> bytes | None:
     return changed
 
 
-def _remote() -> str | None:
+def repository_url() -> str | None:
+    """The URL of the git remote of the current directory, without credentials; None without one."""
+    url = full_url()
+    return without_credentials(url) if url else None
+
+
+def full_url() -> str | None:
+    """The same as git has it, for git alone: there may be a password in it."""
     names = (_git("remote")[0] or "").split()
-    if not names:
-        return None
-    url, _ = _git("remote", "get-url", "origin" if "origin" in names else names[0])
-    return printable(re.sub("[?#].*", "", re.sub("//[^/]*@", "//", url)))[:1000] if url else None
+    return _git("remote", "get-url", "origin" if "origin" in names else names[0])[0] if names else None
+
+
+def without_credentials(url: str) -> str:
+    """A repository's URL as it may be shown and recorded."""
+    return printable(re.sub("[?#].*", "", re.sub("//[^/]*@", "//", url)))[:1000]
 
 
 def _git(*arguments: str) -> tuple[str | None, str]:

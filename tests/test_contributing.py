@@ -40,6 +40,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/data.md",
     "docs/training.md",
+    "docs/reproduce.md",
     "docs/papers.md",
     "docs/log.md",
     "benchmarks/README.md",

@@ -100,7 +100,7 @@ def load_model(reference: str, runs: Path, trust: Collection[str] = (), store: s
 def trained_portably(reference: str, runs: Path, store: str | None = None) -> bool:
     """Whether a model was trained with `training.portable`. Arguments and errors are those of `load_model`."""
     found = _find(reference, runs, store)
-    recipe = found.recipe if isinstance(found, Checkpoint) else _recipe(found)
+    recipe = found.recipe if isinstance(found, Checkpoint) else version_recipe(found)
     return bool(recipe["training"].get("portable"))
 
 
@@ -199,7 +199,7 @@ def _trained(checkpoint: Checkpoint, reference: str, trust: Collection[str]) -> 
     return Trained(model, checkpoint.recipe, checkpoint.name, uri, checkpoint.pointer["sha256"], checkpoint.task)
 
 
-def _recipe(version: Version) -> dict[str, Any]:
+def version_recipe(version: Version) -> dict[str, Any]:
     """The resolved recipe of a published version."""
     where = f"{version.store.uri}/recipe.yaml"
     recipe: dict[str, Any] = parse_yaml(version.read("recipe.yaml"), where)
@@ -209,7 +209,7 @@ def _recipe(version: Version) -> dict[str, Any]:
 
 def _published(version: Version, trust: Collection[str]) -> Trained:
     uri = version.store.uri
-    recipe, task = _recipe(version), parse_yaml(version.read("task.yaml"), f"{uri}/task.yaml")
+    recipe, task = version_recipe(version), parse_yaml(version.read("task.yaml"), f"{uri}/task.yaml")
     check_document(task, Task, f"{uri}/task.yaml", AGAIN)
     provenance = read_document(version.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)
     name = provenance["recipe"]
