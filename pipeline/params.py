@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from pipeline.config import Frozen, read_limited, read_yaml
+from pipeline.config import Frozen, parse_yaml, read_limited, read_yaml
 from pipeline.errors import UserError
 from pipeline.raw.manifest import Source
 
@@ -57,6 +57,19 @@ class Params(Frozen):
 def read_params(path: Path) -> Params:
     """Read params.yaml. Raises UserError with file, line and nearest key for a mistake."""
     return read_yaml(path, Params)
+
+
+def is_of_the_past(stage: str, params: bytes | None) -> bool:
+    """Whether a stage of dvc.lock is of a task or a recipe that params.yaml beside it names no more: DVC keeps its entry.
+
+    params: the contents of that params.yaml, of any version of memoir; None, or no such file: no stage is.
+    """
+    _, at, item = stage.partition("@")
+    try:
+        found = parse_yaml(params or b"", "params.yaml")
+        return bool(at) and item not in {*found["tasks"], *found["recipes"]}
+    except (UserError, TypeError, KeyError):
+        return False
 
 
 def in_project(uri: str) -> str:

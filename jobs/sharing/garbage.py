@@ -93,7 +93,7 @@ class Listed(Document):
     """What is read of a shards.json, which may be an old commit's: the names of its shards, and their tables."""
 
     shards: list[ListedShard] = Field(min_length=1)
-    parts: list[ListedPart] = []
+    parts: tuple[ListedPart, ...] = ()
 
 
 class _Named:

@@ -14,6 +14,7 @@ from jobs.sharing import git
 from jobs.sharing.remote import Cache, object_name
 from pipeline.config import parse_yaml
 from pipeline.errors import UserError
+from pipeline.params import FILE, is_of_the_past
 from pipeline.storage import Storage
 
 FILES = ("*.dvc", "dvc.lock")
@@ -80,9 +81,12 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def outs(data: bytes, path: str, revision: str, remote: str | None) -> Iterator[Named | Skipped]:
+def outs(
+    data: bytes, path: str, revision: str, remote: str | None, params: bytes | None = None
+) -> Iterator[Named | Skipped]:
     """The outputs that a .dvc file or a dvc.lock names. path: of that file. remote: the name of the remote that is asked for.
 
+    params: the params.yaml beside a dvc.lock; stages of tasks and recipes that it names no more are left out. None: all count.
     Raises UserError for another kind of file.
     """
     where = f"{path} ({revision})" if revision else path
@@ -91,8 +95,8 @@ def outs(data: bytes, path: str, revision: str, remote: str | None) -> Iterator[
     value = parse_yaml(data, where) or {}
     lock = path.endswith("dvc.lock")
     check_document(value, Lock if lock else Stage, where, AGAIN)
-    stages = Lock.model_validate(value).stages.values() if lock else [Stage.model_validate(value)]
-    for stage in stages:
+    stages = Lock.model_validate(value).stages if lock else {"": Stage.model_validate(value)}
+    for stage in (stage for name, stage in stages.items() if not is_of_the_past(name, params)):
         imported = any(dependency.repo for dependency in stage.deps)
         for out in stage.outs:
             name = posixpath.normpath(posixpath.join(posixpath.dirname(path), out.path))
@@ -113,31 +117,36 @@ def named(
 ) -> list[Named | Skipped]:
     """What these working copies of a repository and these commits name, each output once.
 
-    remote: outputs that are of another one are left out; None: all count. commits: commit -> its name. history: and what all commits before them name. Files that git has itself are left out.
+    remote: outputs that are of another one are left out; None: all count. commits: commit -> its name. history: and what all
+    commits before them name, and what is of tasks and recipes of the past. Files that git has itself are left out.
     """
     found: dict[tuple[str, str], Named | Skipped] = {}
-    read: dict[tuple[str, str], list[Named | Skipped]] = {}  # the same dvc.lock is in many branches
+    read: dict[tuple[str, str, str], list[Named | Skipped]] = {}  # the same dvc.lock is in many branches
 
     def add(each: Iterable[Named | Skipped], own: dict[str, str]) -> None:
         for out in each:
             if out.path not in own:
                 found.setdefault((out.path, out.md5 if isinstance(out, Named) else out.reason), out)
 
-    def of_blob(blob: git.Blob) -> list[Named | Skipped]:
-        if (blob.id, blob.path) not in read:
-            data = git.contents(repository, blob.id)
-            read[blob.id, blob.path] = list(outs(data, blob.path, blob.revision, remote))
-        return read[blob.id, blob.path]
+    def of_blob(blob: git.Blob, params: str = "") -> list[Named | Skipped]:
+        key = blob.id, blob.path, params
+        if key not in read:
+            data, beside = git.contents(repository, blob.id), git.contents(repository, params) if params else None
+            read[key] = list(outs(data, blob.path, blob.revision, remote, beside))
+        return read[key]
 
     for copy in copies:
         own = git.tracked_files(copy, None)
         for path in _here(copy):
-            add(outs(path.read_bytes(), path.relative_to(copy).as_posix(), "", remote), own)
+            beside = path.with_name(FILE.name)
+            params = beside.read_bytes() if beside.is_file() and not history else None
+            add(outs(path.read_bytes(), path.relative_to(copy).as_posix(), "", remote, params), own)
     for commit, name in commits.items():
         own = git.tracked_files(repository, commit)
         for file, blob in own.items():
             if _names_outs(file):
-                add(of_blob(git.Blob(blob, file, name)), own)
+                params_id = "" if history else own.get(posixpath.join(posixpath.dirname(file), FILE.name), "")
+                add(of_blob(git.Blob(blob, file, name), params_id), own)
     if history and commits:
         for each in git.in_history(repository, commits, FILES):
             add(of_blob(each), {})

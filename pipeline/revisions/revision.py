@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.dvc_objects import DvcFolder, dataset_storage
 from pipeline.errors import UserError
+from pipeline.params import FILE, is_of_the_past
 from pipeline.revisions.lock import Lock, parse
 from pipeline.storage import Bucket, Folder, Storage, storage
 
@@ -29,7 +30,12 @@ class Revision:
             absent=f"{name}: has no dvc.lock, so nothing was built there",
         )
         lock = Lock.model_validate(parse(data, f"{name}:dvc.lock", Lock))
-        self.outs = {out.path: out.md5 for stage in lock.stages.values() for out in stage.outs if out.md5}
+        try:
+            params = _git("show", f"{self.commit}:./{FILE}", name=name)
+        except UserError:  # it has none
+            params = None
+        stages = [stage for each, stage in lock.stages.items() if not is_of_the_past(each, params)]
+        self.outs = {out.path: out.md5 for stage in stages for out in stage.outs if out.md5}
 
     def folder(self, path: str, places: list[Storage]) -> DvcFolder:
         """A folder that a stage made, as one of the places has it. Raises UserError if no stage of dvc.lock made it."""

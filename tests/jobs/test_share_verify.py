@@ -226,3 +226,22 @@ def test_dvc_itself_takes_a_hurt_remote_for_whole_and_a_colleague_pulls_the_righ
     dvc(theirs, "pull", "--quiet")
     assert {name: (theirs / "images" / name).read_bytes() for name in FILES} == FILES
     assert "in sync" in dvc(theirs, "status", "--cloud")
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_outputs_of_a_task_of_the_past_are_not_missed(clone, committed):
+    lock = {
+        "schema": "2.0",
+        "stages": {
+            "build@old": {
+                "cmd": "memoir build old",
+                "outs": [{"path": "data/old", "md5": "0" * 32, "hash": "md5", "size": 9}],
+            }
+        },
+    }
+    (clone.root / "dvc.lock").write_text(json.dumps(lock))
+    for tasks, missing in (("[]", set()), ("[old]", {("missing", "data/old")})):
+        (clone.root / "params.yaml").write_text(f"store: store\ndatasets: {{}}\ntasks: {tasks}\nrecipes: {{}}\n")
+        if committed:
+            clone.commit()
+        assert wrong(verify(clone.root, all_revisions=committed)) == missing

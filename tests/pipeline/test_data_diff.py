@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from projects import begin, commit, enter, git, picture
 
 from pipeline.errors import UserError
@@ -172,3 +173,14 @@ def test_leaks_that_were_there_before_are_not_told(project, cli):
     commit(project, "v2")
     assert diff("v1", "v2")["leaks"]
     assert cli("data", "diff", "v2") == (0, "v2 -> the working tree: the same data\n", "")
+
+
+def test_what_the_lock_keeps_of_a_task_of_the_past_is_passed_by(project, cli):
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock["stages"]["build@old"] = {"cmd": "memoir build old", "outs": [{"path": "data/old", "md5": "0" * 32 + ".dir"}]}
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    git("commit", "-qam", "v2")
+    assert cli("data", "diff", "HEAD") == (0, "HEAD -> the working tree: the same data\n", "")
+    Path("params.yaml").write_text("store: store\ndatasets: {}\ntasks: [old]\nrecipes: {}\n")
+    git("commit", "-qam", "v3")
+    assert cli("data", "diff", "HEAD")[0] == 1

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.params import in_project, read_params, use_endpoint
+from pipeline.params import in_project, is_of_the_past, read_params, use_endpoint
 
 PARAMS = "store: store\ndatasets: {}\ntasks: []\nrecipes: {}\n"
 
@@ -61,3 +61,19 @@ def test_dots_in_names_are_taken(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("store: store\ndatasets: {}\ntasks: [t.1]\nrecipes: {v1.5_a-b: {task: t.1}}\n")
     assert list(read_params(path).recipes) == ["v1.5_a-b"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "params", "past"),
+    [
+        ("build@old", b"tasks: [new]\nrecipes: {r: {task: new}}\n", True),
+        ("build@new", b"tasks: [new]\nrecipes: {r: {task: new}}\n", False),
+        ("train@r", b"tasks: [new]\nrecipes: {r: {task: new}}\n", False),
+        ("ingest", b"tasks: [new]\nrecipes: {}\n", False),
+        ("build@old", None, False),
+        ("build@old", b"tasks: 3\n", False),
+        ("build@old", b"\xff", False),
+    ],
+)
+def test_a_stage_of_the_lock_is_of_the_past_if_params_yaml_names_it_no_more(stage, params, past):
+    assert is_of_the_past(stage, params) is past
