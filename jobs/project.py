@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.checkout import below_experiments
 from pipeline.errors import printable
-from pipeline.params import below_experiments
 from pipeline.shards.format import file_sha256
 
 

@@ -1,4 +1,4 @@
-"""The checkout whose code a command runs: that of the current directory, where there is one."""
+"""The checkout whose code a command runs: that of the current directory, where there is one; and whether DVC made it."""
 
 import os
 import sys
@@ -33,3 +33,8 @@ def hand_over(arguments: list[str]) -> None:
     sys.stderr.write(printable(f"memoir: runs the code of this directory, {here}") + "\n")
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, "-m", "memoir", *arguments], environment)
+
+
+def below_experiments() -> Path | None:
+    """The folder <project>/.dvc/tmp/exps, if the current directory is in it: DVC runs experiments in copies there."""
+    return next((folder for folder in Path.cwd().parents if folder.parts[-3:] == (".dvc", "tmp", "exps")), None)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from pipeline.checkout import below_experiments
 from pipeline.config import Frozen, parse_yaml, read_limited, read_yaml
 from pipeline.errors import UserError
 from pipeline.raw.manifest import Source
@@ -82,11 +83,6 @@ def in_project(uri: str) -> str:
         return uri
     folder = below_experiments()
     return uri if folder is None else str(folder.parents[2] / uri)
-
-
-def below_experiments() -> Path | None:
-    """The folder <project>/.dvc/tmp/exps, if the current directory is in it: DVC runs experiments in copies there."""
-    return next((folder for folder in Path.cwd().parents if folder.parts[-3:] == (".dvc", "tmp", "exps")), None)
 
 
 def use_endpoint(params: Params) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.checkout import below_experiments
 from pipeline.errors import UserError
-from pipeline.params import below_experiments
 from pipeline.raw.sources import is_remote
 
 

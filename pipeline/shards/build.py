@@ -6,7 +6,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -36,7 +36,7 @@ from pipeline.shards.assemble import REJECTS_SCHEMA, assemble
 from pipeline.shards.encode import UnusableImagesError, samples
 from pipeline.shards.format import write_shard
 from pipeline.shards.plan import File, Group, ShardPlan, plan, recipe_digest
-from pipeline.storage import storage
+from pipeline.storage import Storage, storage
 from pipeline.task import Task, read_task
 
 LOGS = Path(".cache/logs")
@@ -97,12 +97,7 @@ def build(
                 f"{_listed(failures, rejects, LOGS / f'{bare_name(task_name)}-rejects.parquet')}"
             )
         if shared:
-            elsewhere = [recipe for recipe in todo if not kept.whole(recipe)]  # built by another node
-            lost = set(elsewhere) - kept.download(elsewhere, shared)
-            if lost:
-                raise UserError(
-                    f"{store}: {len(lost)} of the shards that were just built are not there whole; build again"
-                )
+            _bring_back(todo, shared)
         listing = assemble(task_name, task, table, list(zip(shards, recipes, strict=True)), versions(), out)
     log = {"task": task_name, "shards": len(shards), "encoded": len(todo), "seconds": time.monotonic() - started}
     write_bytes(LOGS / f"build-{bare_name(task_name)}.json", json.dumps(log).encode())
@@ -113,6 +108,15 @@ def build(
         "smallest": _smallest(table, task, shards),
     }
     return listing | found
+
+
+def _bring_back(recipes: Iterable[str], shared: Storage) -> None:
+    """Download the shards that another node has just built. Raises UserError if the store does not have them whole."""
+    elsewhere = [recipe for recipe in recipes if not kept.whole(recipe)]
+    if lost := set(elsewhere) - kept.download(elsewhere, shared):
+        raise UserError(
+            f"{shared.uri}: {len(lost)} of the shards that were just built are not there whole; build again"
+        )
 
 
 def _reasons(out: Path) -> dict[str, tuple[int, str]]:
