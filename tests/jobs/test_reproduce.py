@@ -300,11 +300,14 @@ def test_a_data_set_whose_shards_are_elsewhere_is_not_taken(history, monkeypatch
         bring_data(Place(history / "again", sys.executable, {}), original(wanted))
 
 
-def test_test_images_that_are_not_there_are_named(tmp_path, capsys):
+def test_test_images_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
     here = Place(tmp_path, sys.executable, {})
     git("init", "-q", str(here.clone))
     (here.clone / ".dvc").mkdir()
     (here.clone / "images").mkdir()
+    (here.clone / "photos.dvc").write_text(f"outs:\n- {{md5: {'0' * 32}.dir, path: photos}}\n")
+    git("-C", str(here.clone), "add", "photos.dvc")
+    monkeypatch.setattr(Place, "run", lambda self, *arguments: pytest.fail("pulled without a remote"))
     runs = [{"data": "images"}, {"data": "photos/test"}, {"data": str(tmp_path)}]
     assert data.bring_tests(here, {"evaluation": {"benchmarks": runs}}) == ["photos/test"]
     assert "DVC has no default remote" in capsys.readouterr().err
