@@ -22,17 +22,21 @@ def list_data(
     from jobs.recipe import read_recipe
     from pipeline.files import write_bytes
     from pipeline.params import read_params
+    from pipeline.raw.at_hand import check_out
     from pipeline.raw.listing import Contents, list_sources
 
     asked, contents = read_params(params), Contents()
+    recipes = {name: read_recipe(name) for name in asked.recipes}
+    benchmarks = [run.data for recipe in recipes.values() for run in recipe.evaluation.benchmarks]
+    check_out([*(source.root for source in asked.datasets.values()), *benchmarks])
     file = out / "datasets.json"
     sources, lines = list_sources(asked.datasets, file, contents)
     tests = {}
-    for recipe in asked.recipes:
-        path = out / "tests" / f"{recipe}.json"
-        found, more = list_tests(read_recipe(recipe), path, contents)
+    for name, recipe in recipes.items():
+        path = out / "tests" / f"{name}.json"
+        found, more = list_tests(recipe, path, contents)
         tests[path] = [each.model_dump(mode="json") for each in found]
-        lines += [f"{recipe}: {line}" for line in more]
+        lines += [f"{name}: {line}" for line in more]
     for line in lines:
         typer.echo(printable(line), err=True)
     for name, listed in sources.items():
