@@ -179,7 +179,9 @@ def _add_listing(needed: _Named, data: bytes | None, where: str) -> None:
             raise UserError("")
         listing = read_listing(data, where)
         needed.shards |= {shard["name"] for shard in listing["shards"]}
-        needed.shards |= {table_file(table, part[table]) for part in listing["parts"] for table in TABLES if part[table]}
+        needed.shards |= {
+            table_file(table, part[table]) for part in listing["parts"] for table in TABLES if part[table]
+        }
     except UserError:
         needed.lacking["shards"].append(where)
 
