@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -141,18 +143,27 @@ def ray(request: pytest.FixtureRequest, a: Clone, tmp_path_factory: pytest.TempP
     if request.param == "embedded":
         yield request.param
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = ("--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000")
+    token, folder = a.root.parent / "token", tempfile.mkdtemp(prefix="ray-")  # a short path: sockets are in it
+    token.write_text(secrets.token_hex(32))
+    a.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    ports = {name: free_port() for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port")}
+    options = ports | {
+        "num-cpus": 2,
+        "include-dashboard": "false",
+        "object-store-memory": 10**8,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "temp-dir": folder,
+    }
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
     head = subprocess.Popen(
-        [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", *options],
+        [*command, *(f"--{name}={value}" for name, value in options.items())],
         env=a.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    a.environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    a.environment["RAY_ADDRESS"] = f"127.0.0.1:{ports['port']}"
     try:
         up = (
             sys.executable,
@@ -172,6 +183,13 @@ def ray(request: pytest.FixtureRequest, a: Clone, tmp_path_factory: pytest.TempP
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(mine, timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def queued(a: Clone, grid: str, *stages: str) -> str:
