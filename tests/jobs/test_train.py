@@ -309,7 +309,7 @@ def curves(events: bytes) -> dict[str, list[tuple[int, float]]]:
 def test_workers_come_and_go_and_the_steps_are_those_of_a_fixed_number(workplace):
     """2, 1 and 2 workers on nodes that are added and lost, beside 2 all the time. fp32: sums differ in their last bits."""
     # steps that are slow enough for a second worker to come back in time
-    slow = ["data.patch=48", "model.channels=16", "optimisation.length={steps: 600}"]
+    slow = ["data.patch=48", "model.channels=16", "optimisation.length={steps: 900}"]
     options = [*slow, "optimisation.precision=fp32", "training.resize_every_s=2"]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
