@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import printable
+from pipeline.console import say
 
 app = typer.Typer()
 
@@ -38,9 +38,9 @@ def list_data(
         tests[path] = [each.model_dump(mode="json") for each in found]
         lines += [f"{name}: {line}" for line in more]
     for line in lines:
-        typer.echo(printable(line), err=True)
+        say(line, problem=True)
     for name, listed in sources.items():
-        typer.echo(printable(f"{name}: {listed.files:,} files, {listed.bytes:,} bytes; digest {listed.digest[:16]}"))
+        say(f"{name}: {listed.files:,} files, {listed.bytes:,} bytes; digest {listed.digest[:16]}")
     values: dict[Path, Any] = {file: {name: each.model_dump(mode="json") for name, each in sources.items()}, **tests}
     for path, value in values.items():
         write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.dvc_objects import object_name
 from pipeline.errors import UserError, nearest
 from pipeline.storage import Entry, Storage, storage
 
@@ -37,11 +38,6 @@ class Cache(NamedTuple):
         """Whether the object is here with its own contents."""
         path = self.path(md5)
         return path.is_file() and file_md5(path) == md5.removesuffix(".dir")
-
-
-def object_name(md5: str) -> str:
-    """The name of an object in a remote and in the cache. md5: 32 hex digits, with .dir for the list of a folder's files."""
-    return f"{OBJECTS}{md5[:2]}/{md5[2:]}"
 
 
 def file_md5(path: Path) -> str:

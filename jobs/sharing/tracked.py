@@ -9,17 +9,16 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from jobs.documents import SMALL, Document, Line, check_document, read_document
+from jobs.documents import SMALL, Document, Line, read_document
 from jobs.sharing import git
-from jobs.sharing.remote import Cache, object_name
-from pipeline.config import parse_yaml
+from jobs.sharing.remote import Cache
+from pipeline.dvc_objects import object_name
 from pipeline.errors import UserError
 from pipeline.params import FILE, is_of_the_past
+from pipeline.revisions.lock import parse
 from pipeline.storage import Storage
 
 FILES = ("*.dvc", "dvc.lock")
-AGAIN = "mend it, or `git checkout` another version"
-YAML_BYTES = 2**24  # of a dvc.lock, at most
 FOLDER_BYTES = 2**30  # of the list of a folder's files, at most: those of some 10 million
 
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
@@ -90,11 +89,8 @@ def outs(
     Raises UserError for another kind of file.
     """
     where = f"{path} ({revision})" if revision else path
-    if len(data) > YAML_BYTES:
-        raise UserError(f"{where}: longer than {YAML_BYTES:,} bytes; {AGAIN}")
-    value = parse_yaml(data, where) or {}
     lock = path.endswith("dvc.lock")
-    check_document(value, Lock if lock else Stage, where, AGAIN)
+    value = parse(data, where, Lock if lock else Stage)
     stages = Lock.model_validate(value).stages if lock else {"": Stage.model_validate(value)}
     for stage in (stage for name, stage in stages.items() if not is_of_the_past(name, params)):
         imported = any(dependency.repo for dependency in stage.deps)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.sharing import git
-from jobs.sharing.remote import Cache, Remote, cache, object_name, objects, remote, stored_md5
+from jobs.sharing.remote import Cache, Remote, cache, objects, remote, stored_md5
 from jobs.sharing.tracked import Named, Reader, Skipped, files, named
+from pipeline.dvc_objects import object_name
 from pipeline.errors import some
 from pipeline.storage import DeniedError, Entry
 

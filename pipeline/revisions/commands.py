@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import printable, some
+from pipeline.console import Json, say
+from pipeline.errors import some
 
 data = typer.Typer(
     help="Data over time: what changed between two git revisions, and how two people's changes become one.",
@@ -15,15 +16,11 @@ data = typer.Typer(
 )
 
 
-def _say(text: str, *, problem: bool = False) -> None:
-    typer.echo(printable(text), err=problem)
-
-
 @data.command()
 def diff(
     a: Annotated[str, typer.Argument(help="git revision: a commit, branch or tag")],
     b: Annotated[str | None, typer.Argument(help="another one; the working tree by default")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+    as_json: Json = False,
 ) -> None:
     """Images, shards and leaks that differ between two revisions, and the bytes to move."""
     from pipeline.revisions.diff import diff
@@ -33,9 +30,9 @@ def diff(
         typer.echo(json.dumps(found, indent=1))
         return
     for line in _lines(found):
-        _say(line)
+        say(line)
     for leak in found["leaks"]:
-        _say(f"new in two splits: {_leaked(leak)}", problem=True)
+        say(f"new in two splits: {_leaked(leak)}", problem=True)
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -85,7 +82,7 @@ def merge(
 
     merged = merge(base, ours, theirs, name)
     for note in merged.notes:
-        _say(f"memoir: {note}", problem=True)
+        say(f"memoir: {note}", problem=True)
     if merged.conflict:
         raise typer.Exit(1)
 
@@ -96,4 +93,4 @@ def install_merge() -> None:
     from pipeline.revisions.merge import install
 
     for line in install():
-        _say(line)
+        say(line)

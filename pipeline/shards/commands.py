@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.console import say
+
 cache = typer.Typer(help="What .cache holds.", no_args_is_help=True, rich_markup_mode=None)
 Data = Annotated[Path, typer.Option(help="where the built datasets are")]
 
@@ -19,14 +21,14 @@ def show(data: Data = Path("data")) -> None:
 
     shards = files(kept.STORE.glob("*.tar"))
     old = files([path for path in unneeded(data) if path.suffix == ".tar"])
-    typer.echo(f"{kept.STORE}: {shards.number:,} built shards, {shards.bytes:,} bytes")
-    typer.echo(
+    say(f"{kept.STORE}: {shards.number:,} built shards, {shards.bytes:,} bytes")
+    say(
         f"{kept.STORE}: {old.number:,} of no data set in {data}, {old.bytes:,} bytes; `memoir cache prune` removes them and "
         f"frees {old.freed:,} bytes"
     )
     for folder, what in ((CACHE, "copies of shards"), (MIRROR, "copies of raw images")):
         held = files(path for path in folder.rglob("*") if path.is_file())
-        typer.echo(f"{folder}: {held.number:,} files, {what} from buckets, {held.bytes:,} bytes")
+        say(f"{folder}: {held.number:,} files, {what} from buckets, {held.bytes:,} bytes")
 
 
 @cache.command()
@@ -36,6 +38,4 @@ def prune(data: Data = Path("data")) -> None:
     from pipeline.shards.pruning import prune
 
     removed = prune(data)
-    typer.echo(
-        f"{kept.STORE}: {removed.number:,} shards removed, {removed.bytes:,} bytes, {removed.freed:,} of them freed"
-    )
+    say(f"{kept.STORE}: {removed.number:,} shards removed, {removed.bytes:,} bytes, {removed.freed:,} of them freed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from conftest import TINY_PARAMS
 
-from jobs.sharing.remote import object_name
+from pipeline.dvc_objects import object_name
 from pipeline.storage import storage
 
 WHO = ("-c", "user.name=someone", "-c", "user.email=someone@example.org", "-c", "init.defaultBranch=main")

@@ -8,7 +8,7 @@ from teams import Clone, md5
 from jobs.sharing import garbage
 from jobs.sharing.garbage import delete, find_garbage
 from jobs.sharing.probe import MARK
-from jobs.sharing.remote import object_name
+from pipeline.dvc_objects import object_name
 from pipeline.errors import UserError
 from pipeline.storage import storage
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 from teams import Clone, md5
 
-from jobs.sharing.remote import object_name
 from jobs.sharing.verify import verify
+from pipeline.dvc_objects import object_name
 from pipeline.errors import UserError
 from pipeline.storage import storage
 
@@ -245,3 +245,17 @@ def test_outputs_of_a_task_of_the_past_are_not_missed(clone, committed):
         if committed:
             clone.commit()
         assert wrong(verify(clone.root, all_revisions=committed)) == missing
+
+
+def test_a_lock_of_many_stages_is_read(clone):
+    stages = {
+        f"train@recipe-{i}": {"cmd": f"memoir train recipe-{i}", "params": {f"jobs/recipes/{i}.yaml": {"x": "y" * 500}}}
+        for i in range(400)
+    }
+    stages["ingest"] = {
+        "cmd": "memoir ingest",
+        "outs": [{"path": "data/lost", "md5": "0" * 32, "hash": "md5", "size": 9}],
+    }
+    (clone.root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}, indent=1))
+    assert (clone.root / "dvc.lock").stat().st_size > 2**17
+    assert wrong(verify(clone.root)) == {("missing", "data/lost")}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from colleagues import BUCKET, IMAGES, Passed, Person, Proxy, bucket, clone, repository
 
-from jobs.sharing.remote import object_name
+from pipeline.dvc_objects import object_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
