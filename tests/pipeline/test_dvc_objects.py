@@ -76,6 +76,13 @@ def test_a_folder_is_read_from_wherever_its_objects_are(places, tmp_path):
         folder.read("c")
 
 
+def test_the_list_of_a_folder_is_no_file_of_that_name(places):
+    (cache, _), md5 = places
+    kept(cache.root, b"bb", ".dir")
+    with pytest.raises(UserError, match="b: its object is missing"):
+        DvcFolder([cache], md5).size("b")
+
+
 def test_an_object_that_is_missing_or_has_other_contents_is_one_line(places, tmp_path):
     (cache, remote), md5 = places
     alone = DvcFolder([cache], md5)
