@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,7 +218,7 @@ def test_an_image_that_both_changed_is_named_and_the_rest_is_merged(clones, cli,
     assert pulled(first) == {"photos/a.png": "ours", "photos/new.png": "new", "photos/deep/c.png": "c"}
     get, add = re.findall(r"`(dvc (?:get|add) [^`]*)`", line)
     for command in (get, add):
-        subprocess.run(command.split(), cwd=first, check=True)
+        subprocess.run([sys.executable, "-m", *command.split()], cwd=first, check=True)
     assert (first / "datasets/photos/a.png").read_text() == "theirs"
     commit(first, {}, "mended")
     assert yaml.safe_load((first / "datasets.dvc").read_text())["outs"][0]["size"] == 6 + 3 + 1
