@@ -5,14 +5,14 @@ import getpass
 import hashlib
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.checkout import below_experiments
-from pipeline.errors import printable
+from pipeline.errors import UserError, printable
+from pipeline.git import git
 from pipeline.shards.format import file_sha256
 
 
@@ -128,21 +128,16 @@ def without_credentials(url: str) -> str:
 def _git(*arguments: str) -> tuple[str | None, str]:
     """What git prints, or None and why it does not."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True)
-    except OSError as error:
-        return None, f"git: {error.strerror}"
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no answer"]
-        return None, lines[0]
-    return done.stdout.decode(errors="replace").strip(), ""
+        return git(*arguments).decode(errors="replace").strip(), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def _output(*arguments: str) -> bytes | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True)
-    except OSError:
+        return git(*arguments)
+    except UserError:
         return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _warn(text: str) -> None:

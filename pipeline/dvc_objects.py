@@ -18,6 +18,7 @@ from pipeline.config import Frozen, parse_json
 from pipeline.errors import UserError
 from pipeline.storage import Entry, Folder, Storage, storage
 
+MEND = "remove it, and `dvc push` the folder again from where it was made"
 LISTING_BYTES = 2**29  # the most bytes of a list of files: five million names
 
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -44,16 +45,18 @@ def read_files(data: bytes, where: str) -> dict[str, str]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "it"
-        raise UserError(f"{where}: not a list of files that DVC writes ({place}: {first['msg']})") from None
+        raise UserError(f"{where}: not a list of files that DVC writes ({place}: {first['msg']}); {MEND}") from None
     files = {entry.relpath: entry.md5 for entry in entries}
     if len(files) < len(entries):
-        raise UserError(f"{where}: not a list of files that DVC writes (a name is given twice)")
+        raise UserError(f"{where}: not a list of files that DVC writes (a name is given twice); {MEND}")
     for name in files:
         parts = name.split("/")
         if "\0" in name or any(part in ("", ".", "..") for part in parts):
-            raise UserError(f"{where}: lists {name[:100]!r}, which is no path inside its folder")
+            raise UserError(f"{where}: lists {name[:100]!r}, which is no path inside its folder; {MEND}")
     if inside := next(folders_that_are_files(files), None):
-        raise UserError(f"{where}: lists {inside[0][:100]!r} as a file, and as the folder of {inside[1][:100]!r}")
+        raise UserError(
+            f"{where}: lists {inside[0][:100]!r} as a file, and as the folder of {inside[1][:100]!r}; {MEND}"
+        )
     return files
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from jobs.reproducing.original import Original
 from jobs.reproducing.place import Place
-from jobs.sharing.git import contents, git, in_history, revisions
 from jobs.sharing.remote import Remote, remote
+from jobs.sharing.repo import contents, in_history, revisions
 from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError, printable
+from pipeline.git import git
 from pipeline.revisions.lock import Lock, Tracked, parse
 from pipeline.shards.format import dataset_digest, read_shards_json, verify
 from pipeline.storage import DeniedError, UnavailableError
@@ -116,7 +117,7 @@ def _pull(place: Place, targets: list[str]) -> None:
 
 def _tracked(clone: Path, *, locked: bool = True) -> list[str]:
     """The paths that DVC keeps at the clone's commit. locked: also those that stages made."""
-    names = git(clone, "ls-files", "-z", "--", "*.dvc").decode(errors="surrogateescape").split("\0")
+    names = git("ls-files", "-z", "--", "*.dvc", place=clone).decode(errors="surrogateescape").split("\0")
     found = []
     for name in filter(None, names):
         held = Tracked.model_validate(parse((clone / name).read_bytes(), f"{clone / name}", Tracked))

@@ -19,11 +19,11 @@ from typing import Any
 from jobs.documents import Document, Line, Sha256, read_document
 from jobs.project import without_credentials
 from jobs.reproducing.original import Original
-from jobs.sharing.git import git
 from jobs.training.record import LIBRARIES
 from pipeline.config import parse_json
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
+from pipeline.git import git
 from pipeline.shards.locks import exclusively
 
 MARK = "reproduce.json"
@@ -102,12 +102,12 @@ class Place:
 
     def changed(self) -> list[str]:
         """The clone's files that are not those of its commit."""
-        listed = git(self.clone, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=no")
+        listed = git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=no", place=self.clone)
         return [line[3:] for line in listed.decode(errors="replace").split("\0") if line]
 
     def head(self) -> str:
         """The clone's commit."""
-        return git(self.clone, "rev-parse", "HEAD").decode().strip()
+        return git("rev-parse", "HEAD", place=self.clone).decode().strip()
 
 
 def claim(root: Path, original: Original, url: str) -> FileIO:
@@ -142,20 +142,20 @@ def clone(root: Path, original: Original, url: str) -> None:
         return
     half = root / ".clone"
     shutil.rmtree(half, ignore_errors=True)
-    git(Path(), "clone", "--quiet", "--no-checkout", "--", url, str(half))
+    git("clone", "--quiet", "--no-checkout", "--", url, str(half))
     # A clone of a folder may have commits that no branch of it has: anybody could have left them there.
     named = ("for-each-ref", "--count=1", "--contains", original.commit)
-    if not _known(half, original.commit) or not git(half, *named).strip():
+    if not _known(half, original.commit) or not git(*named, place=half).strip():
         raise UserError(
             f"{without_credentials(url)}: has no commit {original.commit} in a branch or a tag, from which {original.uri} was "
             "trained; have whoever trained it push it, or name another --repository"
         )
-    git(half, "checkout", "--quiet", "--detach", original.commit)
+    git("checkout", "--quiet", "--detach", original.commit, place=half)
     half.rename(root / "memoir")
 
 
 def _known(repository: Path, commit: str) -> bool:
-    found = git(repository, "cat-file", "--batch-check", data=f"{commit}\n".encode()).decode().split()
+    found = git("cat-file", "--batch-check", place=repository, data=f"{commit}\n".encode()).decode().split()
     return found[1:2] == ["commit"]
 
 

@@ -11,10 +11,10 @@ from jobs.reproducing.compare import Row
 from jobs.reproducing.data import bring_data, bring_tests
 from jobs.reproducing.original import Original, read_original, trusted_repository
 from jobs.reproducing.place import Place, claim, clone, environment
-from jobs.sharing.git import git
 from jobs.training.record import recorded
 from pipeline.console import say
 from pipeline.errors import UserError, some
+from pipeline.git import git
 from pipeline.storage import storage
 
 FOLDER = Path("reproduced")  # where a reproduction goes by default
@@ -128,7 +128,7 @@ def _compared(place: Place, original: Original, rows: list[Row]) -> str | None:
 
 def _recipe_file(checkout: Path, name: str) -> str:
     """The YAML file of a recipe in the clone. name: it may be that of a variant."""
-    tracked = git(checkout, "ls-files", "-z").decode(errors="surrogateescape").split("\0")
+    tracked = git("ls-files", "-z", place=checkout).decode(errors="surrogateescape").split("\0")
     for base in (name, name.partition("+")[0]):
         if (usual := f"jobs/recipes/{base}.yaml") in tracked:
             return usual

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from jobs.documents import SMALL, Document, Name, Sha256, read_document
 from jobs.restoring.checkpoint import SUMS as VERSION_SUMS
-from jobs.sharing import git
+from jobs.sharing import repo
 from jobs.sharing.probe import MARK
 from jobs.sharing.remote import OBJECT, Remote, cache, remote
 from jobs.sharing.tracked import Named, Reader, files, named, outs
@@ -113,18 +113,18 @@ def find_garbage(place: Path, name: str | None, *, also: list[Path], days: float
     written in so many last ones stays. tips: what only commits behind the tips of branches, tags and experiments name counts as
     named by nobody. Raises UserError if a remote repository of git has commits that are not here.
     """
-    repository = git.top(place)
+    repository = repo.top(place)
     params = read_params(repository / FILE)
     where = remote(repository, name)
     store = storage(in_project(params.store))
     shards = storage(in_project(params.shards) if params.shards else f"{store.uri}/shards")
-    clones = [repository, *(git.top(each) for each in also)]
+    clones = [repository, *(repo.top(each) for each in also)]
     entries = {each.uri: each.entries() for each in (where.store, store, shards)}
     reader = Reader(where.store, cache(repository))
     needed, revisions = _Named(), 0
     for clone in clones:
-        commits = git.revisions(clone, experiments=True) | git.unfetched(clone)
-        copies = git.working_copies(clone)
+        commits = repo.revisions(clone, experiments=True) | repo.unfetched(clone)
+        copies = repo.working_copies(clone)
         revisions += len(commits)
         found = [each for each in named(clone, None, copies, commits, history=not tips) if isinstance(each, Named)]
         _add(needed, found, reader if clone == repository else Reader(where.store, cache(clone)))
@@ -179,11 +179,11 @@ def _add(needed: _Named, outputs: list[Named], reader: Reader) -> None:
         if children is None:
             needed.lacking["objects"].append(f"{out.path}/ ({out.revision or 'here'})")
             needed.lacking["shards"].append(f"{out.path}/ ({out.revision or 'here'})")
-        for child in children or ():
-            if child.relpath == "shards.json":
-                _add_listing(needed, reader.small(child.md5), f"{out.path}/shards.json ({out.revision or 'here'})")
-            elif POINTER.fullmatch(f"{out.path}/{child.relpath}"):
-                _add_pointer(needed, reader.small(child.md5), out)
+        for name, md5 in (children or {}).items():
+            if name == "shards.json":
+                _add_listing(needed, reader.small(md5), f"{out.path}/shards.json ({out.revision or 'here'})")
+            elif POINTER.fullmatch(f"{out.path}/{name}"):
+                _add_pointer(needed, reader.small(md5), out)
 
 
 def _add_pointer(needed: _Named, data: bytes | None, out: Named) -> None:
@@ -285,7 +285,7 @@ def _objects(
         keep |= by_md5.keys()
     for md5, entry in by_md5.items():
         if md5.endswith(".dir") and (md5 in keep or entry.modified >= limit):
-            keep |= {child.md5 for child in reader.folder(md5) or ()}
+            keep |= set((reader.folder(md5) or {}).values())
     names = {entry.name for md5, entry in by_md5.items() if md5 in keep}
     garbage, kept, young = _sorted_out(by_md5.values(), names, limit)
     others = [entry for entry in held if not OBJECT.fullmatch(entry.name) and entry.name != MARK]

@@ -9,7 +9,7 @@ import yaml
 from configobj import ConfigObj, ConfigObjError
 from pydantic import ValidationError
 
-from jobs.sharing import git
+from jobs.sharing import repo
 from jobs.sharing.probe import Rights, rights
 from jobs.sharing.remote import SECRETS, check_address, configuration
 from pipeline.errors import UserError
@@ -47,14 +47,14 @@ def share(repository: Path, uri: str, endpoint: str | None) -> Shared:
     place = storage(uri)
     if not isinstance(place, Bucket):
         raise UserError(f"{uri}: not a bucket; expected s3://bucket/prefix")
-    git.top(repository)
+    repo.top(repository)
     params = read_params(repository / FILE)
     wanted = {"store": uri, "shards": f"{uri}/shards", "endpoint": endpoint}
     had = _own_store(params, wanted)
     name, config = _config(repository, f"{uri}/dvc", endpoint)
     texts = {repository / CONFIG: config, repository / FILE: edited(repository / FILE, wanted)}
     files = [path for path, text in texts.items() if text != path.read_bytes()]
-    dirty = git.changed(repository, [str(path.relative_to(repository)) for path in files]) if files else []
+    dirty = repo.changed(repository, [str(path.relative_to(repository)) for path in files]) if files else []
     if dirty:
         raise UserError(
             f"{repository}: {' and '.join(dirty)} has changes that are not committed; commit or revert them first"

@@ -9,17 +9,16 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from jobs.documents import SMALL, Document, Line, read_document
-from jobs.sharing import git
+from jobs.documents import SMALL, Document, Line
+from jobs.sharing import repo
 from jobs.sharing.remote import Cache
-from pipeline.dvc_objects import object_name
-from pipeline.errors import UserError
+from pipeline.dvc_objects import LISTING_BYTES, object_name, read_files
+from pipeline.git import git
 from pipeline.params import FILE, is_of_the_past
 from pipeline.revisions.lock import parse
 from pipeline.storage import Storage
 
 FILES = ("*.dvc", "dvc.lock")
-FOLDER_BYTES = 2**30  # of the list of a folder's files, at most: those of some 10 million
 
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 Size = Annotated[int, Field(ge=0, lt=2**63)]
@@ -54,13 +53,6 @@ class Lock(Document):
     """dvc.lock."""
 
     stages: dict[str, Stage] = Field({})
-
-
-class Child(Document):
-    """A line of a .dir object."""
-
-    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    relpath: Line
 
 
 class Named(NamedTuple):
@@ -124,34 +116,34 @@ def named(
             if out.path not in own:
                 found.setdefault((out.path, out.md5 if isinstance(out, Named) else out.reason), out)
 
-    def of_blob(blob: git.Blob, params: str = "") -> list[Named | Skipped]:
+    def of_blob(blob: repo.Blob, params: str = "") -> list[Named | Skipped]:
         key = blob.id, blob.path, params
         if key not in read:
-            data, beside = git.contents(repository, blob.id), git.contents(repository, params) if params else None
+            data, beside = repo.contents(repository, blob.id), repo.contents(repository, params) if params else None
             read[key] = list(outs(data, blob.path, blob.revision, remote, beside))
         return read[key]
 
     for copy in copies:
-        own = git.tracked_files(copy, None)
+        own = repo.tracked_files(copy, None)
         for path in _here(copy):
             beside = path.with_name(FILE.name)
             params = beside.read_bytes() if beside.is_file() and not history else None
             add(outs(path.read_bytes(), path.relative_to(copy).as_posix(), "", remote, params), own)
     for commit, name in commits.items():
-        own = git.tracked_files(repository, commit)
+        own = repo.tracked_files(repository, commit)
         for file, blob in own.items():
             if _names_outs(file):
                 params_id = "" if history else own.get(posixpath.join(posixpath.dirname(file), FILE.name), "")
-                add(of_blob(git.Blob(blob, file, name), params_id), own)
+                add(of_blob(repo.Blob(blob, file, name), params_id), own)
     if history and commits:
-        for each in git.in_history(repository, commits, FILES):
+        for each in repo.in_history(repository, commits, FILES):
             add(of_blob(each), {})
     return list(found.values())
 
 
 def _here(copy: Path) -> list[Path]:
     """The .dvc files and dvc.lock of a working copy, committed or not."""
-    listed = git.git(copy, "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode(
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard", place=copy).decode(
         errors="surrogateescape"
     )
     names = {name for name in listed.split("\0") if _names_outs(name)}
@@ -167,31 +159,27 @@ class Reader:
 
     def __init__(self, store: Storage, cache: Cache) -> None:
         self.store, self.cache = store, cache
-        self._folders: dict[str, list[Child] | None] = {}
+        self._folders: dict[str, dict[str, str] | None] = {}
 
     def small(self, md5: str) -> bytes | None:
         """The contents of a list of files, or of another object of at most SMALL bytes; None if neither side has it whole."""
         if self.cache.whole(md5):
             return self.cache.path(md5).read_bytes()
         try:
-            data = self.store.read(object_name(md5), FOLDER_BYTES if md5.endswith(".dir") else SMALL)
+            data = self.store.read(object_name(md5), LISTING_BYTES if md5.endswith(".dir") else SMALL)
         except FileNotFoundError:
             return None
         return data if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5.removesuffix(".dir") else None
 
-    def folder(self, md5: str) -> list[Child] | None:
-        """The files that a .dir object lists; None if neither side has it whole. Raises UserError for one that is no list."""
+    def folder(self, md5: str) -> dict[str, str] | None:
+        """The md5 of each file that a .dir object lists, by its relative path; None if neither side has it whole.
+
+        Raises UserError for one that is no list.
+        """
         if md5 not in self._folders:
             data = self.small(md5)
-            children = None
-            if data is not None:
-                where = f"{self.store.uri}/{object_name(md5)}"
-                value = read_document(data, list[Child], where, "remove it, and `dvc push` again")
-                children = [Child.model_validate(each) for each in value]
-                for child in children:
-                    if ".." in child.relpath.split("/") or child.relpath.startswith("/"):
-                        raise UserError(f"{where}: {child.relpath} leads out of its folder; remove the object")
-            self._folders[md5] = children
+            where = f"{self.store.uri}/{object_name(md5)}"
+            self._folders[md5] = None if data is None else read_files(data, where)
         return self._folders[md5]
 
 
@@ -202,6 +190,6 @@ def files(outputs: Iterable[Named], reader: Reader) -> dict[str, list[str]]:
         label = f" ({out.revision})" if out.revision else ""
         found[out.md5].append(f"{out.path}{'/' if out.md5.endswith('.dir') else ''}{label}")
         if out.md5.endswith(".dir"):
-            for child in reader.folder(out.md5) or ():
-                found[child.md5].append(f"{out.path}/{child.relpath}{label}")
+            for name, md5 in (reader.folder(out.md5) or {}).items():
+                found[md5].append(f"{out.path}/{name}{label}")
     return found

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.sharing import git
+from jobs.sharing import repo
 from jobs.sharing.remote import Cache, Remote, cache, objects, remote, stored_md5
 from jobs.sharing.tracked import Named, Reader, Skipped, files, named
 from pipeline.dvc_objects import object_name
@@ -63,9 +63,9 @@ def verify(
     local and remote-tracking. contents: download what the server does not give the MD5 of. repair: send what is wrong from this
     machine's cache; `problems` are then those that are left. Raises UserError for mistakes in the settings and the files.
     """
-    repository = git.top(place)
+    repository = repo.top(place)
     where, kept = remote(repository, name), cache(repository)
-    commits = git.revisions(repository, experiments=False) if all_revisions else {}
+    commits = repo.revisions(repository, experiments=False) if all_revisions else {}
     listed = named(repository, where.name, [repository], commits)
     outputs = [each for each in listed if isinstance(each, Named)]
     check = _Check(where, kept, outputs)
@@ -130,7 +130,7 @@ class _Check:
                     wrong[out.md5] = _other_size(self.held[out.md5].size, out.size)
                 self.sized.add(out.md5)
                 continue
-            children = [child.md5 for child in self.reader.folder(out.md5) or ()]
+            children = (self.reader.folder(out.md5) or {}).values()
             if all(md5 in self.held for md5 in children):
                 if sum(self.held[md5].size for md5 in children) == out.size:
                     self.sized |= set(children)

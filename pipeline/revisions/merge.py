@@ -1,7 +1,6 @@
 """Two people's changes of a data set, or of dvc.lock, become one: what git runs for these files when it merges."""
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from pipeline.dvc_objects import DvcFolder, folders_that_are_files
 from pipeline.errors import UserError, some
 from pipeline.files import write_bytes
+from pipeline.git import RefusalError, git
 from pipeline.revisions.lock import Lock, Tracked, TrackedOut, parse
 from pipeline.revisions.revision import cache_and_remote
 from pipeline.storage import Folder
@@ -191,12 +191,10 @@ def install() -> list[str]:
     command = f"{shlex.quote(sys.executable)} -m memoir data merge %O %A %B %P"
     for pattern, driver in DRIVERS.items():
         for key, value in {"name": f"memoir's merge of {pattern}", "driver": command}.items():
-            done = subprocess.run(
-                ["git", "config", f"merge.{driver}.{key}", value], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                problem = " ".join(done.stderr.split())
-                raise UserError(f"git config: {problem}; run this in the project's folder, a git repository")
+            try:
+                git("config", f"merge.{driver}.{key}", value)
+            except RefusalError as error:
+                raise UserError(f"{error}; run this in the project's folder, a git repository") from None
     said = [f"git merges {' and '.join(DRIVERS)} of this clone with `memoir data merge`"]
     file = Path(".gitattributes")
     held = file.read_text("utf-8") if file.exists() else ""

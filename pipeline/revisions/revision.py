@@ -1,11 +1,11 @@
 """A git revision's data: where DVC's cache or remote has it."""
 
 import os
-import subprocess
 from pathlib import Path
 
 from pipeline.dvc_objects import DvcFolder, dataset_storage
 from pipeline.errors import UserError
+from pipeline.git import RefusalError, git
 from pipeline.params import FILE, is_of_the_past
 from pipeline.revisions.lock import Lock, parse
 from pipeline.storage import Bucket, Folder, Storage, storage
@@ -52,14 +52,10 @@ def _git(*arguments: str, name: str, absent: str = "") -> bytes:
     if name.startswith("-") or not name or "\0" in name:
         raise UserError(f"{name!r}: not a git revision")
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=False, stdin=subprocess.DEVNULL)
-    except FileNotFoundError:
-        raise UserError("git: not found; install it, since revisions are git's") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return git(*arguments)
+    except RefusalError as error:
         unknown = f"{name}: not a revision that git knows here; fetch it, or see `git log`"
-        raise UserError(absent or (f"{name}: git: {said[0]}" if said else unknown))
-    return done.stdout
+        raise UserError(absent or (f"{name}: {error}" if error.said else unknown)) from None
 
 
 def cache_and_remote() -> tuple[Folder, Storage | None]:

@@ -124,7 +124,7 @@ def test_a_password_in_a_url_is_neither_shown_nor_kept(cli, version, tmp_path):
 
 
 def test_a_password_is_not_shown_for_a_commit_that_is_not_there(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(place, "git", lambda *arguments, data=b"": b"")
+    monkeypatch.setattr(place, "git", lambda *arguments, **more: b"")
     with pytest.raises(UserError, match=r"^https://git\.example\.com/x: has no commit") as told:
         place.clone(tmp_path, original("d"), "https://me:secret@git.example.com/x")
     assert "secret" not in str(told.value)
@@ -215,7 +215,7 @@ def original(digest: str) -> Original:
 
 
 def digest_at(folder: Path, tag: str) -> str:
-    from jobs.sharing.git import contents, tracked_files
+    from jobs.sharing.repo import contents, tracked_files
     from pipeline.dvc_objects import DvcFolder
     from pipeline.revisions.lock import Lock, parse
     from pipeline.storage import storage

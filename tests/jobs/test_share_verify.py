@@ -155,9 +155,9 @@ def test_what_the_remote_need_not_have_is_left_out(clone):
 @pytest.mark.parametrize(
     ("listed", "told"),
     [
-        ([{"md5": "1" * 32, "relpath": "../../etc/passwd"}], "leads out of its folder"),
-        ([{"md5": "../1", "relpath": "a"}], "damaged"),
-        ({"md5": "1" * 32}, "damaged"),
+        ([{"md5": "1" * 32, "relpath": "../../etc/passwd"}], "which is no path inside its folder"),
+        ([{"md5": "../1", "relpath": "a"}], "not a list of files"),
+        ({"md5": "1" * 32}, "not a list of files"),
     ],
 )
 def test_a_list_that_was_made_to_harm_is_one_line(clone, listed, told):

@@ -203,6 +203,21 @@ def test_two_clones_edits_of_a_data_set_become_one(clones, cli, monkeypatch):
     assert pulled(second) == union
 
 
+def test_a_rebase_joins_the_edits_as_a_merge_does(clones, cli, monkeypatch):
+    first = clones("first")
+    installed(first, cli, monkeypatch)
+    git(first, "push", "-q", "origin", "HEAD:main")  # a project has the attributes from its beginning
+    second = clones("second")
+    git(second, "pull", "-q", "origin", "main")
+    commit(first, {"photos/new.png": "new", "photos/a.png": None}, "ours")
+    commit(second, {"photos/b.png": "better"}, "theirs")
+    git(second, "push", "-q", "origin", "HEAD:main")
+    said = git(first, "pull", "--rebase", "origin", "main")
+    assert "datasets: 3 files, of 3 of ours and 3 of theirs" in said
+    assert pulled(first) == {"photos/new.png": "new", "photos/b.png": "better", "photos/deep/c.png": "c"}
+    assert git(first, "log", "--format=%s", "-2").split() == ["ours", "theirs"]
+
+
 def test_an_image_that_both_changed_is_named_and_the_rest_is_merged(clones, cli, monkeypatch):
     first, second = clones("first"), clones("second")
     commit(first, {"photos/a.png": "ours", "photos/new.png": "new"}, "ours")

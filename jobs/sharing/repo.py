@@ -1,14 +1,11 @@
 """What git knows of a repository: its revisions, their files, and whether the other side has more."""
 
-import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError, some
-
-PLAIN = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}  # no question in the middle, and messages that are in English
+from pipeline.git import git
 
 
 class Blob(NamedTuple):
@@ -19,28 +16,14 @@ class Blob(NamedTuple):
     revision: str
 
 
-def git(place: Path, *arguments: str, data: bytes = b"") -> bytes:
-    """The output of git in a folder. data: for its standard input. Raises UserError in one line if git refuses, or is not there."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(place), *arguments], input=data, capture_output=True, env=os.environ | PLAIN
-        )
-    except FileNotFoundError:
-        raise UserError("git: not found; install it") from None
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(f"{place}: git {arguments[0]}: {lines[0].removeprefix('fatal: ')}")
-    return done.stdout
-
-
 def top(place: Path) -> Path:
     """The top folder of the repository that a folder is in. Raises UserError outside one."""
-    return Path(git(place, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
+    return Path(git("rev-parse", "--show-toplevel", place=place).decode().rstrip("\n"))
 
 
 def working_copies(repository: Path) -> list[Path]:
     """The repository's folder, its other worktrees, and the copies in which DVC runs experiments."""
-    listed = git(repository, "worktree", "list", "--porcelain", "-z").decode().split("\0")
+    listed = git("worktree", "list", "--porcelain", "-z", place=repository).decode().split("\0")
     found = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
     return [
         each
@@ -57,11 +40,11 @@ def revisions(repository: Path, *, experiments: bool) -> dict[str, str]:
     wanted = ["refs"] if experiments else ["refs/heads", "refs/remotes", "refs/tags"]
     form = "%(objectname) %(objecttype) %(*objectname) %(*objecttype) %(refname:short)"
     found: dict[str, str] = {}
-    for line in git(repository, "for-each-ref", f"--format={form}", *wanted).decode().splitlines():
+    for line in git("for-each-ref", f"--format={form}", *wanted, place=repository).decode().splitlines():
         commit, kind, peeled, peeled_kind, name = line.split(" ", 4)
         if "commit" in (kind, peeled_kind):
             found.setdefault(peeled or commit, name)
-    listed = git(repository, "worktree", "list", "--porcelain").decode().splitlines()
+    listed = git("worktree", "list", "--porcelain", place=repository).decode().splitlines()
     heads = [line.removeprefix("HEAD ") for line in listed if line.startswith("HEAD ")]
     for head in heads:
         if head.strip("0"):  # a repository without commits
@@ -72,9 +55,9 @@ def revisions(repository: Path, *, experiments: bool) -> dict[str, str]:
 def tracked_files(repository: Path, revision: str | None) -> dict[str, str]:
     """The path of each file of a revision -> git's name of its contents. revision: None for the index of the working copy."""
     if revision is None:
-        lines = git(repository, "ls-files", "-z", "--stage", ":/").split(b"\0")
+        lines = git("ls-files", "-z", "--stage", ":/", place=repository).split(b"\0")
     else:
-        lines = git(repository, "ls-tree", "-r", "-z", "--full-tree", revision).split(b"\0")
+        lines = git("ls-tree", "-r", "-z", "--full-tree", revision, place=repository).split(b"\0")
     found = {}
     for line in filter(None, lines):
         columns, path = line.decode(errors="surrogateescape").split("\t", 1)
@@ -87,14 +70,13 @@ def in_history(repository: Path, commits: Iterable[str], patterns: tuple[str, ..
 
     Raises UserError for a clone that lacks commits behind them.
     """
-    if git(repository, "rev-parse", "--is-shallow-repository").strip() == b"true":
+    if git("rev-parse", "--is-shallow-repository", place=repository).strip() == b"true":
         raise UserError(
             f"{repository}: a shallow clone, which lacks the commits before; run `git fetch --unshallow`, or say --tips"
         )
     paths = [f":(top,glob)**/{pattern}" for pattern in patterns]
     names = ("\n".join(commits) + "\n").encode()
     listed = git(
-        repository,
         "rev-list",
         "--objects",
         "--filter=object:type=blob",
@@ -102,6 +84,7 @@ def in_history(repository: Path, commits: Iterable[str], patterns: tuple[str, ..
         "--stdin",
         "--",
         *paths,
+        place=repository,
         data=names,
     )
     found = []
@@ -114,19 +97,19 @@ def in_history(repository: Path, commits: Iterable[str], patterns: tuple[str, ..
 
 def contents(repository: Path, blob: str) -> bytes:
     """The contents of a file of a revision."""
-    return git(repository, "cat-file", "blob", blob)
+    return git("cat-file", "blob", blob, place=repository)
 
 
 def unfetched(repository: Path) -> dict[str, str]:
     """Commit -> name, of all that the remote repositories of git have now. Raises UserError for those that are not here."""
     found: dict[str, str] = {}
-    for remote in git(repository, "remote").decode().split():
-        listed = git(repository, "ls-remote", "--quiet", remote).decode().splitlines()
+    for remote in git("remote", place=repository).decode().split():
+        listed = git("ls-remote", "--quiet", remote, place=repository).decode().splitlines()
         named = [line.split("\t", 1) for line in listed]
         refs = {name.removesuffix("^{}"): commit for commit, name in named if name.startswith("refs/")}
         refs = {n: c for n, c in refs.items() if n.startswith(("refs/heads/", "refs/tags/", "refs/exps/"))}
         asked = "".join(f"{commit}^{{}}\n" for commit in refs.values()).encode()
-        answers = git(repository, "cat-file", "--batch-check", data=asked).decode().splitlines()
+        answers = git("cat-file", "--batch-check", data=asked, place=repository).decode().splitlines()
         lacking = [name for name, answer in zip(refs, answers, strict=True) if answer.endswith(" missing")]
         if lacking:
             raise UserError(
@@ -142,5 +125,5 @@ def unfetched(repository: Path) -> dict[str, str]:
 
 def changed(repository: Path, files: Iterable[str]) -> list[str]:
     """Which of these files differ from the last commit, or are not in it."""
-    listed = git(repository, "status", "--porcelain", "-z", "--", *files).decode().split("\0")
+    listed = git("status", "--porcelain", "-z", "--", *files, place=repository).decode().split("\0")
     return [line[3:] for line in listed if line]
