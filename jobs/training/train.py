@@ -16,6 +16,7 @@ from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
 from pipeline.files import write_bytes
+from pipeline.shards.format import check_present
 from pipeline.storage import Folder, storage
 
 
@@ -48,6 +49,7 @@ def train(
 
             train_there(planned)
         else:
+            check_present(planned.built, planned.listing)
             recipe = planned.recipe
             if run is None:
                 began(planned)

@@ -29,7 +29,7 @@ from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, model_
 from pipeline.config import Frozen, parse_json
 from pipeline.depth import Bits
 from pipeline.dvc_objects import DvcFolder
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 from pipeline.storage import Bucket, Folder, Storage, storage
 from pipeline.tables import INDEX_SCHEMA, NEGATIVES_SCHEMA, PAIRS_SCHEMA, check_index, check_numbers, read_table
 from pipeline.task import AnyDegradation, Negatives, recorded
@@ -317,6 +317,27 @@ def store_of_shards(place: Storage, listing: dict[str, Any]) -> Storage:
     return store
 
 
+def shard_file(shard: dict[str, Any], listing: dict[str, Any]) -> str:
+    """The name of a shard where the shards of a dataset are."""
+    return str(shard["name"] if listing["shards_in"] else f"{shard['split']}/{shard['name']}")
+
+
+def check_present(place: Storage, listing: dict[str, Any]) -> None:
+    """Raise UserError if files of a dataset in a folder are missing, or shards cut off. In a bucket nothing is looked at."""
+    store = store_of_shards(place, listing)
+    if not isinstance(store, Folder):
+        return
+    wanted = {table_file(table, part[table]): None for part, _ in parts(listing) for table in TABLES if part[table]}
+    wanted |= {shard_file(shard, listing): shard["bytes"] for shard in listing["shards"]}
+    lacking = [
+        name
+        for name, size in wanted.items()
+        if not (path := store.root / name).is_file() or size not in (None, path.stat().st_size)
+    ]
+    if lacking:
+        raise UserError(f"{store.uri}: missing or cut off: {some(lacking)}; `dvc pull`, or run `memoir build` again")
+
+
 def verify(place: Storage | Path) -> Iterator[str]:
     """Everything that is wrong with a built dataset, one line each; nothing if it is whole.
 
@@ -348,7 +369,7 @@ def verify(place: Storage | Path) -> Iterator[str]:
             yield f"{place.uri}/{name}: not in shards.json; remove it, or build again"
     for shard in listing["shards"]:
         rows = by_shard.get((shard["split"], shard["name"]))
-        name = shard["name"] if listing["shards_in"] else f"{shard['split']}/{shard['name']}"
+        name = shard_file(shard, listing)
         with _local(store, name) as path:
             if problem := verify_shard(path, shard, rows):
                 yield f"{store.uri}/{name}: {problem}"

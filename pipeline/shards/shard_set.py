@@ -32,6 +32,7 @@ from pipeline.shards.format import (
     read_part,
     read_shards_json,
     samples_digest,
+    shard_file,
     store_of_shards,
     table_file,
 )
@@ -301,7 +302,9 @@ class ShardSet:
         """Have remote shards copied in the background, in the order in which they will be needed."""
         if self.cache is not None:
             wanted = [self.shards[shard] for shard in shards]
-            self.cache.prefetch(self.store, [(self._file(each), each["bytes"], each["sha256"]) for each in wanted])
+            self.cache.prefetch(
+                self.store, [(shard_file(each, self.listing), each["bytes"], each["sha256"]) for each in wanted]
+            )
 
     def close(self) -> None:
         """Unmap everything, and let go of the copies of remote shards."""
@@ -311,17 +314,14 @@ class ShardSet:
                 lease.release()
             self._leases.clear()
 
-    def _file(self, shard: dict[str, Any]) -> str:
-        return str(shard["name"] if self.listing["shards_in"] else f"{self.split}/{shard['name']}")
-
     def _local(self, shard: int) -> tuple[Path, Lease | None]:
         """The file of a shard, and the lease that keeps it there."""
         each = self.shards[shard]
         if self.cache is not None:
-            lease = self.cache.get(self.store, self._file(each), each["bytes"], each["sha256"])
+            lease = self.cache.get(self.store, shard_file(each, self.listing), each["bytes"], each["sha256"])
             return lease.path, lease
         assert isinstance(self.store, Folder)
-        path = self.store.root / self._file(each)
+        path = self.store.root / shard_file(each, self.listing)
         if not path.exists() or path.stat().st_size != each["bytes"]:
             raise UserError(f"{path}: missing or truncated; run `memoir build` again, or `dvc pull`")
         return path, None
@@ -377,7 +377,7 @@ class ShardSet:
         colour = cv2.IMREAD_GRAYSCALE if shape[2] == 1 else cv2.IMREAD_COLOR_RGB
         image = cv2.imdecode(data, colour | cv2.IMREAD_ANYDEPTH)
         if image is None or image.size != np.prod(shape) or image.dtype != self.dtype:
-            shard = self._file(self.shards[int(self.shard[row])])
+            shard = shard_file(self.shards[int(self.shard[row])], self.listing)
             member = f"{self._keys[int(self._sample[row])]}.{self._member[row]}"
             raise UserError(f"{self.place}/{shard}: {member} at byte {begin:,} is no PNG of {shape}; build again")
         image = image.reshape(shape)

@@ -5,7 +5,6 @@ import time
 import pytest
 from teams import Clone, md5
 
-from benchmarks.faults import proxy
 from jobs.sharing import garbage
 from jobs.sharing.garbage import delete, find_garbage
 from jobs.sharing.probe import MARK
@@ -85,29 +84,6 @@ def test_looking_deletes_nothing(clone, tmp_path, cli, monkeypatch):
     assert "deleted: 1 of objects of DVC" in cli("gc", "--delete")[1]
     assert gone not in storage(clone.remote).names()
     assert cli("gc", "--older", "soon")[2].count("\n") == 1
-
-
-def test_a_key_that_may_not_delete_is_one_line(tmp_path, s3, server, monkeypatch):
-    clone = Clone(tmp_path / "clone", f"{s3}/dvc", store=f"{s3}/store", shards=f"{s3}/shards")
-    clone.track("images", {"a": b"a"})
-    clone.push()
-    clone.commit()
-    gone = object_name(md5(b"lost"))
-    storage(clone.remote).write(gone, b"lost")
-
-    class Handler(proxy.Handler):
-        def answer(self, body):
-            denied = proxy.refusal(403, "AccessDenied", "Access Denied")
-            self.give(denied if self.command in ("DELETE", "POST") else self.upstream(body))
-
-    between = proxy.Proxy(server, "127.0.0.1", Handler)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{between.server_port}")
-    monkeypatch.chdir(clone.root)
-    garbage = find_garbage(clone.root, None, also=[], days=-1, tips=False)
-    assert sum(len(kind.garbage) for kind in garbage.kinds) == 1
-    with pytest.raises(UserError, match="access denied at"):
-        list(delete(garbage))
-    assert gone in storage(clone.remote).names()
 
 
 @pytest.mark.parametrize(

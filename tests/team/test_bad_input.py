@@ -210,6 +210,7 @@ HALVES = [
     ("data/manifest/images/*", ("build", "tiny.yaml"), "dvc pull"),
     ("data/manifest/manifest.json", ("build", "tiny.yaml"), "memoir ingest"),
     ("data/tiny/index/*", ("inspect", "data/tiny"), "dvc pull"),
+    ("data/tiny/train/*.tar", ("train", "recipe/tiny.yaml", "--set", "optimisation.length.steps=3"), "dvc pull"),
     ("runs/tiny/checkpoint.json", ("publish", "tiny"), "memoir train tiny"),
     ("runs/tiny/scores.json", ("publish", "tiny"), "memoir evaluate"),
 ]
