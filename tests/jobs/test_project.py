@@ -70,7 +70,7 @@ def test_a_folder_of_a_larger_repository_is_told_and_its_own_changes_count(repos
 def test_outside_git_and_in_the_clone_of_another_user_one_line_says_so(alone, monkeypatch, capsys):
     assert code() == Code()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("which code this is will not be recorded: fatal: not a git repository")
+    assert line.startswith("which code this is will not be recorded: git rev-parse: not a git repository")
     git("init", "-q")
     assert code().commit is None
     assert capsys.readouterr().err.endswith("has no commit\n")
@@ -80,7 +80,7 @@ def test_outside_git_and_in_the_clone_of_another_user_one_line_says_so(alone, mo
     assert "dubious ownership" in line
     monkeypatch.setenv("PATH", "")
     assert code() == Code()
-    assert "git: No such file" in capsys.readouterr().err
+    assert "git: not found" in capsys.readouterr().err
 
 
 def test_who_works_here_is_gits_user_or_the_login_and_never_an_error(repository, monkeypatch):
