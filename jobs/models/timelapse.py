@@ -3,103 +3,56 @@
 The network, its memory of rain streaks and its objective. Two frames of one scene share the background and not the
 rain: no clean image is needed. The paper's symbols: I = B + R, all in [-1, 1] here; q queries, p items, M their number.
 
-Where the paper and the authors' release differ:
+Where the paper and the authors' release (jhcho90/MGID, commit 870ad79) differ, `profile` says which is followed:
+
+| option | `ours` | `paper` | `released` |
+|---|---|---|---|
+| `norm` | BatchNorm after all convolutions but E4b, Output | none is named | as ours |
+| `zero_init` of Output | yes | no | no |
+| `tanh` | one | one | two, which leave rain above 0.762 in the image |
+| `memory.start` | anywhere on the sphere | "randomly" | the orthant of positive numbers |
+| `memory.update` | a query moves its nearest item | `literal`: every item (eq. 6) | as ours |
+| `memory.read_grad` | no | yes (eqs. 2 to 4) | no |
+| `loss.b` | 1 | 1 (III-E) | 1 |
+| `loss.s` | 0.1 | 0.1 (III-E) | 1 |
+| `loss.self_consistency` | `cross` | `literal` (eq. 9) | `cross` |
+| `loss.c` | 1 | 0.001 (III-E) | 1 |
+| `loss.w` | 0.01 | not printed; 0.01 | 0.01 |
+| `loss.whitening`: h, l | 4, 2 | 4, 2 (III-E) | 50, 1 |
+| `loss.whitening`: over, diagonal | `sample`, no | `sample`, yes (eqs. 11 to 13) | `batch`, yes |
+| `loss.compact` | 0 | 0 | 0.01, of the second frame |
+| `loss.ssim` | 0 | 0 | 0.5 |
+| `loss.similarity` | `wang2004` | `wang2004` | `padded` |
+
+What one should know of them:
+- the paper's eq. 6 as written collapses to one item, and with its lambda_c nothing holds the brightness of B;
+- L_s of eq. 9 is zero whatever the network, because B = I - R. Crossed it is 2 L_b, so that lambda_b is 1.2 in ours, and 3
+  as released;
+- all terms are means over elements, as released; the paper prints sums;
 - C = 64 (Table I, and the 0.81M parameters); the C = 32 of the paper's text is a misprint;
-- BatchNorm after every convolution but E4b and Output, InstanceNorm on the query: release, the paper names neither;
-- a query moves only its nearest item (release); eq. 6 as written, `update: literal`, collapses to one item;
-- L_s of eq. 9 is zero whatever the network, because B = I - R; the release crosses the frames, which makes it 2 L_b;
-- lambda_c = 1 as released: with the paper's 0.001 nothing holds the brightness of B. The paper gives no lambda_w: 0.01;
-- one tanh; the release applies two, which leaves rain above 0.762 in the image;
-- the items are frozen at test time, as the paper says; the release's evaluation keeps writing to them.
+- InstanceNorm on the query, and the order (read a frame, write it, read the next one) are the release's; the paper names
+  neither. The items are frozen at test time, as the paper says; the release's evaluation keeps writing to them;
+- the release's SSIM is a file that it does not hold; it has the name and the interface of PReNet's, which is taken for it.
 """
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.collective import all_reduce, world_size
 from jobs.models.elementwise import psnr
 from jobs.models.padding import mirrored
-from pipeline.config import Frozen
+from jobs.models.timelapse_profiles import LossOptions, MemoryOptions, chosen
+from jobs.models.whitening import batch_whitening, selective_whitening
 
 Batch = dict[str, Tensor]
 
 SMALLEST = 16  # pixels a side: 2x2 queries, the fewest that have a covariance
-LLOYD_STEPS = 20
 CHECK_EVERY = 1000  # updates between two looks at whether the ranks still hold the same items
-
-# L = sum of lambda * L (eq. 14); compact and ssim are the release's own.
-PROFILES: dict[str, dict[str, float]] = {
-    "default": {"b": 1, "s": 0.1, "c": 1, "w": 0.01, "compact": 0, "ssim": 0},
-    "paper": {"b": 1, "s": 0.1, "c": 0.001, "w": 0.01, "compact": 0, "ssim": 0},
-    "released": {"b": 1, "s": 1, "c": 1, "w": 0.01, "compact": 0.01, "ssim": 0.5},
-}
-
-
-class MemoryOptions(Frozen):
-    """The memory of rain streaks."""
-
-    items: int = Field(20, ge=1, description="M")
-    update: Literal["assigned", "literal", "none"] = Field(
-        "assigned",
-        description="assigned: each query moves its nearest item (release); literal: every query moves every item (eq. 6); "
-        "none: the items stay as they were drawn",
-    )
-    read_grad: bool = Field(
-        False, description="let the gradient pass alpha to the queries (eqs. 2 to 4 as written); off, as released"
-    )
-
-
-class WhiteningOptions(Frozen):
-    """L_w whitens the l lowest of h clusters of the covariances' variances; 50 and 1 in the release."""
-
-    h: int = Field(4, ge=1, description="clusters")
-    l: int = Field(2, ge=1, description="of which the lowest l are whitened")  # noqa: E741 - the paper's symbol
-
-    @model_validator(mode="after")
-    def _fitting(self) -> Self:
-        if self.l > self.h:
-            raise ValueError(f"l {self.l} of h {self.h} clusters: from 1 to h")
-        return self
-
-
-class LossOptions(Frozen):
-    """The objective of a pair of frames (eq. 14): a weight lambda of each term; terms of weight 0 are not computed.
-
-    L_b, L_c, L_s are means, over the elements of the [-1, 1] range, of each sample.
-    """
-
-    profile: Literal["default", "paper", "released"] = Field("default", description="all weights, see PROFILES")
-    b: float | None = Field(None, ge=0, description="in the profile's place, the weight of L_b")
-    s: float | None = Field(None, ge=0, description="of L_s")
-    c: float | None = Field(None, ge=0, description="of L_c")
-    w: float | None = Field(None, ge=0, description="of L_w")
-    compact: float | None = Field(
-        None, ge=0, description="of the second frame's distance of queries to nearest items, as released"
-    )
-    ssim: float | None = Field(None, ge=0, description="of the negative SSIM of the two backgrounds")
-    self_consistency: Literal["cross", "literal"] = Field(
-        "cross", description="cross: L_s across the frames (release); literal: eq. 9, identically zero"
-    )
-    whitening: WhiteningOptions = Field(WhiteningOptions(), description="what L_w whitens")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each term."""
-        given: dict[str, float | None] = {name: getattr(self, name) for name in PROFILES[self.profile]}
-        return PROFILES[self.profile] | {name: weight for name, weight in given.items() if weight is not None}
-
-    @model_validator(mode="after")
-    def _teaching(self) -> Self:
-        weights = self.weights
-        if not (weights["b"] or weights["c"] or (weights["s"] and self.self_consistency == "cross")):
-            raise ValueError("b, c and the cross s are 0: nothing would teach the decoder")
-        return self
 
 
 def layer(conv: nn.Conv2d | nn.ConvTranspose2d, norm: str) -> nn.Sequential:
@@ -135,16 +88,17 @@ class DecoderLevel(nn.Module):
 class Memory(nn.Module):
     """M items of C numbers and unit length; the network reads them, and only its queries move them.
 
-    They are a buffer: no gradient reaches them, a checkpoint holds them. They start as Gaussian directions drawn from
-    torch's generator, hence by the run's seed. Queries are (B, K, C), unit length.
+    They are a buffer: no gradient reaches them, a checkpoint holds them. They start as directions drawn from torch's
+    generator, hence by the run's seed. Queries are (B, K, C), unit length.
     """
 
     items: Tensor  # (M, C)
 
-    def __init__(self, items: int, channels: int, update: str, read_grad: bool) -> None:
+    def __init__(self, items: int, channels: int, update: str, read_grad: bool, start: str = "sphere") -> None:
         super().__init__()
         self.update, self.read_grad, self.updates = update, read_grad, 0
-        self.register_buffer("items", F.normalize(torch.randn(items, channels), dim=1))
+        draw = torch.rand if start == "orthant" else torch.randn
+        self.register_buffer("items", F.normalize(draw(items, channels), dim=1))
 
     def read(self, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """p_hat (B, K, C) (eq. 4) and alpha (B, K, M) (eq. 2) for queries q and items p (M, C).
@@ -203,16 +157,18 @@ class Separation(NamedTuple):
 
 
 class TimeLapseNet(nn.Module):
-    """The Siamese de-raining network with a memory; the defaults are the paper's network, B_d of its Table IV with L_w.
+    """The Siamese de-raining network with a memory; the defaults are B_d of the paper's Table IV with L_w.
 
+    profile: all that the paper and its release do differently; what is given beside it is taken in its place.
     channels: C, the width of every feature map.
     siamese: learn from pairs of frames without a clean image. Off (B_a, B_b): each frame is taken alone and supervised,
         L1 to the mean of its scene's frames (a task with `target: mean`); `loss` is then refused.
     norm: BatchNorm as released, or "none", as the paper's text. Without it nothing else keeps the scale of the maps:
         the convolutions start He normal, not as torch's default (release), with which it does not learn; and
-        InstanceNorm has an eps of 1e-8, not 1e-5, or L_w could vanish by shrinking the queries.
+        InstanceNorm has an eps of 1e-8, not 1e-5, or L_w could vanish by shrinking the queries. null: the profile's.
     bias: biases of the convolutions.
-    zero_init: start Output at zero, so that the untrained network is the identity, B = I.
+    zero_init: start Output at zero, so that the untrained network is the identity, B = I. null: the profile's.
+    tanh: how many bound R, one after the other. null: the profile's.
     memory: read and write the memory; None (B_a, B_c): D4a takes the query alone.
     loss: the objective of a pair of frames.
     Raises ValueError for arguments that make no network or do not go together.
@@ -225,54 +181,59 @@ class TimeLapseNet(nn.Module):
     def __init__(
         self,
         *,
+        profile: Literal["ours", "paper", "released"] = "ours",
         channels: int = 64,
         siamese: bool = True,
-        norm: Literal["bn", "none"] = "bn",
+        norm: Literal["bn", "none"] | None = None,
         bias: bool = True,
-        zero_init: bool = True,
+        zero_init: bool | None = None,
+        tanh: Literal[1, 2] | None = None,
         memory: MemoryOptions | None = MemoryOptions(),
         loss: LossOptions = LossOptions(),
     ) -> None:
         super().__init__()
         if channels < 2:
             raise ValueError(f"channels {channels}: at least 2")
-        if norm not in ("bn", "none"):
+        if norm not in ("bn", "none", None):
             raise ValueError(f"norm {norm!r}: bn or none")
         if not siamese and loss != LossOptions():
             raise ValueError("siamese false is supervised by gt alone: leave out loss")
-        if memory is None and loss.weights["compact"]:
+        self.settings = settings = chosen(profile, memory, loss, norm=norm, zero_init=zero_init, tanh=tanh)
+        if siamese and memory is None and settings.compact:
             raise ValueError("without memory no item is near: set loss.compact 0")
-        self.siamese, self.loss, self.weights = siamese, loss, loss.weights
+        self.siamese, self.weights = siamese, settings.weights
         self.inputs = ("frames",) if siamese else ("lq", "gt")
-        self.query_eps = 1e-5 if norm == "bn" else 1e-8
+        self.query_eps = 1e-5 if settings.norm == "bn" else 1e-8
 
         def conv(c_in: int, c_out: int) -> nn.Conv2d:
             return nn.Conv2d(c_in, c_out, 3, padding=1, bias=bias)
 
         def up() -> nn.Sequential:
             deconv = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1, bias=bias)
-            return layer(deconv, norm)
+            return layer(deconv, settings.norm)
 
         C = channels
-        self.e1 = nn.Sequential(layer(conv(self.in_channels, C), norm), layer(conv(C, C), norm))
-        self.e2 = nn.Sequential(layer(conv(C, C), norm), layer(conv(C, C), norm))
-        self.e3 = nn.Sequential(layer(conv(C, C), norm), layer(conv(C, C), norm))
-        self.e4 = nn.Sequential(layer(conv(C, C), norm), conv(C, C))  # E4b is bare
-        self.d4, self.u3 = DecoderLevel(C, 1 if memory is None else 2, norm, bias), up()
-        self.d3, self.u2 = DecoderLevel(C, 2, norm, bias), up()
-        self.d2, self.u1 = DecoderLevel(C, 2, norm, bias), up()
-        self.d1 = DecoderLevel(C, 2, norm, bias)
+        self.e1 = nn.Sequential(layer(conv(self.in_channels, C), settings.norm), layer(conv(C, C), settings.norm))
+        self.e2 = nn.Sequential(layer(conv(C, C), settings.norm), layer(conv(C, C), settings.norm))
+        self.e3 = nn.Sequential(layer(conv(C, C), settings.norm), layer(conv(C, C), settings.norm))
+        self.e4 = nn.Sequential(layer(conv(C, C), settings.norm), conv(C, C))  # E4b is bare
+        self.d4, self.u3 = DecoderLevel(C, 1 if memory is None else 2, settings.norm, bias), up()
+        self.d3, self.u2 = DecoderLevel(C, 2, settings.norm, bias), up()
+        self.d2, self.u1 = DecoderLevel(C, 2, settings.norm, bias), up()
+        self.d1 = DecoderLevel(C, 2, settings.norm, bias)
         self.output = conv(C, self.in_channels)
-        if norm == "none":
+        if settings.norm == "none":
             for module in self.modules():
                 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                     nn.init.kaiming_normal_(module.weight)
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
-        if zero_init:
+        if settings.zero_init:
             for p in self.output.parameters():
                 nn.init.zeros_(p)
-        self.memory = None if memory is None else Memory(memory.items, C, memory.update, memory.read_grad)
+        self.memory = None
+        if memory is not None:
+            self.memory = Memory(memory.items, C, settings.update, settings.read_grad, settings.start)
 
     def encode(self, frame: Tensor) -> tuple[list[Tensor], Tensor]:
         """A frame (B, 3, H, W) in [-1, 1] -> skips [E1b, E2b, E3b] and E4b (B, C, H/8, W/8), in float32 at least."""
@@ -297,7 +258,8 @@ class TimeLapseNet(nn.Module):
         x = self.u2(self.d3(x, E3b))
         x = self.u1(self.d2(x, E2b))
         out = self.output(self.d1(x, E1b))
-        return torch.tanh(out.to(torch.promote_types(out.dtype, torch.float32)))
+        R = torch.tanh(out.to(torch.promote_types(out.dtype, torch.float32)))
+        return torch.tanh(R) if self.settings.tanh == 2 else R
 
     def separate(self, frames: list[Tensor], true: Tensor) -> list[Separation]:
         """Each frame (B, 3, H, W) in [-1, 1] into background and rain; in training the items move after each read.
@@ -355,7 +317,7 @@ class TimeLapseNet(nn.Module):
         separations = self.separate([2 * image - 1 for image in images], weight > 0)
         if self.siamese:
             v, w = separations
-            terms = self._siamese_terms(v, w)
+            terms = self._siamese_terms(v, w, weight > 0)
             lambdas = self.weights
         else:
             terms = {"1": mean_l1(separations[0].B, 2 * batch["gt"] - 1)}
@@ -376,23 +338,28 @@ class TimeLapseNet(nn.Module):
                 logs["psnr"] = psnr(mse) * (true / count)
         return loss, logs
 
-    def _siamese_terms(self, v: Separation, w: Separation) -> dict[str, Tensor]:
-        """Each term of weight above 0 of a pair of frames, per sample: (B,)."""
-        terms = {}
+    def _siamese_terms(self, v: Separation, w: Separation, true: Tensor) -> dict[str, Tensor]:
+        """Each term of weight above 0 of a pair of frames, per sample: (B,). true: bool (B,), False for padding."""
+        terms, settings = {}, self.settings
         if self.weights["b"]:
             terms["b"] = mean_l1(w.B, v.B)  # eq. 7
         if self.weights["s"]:
-            B_w, B_v = (v.B, w.B) if self.loss.self_consistency == "cross" else (w.B, v.B)
+            B_w, B_v = (v.B, w.B) if settings.self_consistency == "cross" else (w.B, v.B)
             terms["s"] = mean_l1(w.I, B_w + w.R) + mean_l1(v.I, B_v + v.R)  # eq. 9
         if self.weights["c"]:
             terms["c"] = mean_l1(w.I, v.B) + mean_l1(v.I, w.B)  # eq. 8
         with torch.autocast(v.B.device.type, enabled=False):
             if self.weights["w"]:
-                terms["w"] = selective_whitening(v.q_c, w.q_c, self.loss.whitening.h, self.loss.whitening.l)
+                clusters, diagonal = (settings.h, settings.l), settings.diagonal
+                if settings.over == "sample":
+                    terms["w"] = selective_whitening(v.q_c, w.q_c, *clusters, diagonal=diagonal)
+                else:
+                    terms["w"] = batch_whitening(v.q_c, w.q_c, true, *clusters, diagonal=diagonal)
             if w.compact is not None:
                 terms["compact"] = w.compact
             if self.weights["ssim"]:
-                terms["ssim"] = -ssim((v.B + 1) / 2, (w.B + 1) / 2)
+                padded = settings.similarity == "padded"
+                terms["ssim"] = -(ssim(v.B, w.B, 5) if padded else ssim((v.B + 1) / 2, (w.B + 1) / 2))
         return terms
 
     @torch.no_grad()
@@ -436,53 +403,15 @@ def mean_l1(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().flatten(1).mean(1)
 
 
-def selective_whitening(q_v: Tensor, q_w: Tensor, clusters: int = 4, lowest: int = 2) -> Tensor:
-    """L_w (eqs. 10 to 13): (B, C, H, W) InstanceNorm'd queries of two frames -> (B,).
-
-    The covariances that hardly change between the frames are the background's; their mean absolute value is the loss.
-    Only the strict upper triangle counts: after InstanceNorm the diagonal is a constant. The mask has no gradient.
-    """
-    _, C, H, W = q_v.shape
-    q = torch.stack((q_v, q_w)).flatten(3)  # (2, B, C, HW)
-    S_v, S_w = q @ q.transpose(2, 3) / (H * W - 1)  # (B, C, C) each
-    with torch.no_grad():
-        i, j = torch.triu_indices(C, C, 1, device=q.device)
-        V = (S_v - S_w).square()[:, i, j] / 4  # eq. 11: both deviations from the mean are half the difference
-        mask = torch.zeros_like(S_v)
-        mask[:, i, j] = (kmeans(V, clusters) < lowest).to(q.dtype)  # eq. 12
-    return (mask * (S_v.abs() + S_w.abs())).sum((1, 2)) / (2 * mask.sum((1, 2)))
-
-
-@torch.no_grad()
-def kmeans(values: Tensor, clusters: int) -> Tensor:
-    """k-means in one dimension for each row: (B, n) -> the cluster of each value; cluster 0 has the lowest centroid.
-
-    Centroids start at the quantiles of a row's distinct values, and move LLOYD_STEPS times: no randomness, no round
-    trip to the CPU. Fewer distinct values than clusters leave clusters empty, never the lowest: equal values are in 0.
-    """
-    ordered = values.sort(dim=1).values
-    # number of each value among the distinct ones
-    number = F.pad((ordered[:, 1:] > ordered[:, :-1]).long().cumsum(1), (1, 0))
-    quantile = (number[:, -1:] + 1) * (2 * torch.arange(clusters, device=values.device) + 1) // (2 * clusters)
-    centroids = ordered.gather(1, torch.searchsorted(number, quantile))  # (B, clusters)
-    for _ in range(LLOYD_STEPS):
-        # In one dimension a cluster is an interval that ends half-way to the next centroid.
-        label = torch.searchsorted((centroids[:, 1:] + centroids[:, :-1]) / 2, ordered)
-        members = F.one_hot(label, clusters).to(values.dtype)  # (B, n, clusters)
-        size = members.sum(1)
-        means = (ordered[:, None] @ members)[:, 0] / size.clamp_min(1)
-        centroids = torch.where(size > 0, means, centroids)
-    return torch.searchsorted((centroids[:, 1:] + centroids[:, :-1]) / 2, values)
-
-
-def ssim(x: Tensor, y: Tensor) -> Tensor:
+def ssim(x: Tensor, y: Tensor, padding: int = 0) -> Tensor:
     """Structural similarity of images (B, C, H, W) in [0, 1], each side at least 11: (B,), 1 for equal images.
 
-    Gaussian windows of 11 pixels, sigma 1.5, inside the image only (Wang et al. 2004); the release's is not published.
+    Gaussian windows of 11 pixels, sigma 1.5, inside the image only (Wang et al. 2004), after `padding` zeros all around.
     """
     C = x.shape[1]
     g = torch.exp(-(torch.arange(-5, 6, device=x.device, dtype=x.dtype).square()) / (2 * 1.5**2))
     window = (g / g.sum()).expand(C, 1, 1, 11)
+    x, y = F.pad(x, [padding] * 4), F.pad(y, [padding] * 4)
 
     def mean(z: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(z, window, groups=C), window.transpose(2, 3), groups=C)

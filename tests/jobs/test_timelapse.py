@@ -13,30 +13,26 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.models import timelapse
+from jobs.models import timelapse, whitening
 from jobs.models.batchnorm import BatchNorm2d
-from jobs.models.timelapse import (
-    LossOptions,
-    Memory,
-    MemoryOptions,
-    TimeLapseNet,
-    WhiteningOptions,
-    kmeans,
-    mean_l1,
-    selective_whitening,
-    ssim,
-)
+from jobs.models.kmeans import kmeans
+from jobs.models.timelapse import Memory, TimeLapseNet, mean_l1, ssim
+from jobs.models.timelapse_profiles import PROFILES, TERMS, LossOptions, MemoryOptions, WhiteningOptions
+from jobs.models.whitening import batch_whitening, selective_whitening
 from jobs.training.loop import Objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-VARIANTS = ({}, {"memory": None}, {"norm": "none"}, {"bias": False})
+VARIANTS = ({}, {"memory": None}, {"norm": "none"}, {"bias": False}, {"tanh": 2})
 EVERY_TERM = {"profile": "released"}  # the only profile in which no weight is 0
 
 
 def grouped(options: dict[str, object]) -> dict[str, object]:
     """The arguments of a network, of options whose groups are not told."""
     arguments = dict(options)
+    inside = {key: arguments.pop(key) for key in WhiteningOptions.model_fields if key in arguments}
+    if inside:
+        arguments["whitening"] = WhiteningOptions(**inside)
     for name, group in (("memory", MemoryOptions), ("loss", LossOptions)):
         inside = {key: arguments.pop(key) for key in group.model_fields if key in arguments}
         arguments.setdefault(name, group(**inside))
@@ -148,10 +144,14 @@ def test_a_checkpoint_holds_the_layers_and_the_items_and_nothing_else():
     [
         ({"channels": 1}, "channels"),
         ({"norm": "layer"}, "bn or none"),
-        ({"siamese": False, "loss": LossOptions(profile="paper")}, "siamese"),
         ({"siamese": False, "loss": LossOptions(c=0.1)}, "siamese"),
         ({"siamese": False, "loss": LossOptions(whitening=WhiteningOptions(h=8))}, "siamese"),
-        ({"memory": None, "loss": LossOptions(profile="released")}, "loss.compact"),
+        ({"memory": None, "profile": "released"}, "loss.compact"),
+        ({"loss": LossOptions(b=0, s=0, c=0)}, "decoder"),
+        ({"loss": LossOptions(b=0, c=0, self_consistency="literal")}, "decoder"),
+        ({"profile": "paper", "loss": LossOptions(b=0, c=0)}, "decoder"),
+        ({"loss": LossOptions(whitening=WhiteningOptions(l=5))}, "l 5 of h 4 clusters"),
+        ({"profile": "released", "loss": LossOptions(whitening=WhiteningOptions(l=51))}, "l 51 of h 50 clusters"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(options, words):
@@ -165,14 +165,10 @@ def test_arguments_that_make_no_network_are_refused(options, words):
     [
         (MemoryOptions, {"items": 0}, "items"),
         (MemoryOptions, {"update": "all"}, "'assigned', 'literal' or 'none'"),
-        (LossOptions, {"profile": "mine"}, "'default', 'paper' or 'released'"),
         (LossOptions, {"self_consistency": "both"}, "'cross' or 'literal'"),
-        *((LossOptions, {name: -1.0}, name) for name in timelapse.PROFILES["default"]),
+        *((LossOptions, {name: -1.0}, name) for name in TERMS),
         (LossOptions, {"c": math.nan}, "c"),
         (LossOptions, {"b": math.inf}, "b"),
-        (LossOptions, {"b": 0.0, "s": 0.0, "c": 0.0}, "decoder"),
-        (LossOptions, {"b": 0.0, "c": 0.0, "self_consistency": "literal"}, "decoder"),
-        (WhiteningOptions, {"l": 5}, "l 5 of h 4 clusters"),
         (WhiteningOptions, {"l": 0}, "l"),
         (WhiteningOptions, {"h": 0}, "h"),
     ],
@@ -186,16 +182,34 @@ def test_every_argument_has_a_plain_annotation_and_the_papers_value():
     arguments = inspect.signature(TimeLapseNet.__init__).parameters
     assert all(p.annotation is not p.empty and p.kind is p.KEYWORD_ONLY for p in list(arguments.values())[1:])
     assert (arguments["channels"].default, arguments["memory"].default.items) == (64, 20)
-    whitening = arguments["loss"].default.whitening
-    assert (whitening.h, whitening.l) == (4, 2)
-    weights = {name: tuple(LossOptions(profile=name).weights.values()) for name in timelapse.PROFILES}
+    weights = {name: tuple(settings.weights.values()) for name, settings in PROFILES.items()}
     assert weights == {
-        "default": (1, 0.1, 1, 0.01, 0, 0),
+        "ours": (1, 0.1, 1, 0.01, 0, 0),
         "paper": (1, 0.1, 0.001, 0.01, 0, 0),
         "released": (1, 1, 1, 0.01, 0.01, 0.5),
     }
-    changed = TimeLapseNet(channels=4, loss=LossOptions(profile="paper", c=0.5, ssim=0.25)).weights
+    changed = TimeLapseNet(channels=4, profile="paper", loss=LossOptions(c=0.5, ssim=0.25)).weights
     assert tuple(changed.values()) == (1, 0.1, 0.5, 0.01, 0, 0.25)
+
+
+def test_a_profile_says_all_that_is_left_open_and_nothing_that_is_given():
+    given = {
+        "norm": "bn",
+        "zero_init": True,
+        "tanh": 1,
+        "start": "sphere",
+        "update": "none",
+        "read_grad": False,
+        "h": 7,
+    }
+    for profile, expected in PROFILES.items():
+        assert TimeLapseNet(channels=4, profile=profile).settings == expected
+        settings = TimeLapseNet(
+            **grouped({"channels": 4, "profile": profile, "l": 3, "diagonal": False} | given)
+        ).settings
+        assert settings == expected._replace(l=3, diagonal=False, **given)
+    assert not any(TimeLapseNet(channels=4).output.weight.flatten())
+    assert TimeLapseNet(channels=4, profile="released").output.weight.any()
 
 
 @torch.no_grad()
@@ -251,7 +265,8 @@ def plain(model: TimeLapseNet, x: Tensor, p: Tensor | None) -> tuple[Tensor, Ten
     D3 = level(model.d3, torch.cat([unit(model.u3, D4), E3b], 1))
     D2 = level(model.d2, torch.cat([unit(model.u2, D3), E2b], 1))
     D1 = level(model.d1, torch.cat([unit(model.u1, D2), E1b], 1))
-    return q_c, q, F.conv2d(D1, model.output.weight, model.output.bias, padding=1).tanh()
+    R = F.conv2d(D1, model.output.weight, model.output.bias, padding=1).tanh()
+    return q_c, q, R.tanh() if model.settings.tanh == 2 else R
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -507,10 +522,96 @@ def test_items_written_before_backward_do_not_disturb_it(read_grad):
 # the objective
 
 
-@pytest.mark.parametrize("self_consistency", ["cross", "literal"])
+def lowest_cluster(values: np.ndarray, clusters: int, lowest: int) -> np.ndarray:
+    """Which values (n,) are in the lowest of the clusters of least cost: plain dynamic programming."""
+    order = np.argsort(values, kind="stable")
+    v, n = values[order], len(values)
+    cost = np.full((n + 1, n + 1), np.inf)
+    for j in range(n):
+        for m in range(j + 1, n + 1):
+            cost[j, m] = ((v[j:m] - v[j:m].mean()) ** 2).sum()
+    least, starts = cost[0].copy(), []
+    for _ in range(clusters - 1):
+        table = least[:, None] + cost
+        starts.append(table.argmin(0))
+        least = table.min(0)
+    ends = [n]
+    for start in reversed(starts):
+        ends.append(start[ends[-1]])
+    low = np.zeros(n, bool)
+    low[order[: ends[-lowest]]] = True
+    return low
+
+
+def released_whitening(q_v: Tensor, q_w: Tensor) -> float:
+    """Of (B, C, H, W), in the release's order of steps."""
+    B, C, H, W = q_v.shape
+    S = [np.einsum("bihw,bjhw->bij", q, q) / (H * W - 1) + 1e-5 * np.eye(C) for q in (q_v.numpy(), q_w.numpy())]
+    mean = (S[0] + S[1]) / 2
+    V = ((S[0] - mean) ** 2 + (S[1] - mean) ** 2) / 2
+    mask = np.triu(lowest_cluster(V.reshape(-1), 50, 1).reshape(B, C, C))
+    return float(sum((np.abs(each) * mask).sum() / mask.sum() for each in S) / B)
+
+
+def whole_whitening(q_v: Tensor, q_w: Tensor) -> float:
+    """Eqs. 10 to 13 of whole matrices, with h = 4 and l = 2, a mean over the masked entries of both frames."""
+    losses = []
+    for a, b in zip(q_v.flatten(2).numpy(), q_w.flatten(2).numpy(), strict=True):
+        S = [q @ q.T / (q.shape[1] - 1) for q in (a, b)]
+        mask = lowest_cluster((((S[0] - S[1]) / 2) ** 2).reshape(-1), 4, 2).reshape(S[0].shape)
+        losses.append(np.abs(np.stack(S)[:, mask]).mean())
+    return float(np.mean(losses))
+
+
+def triangle_whitening(q_v: Tensor, q_w: Tensor) -> float:
+    """Eqs. 10 to 13 of the strict upper triangles, likewise."""
+    losses = []
+    for a, b in zip(q_v.flatten(2).numpy(), q_w.flatten(2).numpy(), strict=True):
+        S = np.stack([(q @ q.T / (q.shape[1] - 1))[np.triu_indices(len(q), 1)] for q in (a, b)])
+        losses.append(np.abs(S[:, lowest_cluster(((S[0] - S[1]) / 2) ** 2, 4, 2)]).mean())
+    return float(np.mean(losses))
+
+
+def padded_ssim(x: Tensor, y: Tensor) -> float:
+    """SSIM as a file of this name has it in deraining code: constants of the range 1, zeros around the image."""
+    from scipy.ndimage import correlate
+
+    g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(g, g) / g.sum() ** 2
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        return correlate(image, window, mode="constant")
+
+    found = []
+    for a, b in zip(x.flatten(0, 1).numpy(), y.flatten(0, 1).numpy(), strict=True):
+        m_a, m_b = mean(a), mean(b)
+        v_a, v_b, both = mean(a * a) - m_a**2, mean(b * b) - m_b**2, mean(a * b) - m_a * m_b
+        top = (2 * m_a * m_b + 1e-4) * (2 * both + 9e-4)
+        found.append(top / ((m_a**2 + m_b**2 + 1e-4) * (v_a + v_b + 9e-4)))
+    return float(np.mean(found))
+
+
+def plain_ssim(x: Tensor, y: Tensor) -> float:
+    """Wang et al.'s, of images in [-1, 1] brought to [0, 1]."""
+    from skimage.metrics import structural_similarity
+
+    how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1, "channel_axis": 0}
+    pairs = zip(((x + 1) / 2).numpy(), ((y + 1) / 2).numpy(), strict=True)
+    return float(np.mean([structural_similarity(a, b, **how) for a, b in pairs]))
+
+
+OBJECTIVES = {
+    "ours": ({"compact": 0.01, "ssim": 0.5}, (1, 0.1, 1, 0.01, 0.01, 0.5), 2, triangle_whitening, plain_ssim),
+    "paper": ({"compact": 0.01, "ssim": 0.5}, (1, 0.1, 0.001, 0.01, 0.01, 0.5), 0, whole_whitening, plain_ssim),
+    "released": ({}, (1, 1, 1, 0.01, 0.01, 0.5), 2, released_whitening, padded_ssim),
+}
+
+
+@pytest.mark.parametrize("profile", OBJECTIVES)
 @torch.no_grad()
-def test_the_objective_is_equation_14(self_consistency):
-    model = tiny(norm="none", update="none", self_consistency=self_consistency, **EVERY_TERM).double()
+def test_the_objective_is_equation_14_as_the_profile_says(profile):
+    options, weights, crossed, whitened, similar = OBJECTIVES[profile]
+    model = tiny(profile=profile, norm="none", update="none", **options).double()
     batch = make_batch(dtype=torch.float64)
     loss, logs = model.training_loss(batch)
     I_v, I_w = (2 * batch["frames"][:, k] - 1 for k in (0, 1))
@@ -518,20 +619,49 @@ def test_the_objective_is_equation_14(self_consistency):
     (qc_v, _, R_v), (qc_w, q_w, R_w) = (plain(model, x, P) for x in (I_v, I_w))
     B_v, B_w = I_v - R_v, I_w - R_w
     nearest = P[torch.einsum("mc,bchw->bmhw", P, q_w).argmax(1)].permute(0, 3, 1, 2)
+    if crossed:
+        s = (I_w - (B_v + R_w)).abs().mean() + (I_v - (B_w + R_v)).abs().mean()
+    else:
+        s = (I_w - (B_w + R_w)).abs().mean() + (I_v - (B_v + R_v)).abs().mean()
     expected = {
         "b": (B_w - B_v).abs().mean(),
-        "s": (I_w - (B_v + R_w)).abs().mean() + (I_v - (B_w + R_v)).abs().mean(),
+        "s": s,
         "c": (I_w - B_v).abs().mean() + (I_v - B_w).abs().mean(),
-        "w": selective_whitening(qc_v, qc_w).mean(),
+        "w": whitened(qc_v, qc_w),
         "compact": (q_w - nearest).square().mean(),
-        "ssim": -ssim((B_v + 1) / 2, (B_w + 1) / 2).mean(),
+        "ssim": -similar(B_v, B_w),
     }
-    if self_consistency == "literal":
-        expected["s"] = torch.zeros(())
     for name, value in expected.items():
-        assert float(logs[f"l_{name}"]) == pytest.approx(float(value), rel=1e-6, abs=1e-12), name
-    weights = {"b": 1, "s": 1, "c": 1, "w": 0.01, "compact": 0.01, "ssim": 0.5}
-    assert float(loss) == pytest.approx(sum(weights[name] * float(value) for name, value in expected.items()), rel=1e-6)
+        # of a single-precision kernel in SSIM, none elsewhere
+        assert float(logs[f"l_{name}"]) == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
+    assert float(logs["l_s"]) == pytest.approx(crossed * float(expected["b"]), abs=1e-12)
+    total = sum(weight * float(value) for weight, value in zip(weights, expected.values(), strict=True))
+    assert float(loss) == pytest.approx(total, rel=1e-9)
+
+
+@torch.no_grad()
+def test_the_released_whitening_weighs_2_over_b_of_the_batchs_mean():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(2, 5, 6, 8, 8, dtype=torch.float64, generator=generator) ** 3
+    q_v, q_w = F.instance_norm(frames.flatten(0, 1)).view_as(frames)
+    true = torch.ones(5, dtype=torch.bool)
+    everything = batch_whitening(q_v, q_w, true, 1, 1, diagonal=False).mean()  # one cluster leaves no entry out
+    assert float(everything) == pytest.approx(2 / 5 * float(selective_whitening(q_v, q_w, 1, 1).mean()))
+    two = batch_whitening(q_v[:2], q_w[:2], true[:2], 6, 1)
+    alone = [batch_whitening(q_v[k : k + 1], q_w[k : k + 1], true[:1], 6, 1) for k in (0, 1)]
+    assert float(two.mean()) != pytest.approx(float(torch.cat(alone).mean()) / 2, rel=1e-3)  # clustered together
+    more = torch.cat((q_v[:2], 9 * q_v)), torch.cat((q_w[:2], q_w))
+    padded = batch_whitening(*more, torch.arange(7) < 2, 6, 1)
+    torch.testing.assert_close(padded[:2], two)
+    assert not padded[2:].any()
+
+
+def test_the_released_items_start_in_one_orthant():
+    for start, orthant in (("sphere", False), ("orthant", True)):
+        torch.manual_seed(0)
+        items = TimeLapseNet(channels=8, memory=MemoryOptions(start=start)).memory.items
+        assert bool((items > 0).all()) == orthant
+        torch.testing.assert_close(items.norm(dim=1), torch.ones(20))
 
 
 @torch.no_grad()
@@ -729,16 +859,21 @@ def test_under_autocast_memory_and_losses_are_float32(monkeypatch):
     seen: list[Tensor] = []
 
     def spy(function):
-        def called(*args):
-            result = function(*args)
+        def called(*args, **options):
+            result = function(*args, **options)
             tensors = [*args, *(result if isinstance(result, tuple) else (result,))]
             seen.extend(t for t in tensors if isinstance(t, Tensor) and t.is_floating_point())
             return result
 
         return called
 
-    for name in ("selective_whitening", "ssim", "mean_l1", "kmeans"):
-        monkeypatch.setattr(timelapse, name, spy(getattr(timelapse, name)))
+    for module, name in (
+        (timelapse, "batch_whitening"),
+        (timelapse, "ssim"),
+        (timelapse, "mean_l1"),
+        (whitening, "kmeans"),
+    ):
+        monkeypatch.setattr(module, name, spy(getattr(module, name)))
     model, exact = tiny(**EVERY_TERM), tiny(**EVERY_TERM)
     model.memory.read, model.memory.moved = spy(model.memory.read), spy(model.memory.moved)
     model.rain = spy(model.rain)
@@ -809,10 +944,10 @@ def test_background_is_whitened_and_streaks_are_not():
     S_v.retain_grad()
     S_w = q_w.flatten(2) @ q_w.flatten(2).transpose(1, 2) / 1023
     i, j = torch.triu_indices(16, 16, 1)
-    low = kmeans((S_v - S_w).detach().square()[:, i, j] / 4, 4)[0] < 2
+    label = kmeans((S_v - S_w).detach().square()[:, i, j] / 4, 4)[0]
     pairs_of_background, pairs_of_streak = j < 8, i >= 8
-    assert low[pairs_of_background].all()
-    assert not low[pairs_of_streak].any()
+    assert not label[pairs_of_background].any()
+    assert label[pairs_of_streak].all()  # though the paper's l = 2 whitens the lowest of them, too
     # The loss is made of them: it falls as the shared factor goes.
     whitened = torch.cat((F.instance_norm(0.3 * torch.randn(1, 8, 32, 32, generator=noise)), q_v[:, 8:].detach()), 1)
     unshared = torch.cat((whitened[:, :8], q_w[:, 8:]), 1)
@@ -833,22 +968,11 @@ def test_kmeans_finds_groups_by_their_order():
     assert torch.equal(kmeans(values[:1, order], 4), expected[:1])  # a row by itself
 
 
-def test_kmeans_ends_where_every_value_has_its_nearest_mean():
-    values = torch.rand(1, 300, generator=torch.Generator().manual_seed(2), dtype=torch.float64) ** 3
-    label = kmeans(values, 4)[0]
-    means = torch.stack([values[0][label == k].mean() for k in range(4)])
-    assert torch.equal(label, (values[0][:, None] - means).abs().argmin(1))
-    assert (means.diff() > 0).all()
-    spread = sum(float((values[0][label == k] - means[k]).square().sum()) for k in range(4))
-    quarters = values[0].sort().values.view(4, 75)
-    assert spread < 0.7 * float((quarters - quarters.mean(1, keepdim=True)).square().sum())  # better than the quantiles
-
-
 @pytest.mark.parametrize(
     ("values", "low"),
     [
         ([0.0] * 9, [True] * 9),
-        ([2.0, 0, 0, 0, 0, 0, 0, 0], [False] + [True] * 7),
+        ([2.0, 0, 0, 0, 0, 0, 0, 0], [True] * 8),  # two values, two clusters
         ([0.0] * 12 + [1.0, 1.1, 5.0, 5.1, 9.0, 9.1], [True] * 14 + [False] * 4),  # no cluster is lost to equal values
         ([3.0, 1.0, 2.0], [False, True, True]),
     ],
@@ -1076,13 +1200,13 @@ def test_it_learns_to_remove_rain_that_it_never_saw_removed():
 
 
 def test_with_the_papers_weights_nothing_holds_the_background():
-    """The negative control: of the paper's objective from a random start the result is worse than the input."""
-    _, _, before, after = learn(35, profile="paper", zero_init=False)
+    """The negative control: with its lambda_c from a random start the result is worse than the input."""
+    _, _, before, after = learn(35, c=0.001, zero_init=False)
     assert after < before
 
 
 def test_the_literal_update_collapses_and_no_update_moves_nothing():
-    model, first, _, _ = learn(20, update="literal")
+    model, first, _, _ = learn(25, update="literal")
     assert not healthy(model, first)
     assert memory_state(model)[0] > 0.5
     model, first, _, _ = learn(2, update="none")
@@ -1101,7 +1225,7 @@ def test_it_learns_in_220_steps(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_controls_fail_in_220_steps(seed):
-    _, _, before, after = learn(220, seed, side=64, profile="paper", zero_init=False)
+    _, _, before, after = learn(220, seed, side=64, c=0.001, zero_init=False)
     assert after < before + 8
     model, first, _, _ = learn(220, seed, side=64, update="literal")
     cosine, rank = memory_state(model)
