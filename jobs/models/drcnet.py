@@ -5,7 +5,7 @@ meant as printed: `DRCNet` says where. Equation 1 describes the product of two b
 """
 # ruff: noqa: E741 - I is the paper's name of the degraded image, J of the clean one, X of the restored one
 
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from jobs.models.collective import all_gather, rank
-from jobs.models.elementwise import psnr
+from jobs.models.contrastive import Over, ratio
+from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
 from pipeline.config import Frozen
@@ -30,9 +31,31 @@ CR_LAYERS: dict[str, dict[int, float]] = {
 }
 
 
+# What a profile says of the options that are not given. The defaults are `ours`.
+Profile = Literal["ours", "paper", "released"]
+DFR_PROFILES: dict[str, dict[str, Any]] = {
+    "released": {"delta": 1e-4, "t": 0.8, "response_kernel": 7, "affine": True, "unbiased": True},
+}
+CR_PROFILES: dict[str, dict[str, Any]] = {
+    "paper": {"ramp": 0.0},
+    "released": {"ramp": 0.0, "alpha": 0.05, "outputs": "all", "ratio": "batch"},
+}
+
+
+def _completed(given: Any, profiles: dict[str, dict[str, Any]]) -> Any:
+    """The given options, with the values of their profile for the others."""
+    profile = given.get("profile") if isinstance(given, dict) else None
+    return profiles[profile] | given if isinstance(profile, str) and profile in profiles else given
+
+
 class DFROptions(Frozen):
     """The dynamic filter restoration module."""
 
+    profile: Profile = Field(
+        "ours",
+        description="what is not given is as: released: delta 1e-4, t 0.8, response_kernel 7, affine, unbiased; ours, paper: the "
+        "defaults here, which are the paper's where it says anything",
+    )
     branches: Literal["base", "sf", "ea", "sf_id", "sf_ea", "full"] = Field(
         "full",
         description="Table 4's rows. full: SF * EA + identity; sf_ea, sf_id, sf: without the identity, EA, both; base: one "
@@ -40,6 +63,7 @@ class DFROptions(Frozen):
         "paper does not describe the last two; they are read so that they have its numbers of parameters",
     )
     delta: float = Field(1e-6, gt=0, description="the constant of eq. 8; 1e-4 in the release")
+    unbiased: bool = Field(False, description="the variance of eq. 8 is over N - 1, as released; over N, as printed")
     t: float = Field(0.75, gt=0, lt=1, description="the threshold of the mask (eq. 4); 0.8 in the release")
     response_kernel: Literal[3, 7] = Field(
         3,
@@ -48,8 +72,14 @@ class DFROptions(Frozen):
     region_norm: Literal["two_region", "literal"] = Field(
         "two_region", description="two_region: as released; literal: eqs. 5-7; see region_normalise"
     )
+    affine: bool = Field(
+        False,
+        description="a weight and a bias for each channel that is normalised, the bias once for each region, as released",
+    )
     sf_levels: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="levels whose SF branch has its normalisation, from 0 on; null: all, as for rain and noise"
+        None,
+        description="levels whose SF branch has its normalisation, from 0 on; null: all, as released for rain and noise. For "
+        "blur the release trains with 2, 3 and tests with 3",
     )
 
     @property
@@ -67,16 +97,28 @@ class DFROptions(Frozen):
         """Whether there is an identity branch."""
         return self.branches in ("ea", "sf_id", "full")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _profile(cls, given: Any) -> Any:
+        return _completed(given, DFR_PROFILES)
+
     @model_validator(mode="after")
     def _fitting(self) -> Self:
         if self.sf_levels is not None and not self.has_sf:
             raise ValueError(f"sf_levels {self.sf_levels}: need branches with sf, and these are {self.branches}")
+        if self.affine and self.region_norm == "literal":
+            raise ValueError("affine is of region_norm two_region: eqs. 5-7 have no such parameters")
         return self
 
 
 class ContrastiveOptions(Frozen):
     """The contrastive regularisation."""
 
+    profile: Profile = Field(
+        "ours",
+        description="what is not given is as: paper: ramp 0; released: ramp 0, alpha 0.05, outputs all, ratio batch; ours: the "
+        "defaults here, which are the paper's but for ramp",
+    )
     negatives: Literal["intra", "extra", "own"] = Field(
         "intra",
         description="intra: mixtures of input and target; extra: other inputs of the batch; own: the input itself, with "
@@ -100,7 +142,17 @@ class ContrastiveOptions(Frozen):
         description="the share of the run after which alpha begins to rise: near the output X = I, where training begins, "
         "negatives are as near as X, and the ratio would outweigh L1",
     )
-    ramp: float = Field(0.05, ge=0, le=1, description="the share of the run in which alpha rises linearly")
+    ramp: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="the share of the run in which alpha rises linearly; neither paper nor release has a ramp",
+    )
+    ratio: Over = Field(
+        "sample",
+        description="sample: eq. 13 for each sample; batch: of the distances' means over the global batch, as released (there "
+        "of each GPU's), so that no sample near its negatives has most of the gradient",
+    )
     outputs: Literal["last", "all"] = Field(
         "last", description="last: the term of the result; all: of both stages' outputs, as released"
     )
@@ -124,6 +176,11 @@ class ContrastiveOptions(Frozen):
             tuple(default.values()) if self.weights is None else self.weights,
         )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _profile(cls, given: Any) -> Any:
+        return _completed(given, CR_PROFILES)
+
     @model_validator(mode="after")
     def _paired(self) -> Self:
         layers, omega = self.maps
@@ -132,16 +189,21 @@ class ContrastiveOptions(Frozen):
         return self
 
 
-def inverse_energy(v: Tensor, delta: float) -> Tensor:
-    """1/e* of every element of v (B, C, H, W), with mean and variance of its channel over H x W (eq. 8); at least 0.5."""
+def inverse_energy(v: Tensor, delta: float, *, unbiased: bool = False) -> Tensor:
+    """1/e* of every element of v (B, C, H, W), with mean and variance of its channel over H x W (eq. 8); at least 0.5.
+
+    unbiased: the variance is over one pixel less than there are (release).
+    """
     square = (v - v.mean((2, 3), keepdim=True)).square()
-    return square / (4 * (square.mean((2, 3), keepdim=True) + delta)) + 0.5
+    N = v.shape[2] * v.shape[3]
+    var = square.sum((2, 3), keepdim=True) / max(N - 1, 1) if unbiased else square.mean((2, 3), keepdim=True)
+    return square / (4 * (var + delta)) + 0.5
 
 
-def energy_attention(v: Tensor, delta: float) -> Tensor:
+def energy_attention(v: Tensor, delta: float, *, unbiased: bool = False) -> Tensor:
     """v * sigmoid(1/E(v)) (eq. 9), in v's precision; the factor, in [0.6225, 1), is computed in float32."""
     with torch.autocast(v.device.type, enabled=False):
-        return v * torch.sigmoid(inverse_energy(_exact(v), delta)).to(v.dtype)
+        return v * torch.sigmoid(inverse_energy(_exact(v), delta, unbiased=unbiased)).to(v.dtype)
 
 
 def region_normalise(
@@ -151,7 +213,8 @@ def region_normalise(
 
     two_region: the masked and the unmasked pixels each with the mean and deviation of their region, as in region
         normalisation (Yu et al., AAAI 2020): fill the other region with this one's mean, InstanceNorm, times
-        sqrt(fraction of this region). With a mask of one value it is InstanceNorm.
+        sqrt(fraction of this region). With a mask of one value it is InstanceNorm. The release's regions are of the whole
+        batch, so that an image's result depends on its neighbours; one image at a time, it computes the same.
     literal: all pixels with the statistics of the masked ones (eqs. 5-7, with the square that eq. 6 lacks); where no pixel
         is masked, with those of all pixels.
     """
@@ -178,9 +241,11 @@ def region_normalise(
 class RegionNorm(nn.Module):
     """The adaptive feature normalisation of the spatial filter branch (eqs. 2-7): (B, C, H, W) -> the same shape."""
 
-    def __init__(self, t: float, region_norm: Literal["two_region", "literal"], kernel: int) -> None:
+    def __init__(self, options: DFROptions, channels: int) -> None:
         super().__init__()
-        self.t, self.region_norm = t, region_norm
+        self.t, self.region_norm, kernel = options.t, options.region_norm, options.response_kernel
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1)) if options.affine else None
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1)) if options.affine else None
         self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
         self.gamma = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
         self.beta = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
@@ -193,7 +258,14 @@ class RegionNorm(nn.Module):
         with torch.autocast(z.device.type, enabled=False):  # the threshold and the statistics in float32
             exact = _exact(z)
             m = self.response(exact)
-            normal = region_normalise(exact, m > self.t, self.region_norm)
+            mask = m > self.t
+            normal = region_normalise(exact, mask, self.region_norm)
+            if self.weight is not None:
+                # The release's InstanceNorm of each filled region, bias and all, is scaled by sqrt(fraction), and both are added.
+                pixels = mask[0].numel()
+                masked = mask.sum((2, 3), keepdim=True).to(exact.dtype)  # (B, 1, 1, 1)
+                twice = sum(root(region.clamp_min(1) / pixels) for region in (masked, pixels - masked))
+                normal = self.weight * normal + self.bias * twice
             # eq. 7; 1 + gamma as in region normalisation. This path alone trains the response.
             return ((1 + self.gamma(m)) * normal + self.beta(m)).to(z.dtype)
 
@@ -203,8 +275,9 @@ class DFR(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, options: DFROptions, *, normalise: bool) -> None:
         super().__init__()
-        self.has_sf, self.has_ea, self.delta = options.has_sf, options.has_ea, options.delta
-        self.norm = RegionNorm(options.t, options.region_norm, options.response_kernel) if normalise else None
+        self.has_sf, self.has_ea = options.has_sf, options.has_ea
+        self.delta, self.unbiased = options.delta, options.unbiased
+        self.norm = RegionNorm(options, c_out // 2) if normalise else None
         # The branches have a 3x3 convolution each; on the same input they are one.
         self.conv = nn.Conv2d(c_in, c_out * (2 if self.has_sf and self.has_ea else 1), 3, padding=1)
         self.identity = nn.Conv2d(c_in, c_out, 1) if options.has_identity else None
@@ -217,7 +290,7 @@ class DFR(nn.Module):
             first, second = u.chunk(2, 1)
             u = torch.cat([self.norm(first), second], 1)
         if self.has_ea:
-            v = F.leaky_relu(energy_attention(v, self.delta), SLOPE)
+            v = F.leaky_relu(energy_attention(v, self.delta, unbiased=self.unbiased), SLOPE)
         if self.has_sf:
             u = F.leaky_relu(u, SLOPE)
             out = u * v if self.has_ea else u
@@ -319,19 +392,16 @@ def other_images(images: Tensor, true: Tensor, start: int, size: int, n: int) ->
     return images[order[(place + roll) % count.clamp_min(1)]], true[start : start + size] & (count > 1)
 
 
-def contrastive(
-    G_X: list[Tensor], G_J: list[Tensor], G_N: list[list[Tensor]], c: Tensor, omega: tuple[float, ...]
-) -> Tensor:
-    """The contrastive regularisation of each sample (the ratio of eq. 13, layer by layer): (B,), float32.
+def distances(
+    G_X: list[Tensor], G_J: list[Tensor], G_N: list[list[Tensor]], c: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Numerators and denominators of the ratio in eq. 13, of each layer: (B,) each, float32.
 
     G_X, G_J: maps (B, C, H, W) of each layer; G_N: for each layer, the maps of each of n negatives. c: (n, B), the negatives'
-    weights. omega: the layers' weights. The mean over a sample's elements, not the batch's: samples do not interact.
+    weights. The mean over a sample's elements.
     """
-    total = c.new_zeros(c.shape[1])
-    for weight, X, J, negatives in zip(omega, G_X, G_J, G_N, strict=True):
-        away = torch.stack([distance(X, N) for N in negatives])  # (n, B)
-        total = total + weight * distance(X, J) / ((c * away).sum(0) + 1e-7)
-    return total
+    away = [torch.stack([distance(X, N) for N in negatives]) for X, negatives in zip(G_X, G_N, strict=True)]
+    return [distance(X, J) for X, J in zip(G_X, G_J, strict=True)], [(c * each).sum(0) for each in away]
 
 
 class DRCNet(nn.Module):
@@ -446,14 +516,15 @@ class DRCNet(nn.Module):
             negatives, c = _negatives(options, batch)
             maps = [layer.split(len(J)) for layer in G(torch.cat([J, *negatives]))]
         G_J, G_N = [layer[0] for layer in maps], [list(layer[1:]) for layer in maps]
+        # A sample without negatives has no term, and padding no part in the means over the batch.
+        taken = (c.any(0) & (batch["weight"] > 0)).to(c.dtype)
         value, gradients = torch.zeros_like(c[0]), []
         for out in outputs:
             with torch.enable_grad():
                 X = out.detach().requires_grad_()
-                # A sample without negatives has no term.
-                cr = torch.where(c.any(0), contrastive(G(X), G_J, G_N, c, omega), 0)
+                cr = ratio(*distances(G(X), G_J, G_N, c), omega, taken, options.ratio)
                 (gradient,) = torch.autograd.grad(cr.sum(), X)
-            # Samples do not interact: these gradients are each sample's own. The sum is 0, with the gradient of cr.
+            # These gradients are each sample's own, see `ratio`. The sum is 0, with the gradient of cr.
             value = value + cr.detach() + (gradient * (out - out.detach())).sum((1, 2, 3))
             gradients.append(gradient)
         return value, gradients

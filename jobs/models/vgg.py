@@ -74,12 +74,16 @@ class VGG19Features:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The maps after each of `layers`, in their order. x: (B, 3, H, W) in [0, 1].
 
-        Gradients reach x and nothing else. Under autocast the maps have its precision; else they have float32, or x's
-        float64. The weights move to x's device at the first call.
+        Gradients reach x and nothing else. Maps and gradients have float32, or x's float64, under autocast too: near
+        convergence x differs from the target by less than bf16 can tell in maps, and the sign of the difference is the
+        gradient. The weights move to x's device at the first call.
         """
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"VGG19 takes (B, 3, H, W), not {tuple(x.shape)}")
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        with torch.autocast(x.device.type, enabled=False):
+            return self._maps(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         held = next(iter(self.weights.values()))[0]
         if (held.device, held.dtype) != (x.device, x.dtype):
             self.weights = {i: (w.to(x.device, x.dtype), b.to(x.device, x.dtype)) for i, (w, b) in self.weights.items()}

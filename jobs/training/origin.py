@@ -20,6 +20,7 @@ CODE = (
     "jobs/training/loop.py",
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
+    "jobs/models/contrastive.py",
     "jobs/models/elementwise.py",
     "jobs/models/padding.py",
     "jobs/models/vgg.py",

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.models.contrastive import ratio
 from jobs.models.drcnet import (
     ContrastiveOptions,
     DFROptions,
     DRCNet,
     RegionNorm,
-    contrastive,
+    distances,
     energy_attention,
     inverse_energy,
     mixup,
@@ -37,6 +38,7 @@ NETWORKS: tuple[dict[str, object], ...] = (  # options of the module
     {"region_norm": "literal"},
     {"response_kernel": 7},
     {"sf_levels": (1,)},
+    {"profile": "released"},
 )
 STAND_IN = VGGOptions(path="stand-in")
 LAMBDAS = (1.0, 0.95, 0.90)
@@ -60,6 +62,10 @@ def tiny(seed: int = 0, **options: object) -> DRCNet:
             if name.endswith("norm.conv.weight"):  # responses of both sides of 0.5
                 p.normal_()
                 p -= p.mean((2, 3), keepdim=True)
+            elif name.endswith("norm.weight"):
+                p.uniform_(0.5, 1.5)
+            elif name.endswith("norm.bias"):
+                p.normal_(0, 0.5)
     return model
 
 
@@ -95,6 +101,7 @@ AFFINE = 1920
     [
         ({}, 18_974_518 - AFFINE),  # Table 4: 18.9M
         ({"response_kernel": 7}, 18_975_798 - AFFINE),
+        ({"profile": "released"}, 18_975_798),
         ({"branches": "sf_ea", "response_kernel": 7}, 18_621_622 - AFFINE),  # 18.6M
         ({"branches": "sf_id", "response_kernel": 7}, 15_803_574 - AFFINE),  # 15.8M
         ({"branches": "sf", "response_kernel": 7}, 15_449_398 - AFFINE),  # 15.4M
@@ -144,6 +151,11 @@ def test_arguments_that_make_no_network_are_refused(options, named):
         (DFROptions, {"sf_levels": (-1,)}),
         (DFROptions, {"sf_levels": (0,), "branches": "base"}),
         (DFROptions, {"sf_levels": (0,), "branches": "ea"}),
+        (DFROptions, {"affine": True, "region_norm": "literal"}),
+        (DFROptions, {"profile": "printed"}),
+        (DFROptions, {"profile": []}),
+        (ContrastiveOptions, {"profile": "printed"}),
+        (ContrastiveOptions, {"ratio": "rank"}),
         (ContrastiveOptions, {"negatives": "inter"}),
         (ContrastiveOptions, {"outputs": "first"}),
         (ContrastiveOptions, {"mix_role": "both"}),
@@ -171,6 +183,23 @@ def test_the_defaults_are_the_papers():
     assert (contrastive_.negatives, contrastive_.lambdas, contrastive_.alpha) == ("intra", LAMBDAS, 0.04)
 
 
+def test_a_profile_is_its_values_and_what_is_given_beside_it():
+    released = {"delta": 1e-4, "unbiased": True, "t": 0.8, "response_kernel": 7, "affine": True}
+    assert DFROptions(profile="released") == DFROptions(**released, profile="released")
+    assert {name: getattr(DFROptions(profile="released"), name) for name in released} == released
+    assert DFROptions(profile="released", t=0.6).t == 0.6
+    assert DFROptions(profile="paper").t == 0.75
+    cr = ContrastiveOptions(profile="released")
+    assert (cr.alpha, cr.ramp, cr.outputs, cr.ratio, cr.mix_role) == (0.05, 0, "all", "batch", "degraded")
+    assert (ContrastiveOptions(profile="paper").ramp, ContrastiveOptions().ramp) == (0, 0.05)
+    for options in (DFROptions(profile="released", t=0.6), ContrastiveOptions(profile="released", alpha=0.1)):
+        dumped = options.model_dump(mode="json")  # as recipes are kept: every value stands there
+        assert type(options).model_validate(dumped) == options
+        assert type(options).model_validate(dumped | {"profile": "ours"}).model_dump(exclude={"profile"}) == (
+            options.model_dump(exclude={"profile"})
+        )
+
+
 def test_only_mixtures_need_negatives_of_the_task():
     assert tiny().inputs == ("lq", "gt", "intra negatives")
     for others in (tiny(negatives="extra"), tiny(negatives="own"), tiny(contrastive=None)):
@@ -192,6 +221,13 @@ def test_the_mean_of_the_inverse_energy_is_three_quarters():
     for delta, tolerance in ((1e-12, 1e-9), (1e-6, 1e-4)):
         mean = inverse_energy(v, delta).mean((2, 3))
         torch.testing.assert_close(mean, torch.full_like(mean, 0.75), rtol=0, atol=tolerance)
+
+
+def test_with_one_pixel_less_the_mean_of_the_inverse_energy_is_less():
+    v = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    mean = inverse_energy(v, 1e-12, unbiased=True).mean((2, 3))
+    torch.testing.assert_close(mean, torch.full_like(mean, 0.5 + 19 / 20 / 4))
+    assert torch.equal(inverse_energy(torch.ones(1, 1, 1, 1), 1e-4, unbiased=True), torch.full((1, 1, 1, 1), 0.5))
 
 
 def test_a_single_outlier_has_the_largest_inverse_energy():
@@ -231,16 +267,16 @@ def masks(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=generator) < torch.tensor([0.5, 0.1, 0.9]).view(3, 1, 1, 1)
 
 
-def by_filling(z: Tensor, mask: Tensor) -> Tensor:
-    """Region normalisation as its authors compute it, sample by sample."""
+def by_filling(z: Tensor, mask: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Region normalisation as its authors compute it, sample by sample. weight, bias: of the InstanceNorm."""
     samples = []
     for x, m in zip(z, mask, strict=True):
         out = torch.zeros_like(x)
         for region in (m[0], ~m[0]):
-            mean = x[:, region].mean(1).view(-1, 1, 1)
-            filled = torch.where(region, x, mean)
-            normal = F.instance_norm(filled[None], eps=1e-5)[0] * region.double().mean().sqrt()
-            out = out + torch.where(region, normal, 0)
+            mean = (x * region).sum((1, 2), keepdim=True) / region.sum().clamp_min(1)
+            filled = torch.where(region, x, mean)  # its mean is `mean`, and where it is filled the normal is 0
+            normal = F.instance_norm(filled[None], weight=weight, bias=bias, eps=1e-5)[0]
+            out = out + normal * (region.sum().clamp_min(1).double() / region.numel()).sqrt()
         samples.append(out)
     return torch.stack(samples)
 
@@ -248,6 +284,20 @@ def by_filling(z: Tensor, mask: Tensor) -> Tensor:
 def test_two_regions_are_normalised_as_by_filling_and_instancenorm():
     z, mask = torch.randn(3, 4, 9, 8, dtype=torch.float64) * 0.01 + 2, masks(3, 1, 9, 8)  # eps shows
     torch.testing.assert_close(region_normalise(z, mask), by_filling(z, mask), rtol=1e-7, atol=1e-9)
+
+
+def test_an_affine_normalisation_adds_its_bias_once_for_each_region():
+    torch.manual_seed(0)
+    norm, z = RegionNorm(DFROptions(t=0.5, affine=True), 4).double(), torch.randn(4, 4, 9, 8, dtype=torch.float64)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    z[3] = z[3, :, :1, :1]  # one response everywhere but at the border
+    for t, regions in ((0.5, 2), (1e-9, 1)):
+        norm.t = t
+        m = norm.response(z)
+        assert bool(((m > t).double().mean((1, 2, 3)) < 1).any()) == (regions == 2)
+        expected = by_filling(z, m > t, norm.weight.flatten(), norm.bias.flatten())
+        torch.testing.assert_close(norm(z), expected * (1 + norm.gamma(m)) + norm.beta(m), rtol=1e-7, atol=1e-9)
 
 
 def test_the_literal_normalisation_is_equations_5_to_7():
@@ -272,7 +322,7 @@ def test_with_one_region_only_it_is_instancenorm(region_norm, value):
 @pytest.mark.parametrize("t", [1e-9, 1 - 1e-9])
 def test_without_gamma_and_beta_a_mask_of_one_value_makes_the_module_instancenorm(t):
     torch.manual_seed(0)
-    norm = RegionNorm(t, "two_region", 3)
+    norm = RegionNorm(DFROptions(t=t), 6)
     for conv in (norm.gamma, norm.beta):
         nn.init.zeros_(conv.weight)
         nn.init.zeros_(conv.bias)
@@ -282,7 +332,7 @@ def test_without_gamma_and_beta_a_mask_of_one_value_makes_the_module_instancenor
 
 def test_gamma_and_beta_are_convolutions_of_the_response():
     torch.manual_seed(0)
-    norm, z = RegionNorm(0.5, "two_region", 3).double(), torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    norm, z = RegionNorm(DFROptions(t=0.5), 6).double(), torch.randn(2, 6, 8, 8, dtype=torch.float64)
     pooled = torch.stack([z.mean(1), z.max(1).values], 1)
     m = torch.sigmoid(F.conv2d(pooled, norm.conv.weight, padding=1))
     torch.testing.assert_close(norm.response(z), m)
@@ -331,7 +381,7 @@ def test_the_response_is_trained_through_gamma_and_beta_only():
     torch.manual_seed(0)
     z = torch.randn(2, 4, 8, 8)
     for path in (True, False):
-        norm = RegionNorm(0.5, "two_region", 3)
+        norm = RegionNorm(DFROptions(t=0.5), 4)
         if not path:
             nn.init.zeros_(norm.gamma.weight)
             nn.init.zeros_(norm.beta.weight)
@@ -343,8 +393,9 @@ def test_the_response_is_trained_through_gamma_and_beta_only():
 # the network
 
 
-def plain_outputs(model: DRCNet, I: Tensor, dfr: str, t: float, region_norm: str, delta: float = 1e-6) -> list[Tensor]:
+def plain_outputs(model: DRCNet, I: Tensor, dfr: str, t: float, region_norm: str, released: bool) -> list[Tensor]:
     """DRCNet written out, on the model's parameters: each branch with a convolution of its own."""
+    delta = 1e-4 if released else 1e-6
     P = dict(model.named_parameters())
 
     def conv(name: str, x: Tensor, **options: int) -> Tensor:
@@ -356,7 +407,7 @@ def plain_outputs(model: DRCNet, I: Tensor, dfr: str, t: float, region_norm: str
         return torch.where(x > 0, x, 0.2 * x)
 
     def attention(v: Tensor) -> Tensor:
-        mu, var = v.mean((2, 3), keepdim=True), v.var((2, 3), unbiased=False, keepdim=True)
+        mu, var = v.mean((2, 3), keepdim=True), v.var((2, 3), unbiased=released, keepdim=True)
         return lrelu(v * torch.sigmoid((v - mu) ** 2 / (4 * (var + delta)) + 0.5))
 
     def normalised(name: str, u: Tensor) -> Tensor:
@@ -366,6 +417,11 @@ def plain_outputs(model: DRCNet, I: Tensor, dfr: str, t: float, region_norm: str
         z = u[:, :half]
         m = torch.sigmoid(conv(f"{name}.norm.conv", torch.cat([z.mean(1, True), z.max(1, True).values], 1)))
         normal = region_normalise(z, m.detach() > t, region_norm)
+        if released:
+            f = (m.detach() > t).double().mean((2, 3), keepdim=True)
+            least = 1 / z[0, 0].numel()  # of an empty region
+            twice = f.clamp_min(least).sqrt() + (1 - f).clamp_min(least).sqrt()
+            normal = P[f"{name}.norm.weight"] * normal + P[f"{name}.norm.bias"] * twice
         a = normal * (1 + conv(f"{name}.norm.gamma", m)) + conv(f"{name}.norm.beta", m)
         return torch.cat([a, u[:, half:]], 1)
 
@@ -418,7 +474,12 @@ def test_it_is_the_papers_network_forward_and_backward(options):
     for network in (
         model.outputs,
         lambda x: plain_outputs(
-            model, x, options.get("branches", "full"), 0.5, options.get("region_norm", "two_region")
+            model,
+            x,
+            options.get("branches", "full"),
+            0.5,
+            options.get("region_norm", "two_region"),
+            "profile" in options,
         ),
     ):
         x = I.clone().requires_grad_()
@@ -451,8 +512,8 @@ def test_only_the_given_levels_are_normalised():
 
 def test_delta_and_t_reach_their_places():
     I = make_batch()["lq"]
-    for changed in ({"delta": 1.0}, {"t": 0.45}):
-        assert not torch.allclose(tiny(**changed)(I), tiny()(I), atol=1e-4)
+    for changed in ({"delta": 1.0}, {"t": 0.45}, {"unbiased": True}):  # the tiny maps have 256 to 16 pixels
+        assert not torch.allclose(tiny(**changed)(I), tiny()(I), atol=1e-5)
 
 
 def test_without_tail_and_image_convolutions_both_outputs_are_the_input():
@@ -470,7 +531,7 @@ def test_without_tail_and_image_convolutions_both_outputs_are_the_input():
 def test_removing_the_attention_changes_the_output(monkeypatch):
     model, I = tiny(), make_batch()["lq"]
     with_attention = model(I)
-    monkeypatch.setattr("jobs.models.drcnet.energy_attention", lambda v, delta: v)
+    monkeypatch.setattr("jobs.models.drcnet.energy_attention", lambda v, delta, unbiased: v)
     assert float((model(I) - with_attention).abs().max()) > 1e-3
 
 
@@ -521,7 +582,9 @@ def test_shapes_that_do_not_fit_are_refused_in_one_line(shape):
 def identity_cr(X: Tensor, I: Tensor, J: Tensor, role: str = "degraded") -> Tensor:
     """Of each sample, with the identity as G."""
     lambdas = torch.tensor(LAMBDAS, dtype=X.dtype).expand(len(X), -1)
-    return contrastive([X], [J], [list(mixup(I, J, lambdas, role))], lambdas.t(), (1.0,))
+    return ratio(
+        *distances([X], [J], [list(mixup(I, J, lambdas, role))], lambdas.t()), (1.0,), X.new_ones(len(X)), "sample"
+    )
 
 
 PATH = (0.0, 0.5, 0.9, 0.95, 0.999)
@@ -561,7 +624,8 @@ def test_the_gradient_of_the_term_is_exact():
     c = torch.tensor([[1.0, 1], [0.95, 0.5], [0.9, 0.8]], dtype=torch.float64)
 
     def term(a: Tensor, b: Tensor) -> Tensor:
-        return contrastive([a, b], [m[1] for m in maps], [list(m[2:]) for m in maps], c, (0.25, 1.0))
+        terms = distances([a, b], [m[1] for m in maps], [list(m[2:]) for m in maps], c)
+        return ratio(*terms, (0.25, 1.0), c.new_ones(2), "sample")
 
     assert torch.autograd.gradcheck(term, [m[0].requires_grad_() for m in maps])
 
@@ -757,9 +821,10 @@ def test_the_objective_is_equation_13_with_both_outputs_supervised(options):
     assert float(logs["psnr"]) == pytest.approx(-10 * math.log10(float((outputs[1] - J).square().mean())), rel=1e-5)
 
 
+@pytest.mark.parametrize("over", ["sample", "batch"])
 @pytest.mark.parametrize("supervised", ["last", "all"])
-def test_the_gradient_is_that_of_the_written_out_objective_and_so_is_its_share(supervised):
-    model, batch = tiny(outputs=supervised, alpha=0.5).double(), make_batch(dtype=torch.float64)
+def test_the_gradient_is_that_of_the_written_out_objective_and_so_is_its_share(supervised, over):
+    model, batch = tiny(outputs=supervised, alpha=0.5, ratio=over).double(), make_batch(dtype=torch.float64)
     loss, logs = model.training_loss(batch)
     loss.backward()
     actual = gradients(model)
@@ -770,11 +835,15 @@ def test_the_gradient_is_that_of_the_written_out_objective_and_so_is_its_share(s
     for out in outputs:
         out.retain_grad()
     lambdas = torch.tensor(LAMBDAS, dtype=torch.float64).expand(3, -1)
-    G_N = [list(m) for m in zip(*(G(N) for N in mixup(I, J, lambdas, "degraded")), strict=True)]
-    cr = sum(
-        contrastive(G(X), G(J), G_N, lambdas.t(), model.contrastive.maps[1]).mean()
-        for X in (outputs if supervised == "all" else outputs[1:])
-    )
+    G_N, G_J = [G(N) for N in mixup(I, J, lambdas, "degraded")], G(J)
+    cr = torch.zeros(()).double()
+    for X in outputs if supervised == "all" else outputs[1:]:
+        for k, (omega, x) in enumerate(zip(model.contrastive.maps[1], G(X), strict=True)):
+            to_J = (x - G_J[k]).abs().mean((1, 2, 3))
+            to_N = sum(c * (x - N[k]).abs().mean((1, 2, 3)) for c, N in zip(LAMBDAS, G_N, strict=True))
+            each = to_J.mean() / (to_N.mean() + 1e-7) if over == "batch" else to_J / (to_N + 1e-7)
+            cr = cr + omega * each.mean()
+    assert float(logs["cr"]) == pytest.approx(cr.item(), rel=1e-9)
     l1 = sum((out - J).abs().mean() for out in outputs)
     (l1 + 0.5 * cr).backward(retain_graph=True)
     assert closest(actual, gradients(model)) < 1e-9
@@ -930,7 +999,7 @@ def test_under_autocast_the_convolutions_are_bf16_and_the_normalisation_is_not()
     exact = model(I)
     with torch.autocast("cpu", torch.bfloat16):
         y = model(I)
-        norm = RegionNorm(0.5, "two_region", 3)
+        norm = RegionNorm(DFROptions(t=0.5), 4)
         m = norm.response(torch.randn(1, 2, 8, 8))
         assert m.dtype == torch.bfloat16  # by itself; not inside the module:
         out = norm(torch.randn(1, 2, 8, 8))
@@ -952,7 +1021,7 @@ def test_a_map_in_bf16_has_its_energy_in_float32():
 @torch.no_grad()
 def test_a_map_in_bf16_is_thresholded_in_float32():
     torch.manual_seed(0)
-    norm, z = RegionNorm(0.5, "two_region", 3), torch.randn(2, 4, 8, 8).bfloat16()
+    norm, z = RegionNorm(DFROptions(t=0.5), 4), torch.randn(2, 4, 8, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         actual = norm(z)
     assert actual.dtype == torch.bfloat16
@@ -965,6 +1034,8 @@ RUNS: dict[str, tuple[dict[str, object], int]] = {  # the options, and the sampl
     "intra": ({}, 4),
     "all": ({"outputs": "all", "branches": "ea"}, 4),
     "uneven": ({}, 3),  # the second rank has one true sample and one of padding
+    "batch": ({"ratio": "batch", "outputs": "all"}, 4),
+    "uneven batch": ({"ratio": "batch"}, 3),
     "extra": ({"negatives": "extra"}, 2),  # one sample a rank
     "none": ({"contrastive": None}, 4),
 }
@@ -1078,7 +1149,7 @@ def test_it_learns_to_remove_noise_that_varies_over_the_image(monkeypatch, width
     halves = [float(mask[..., part].mean()) for part in (slice(0, side // 2), slice(side // 2, side))]
     print(f"masked pixels in the clean and the noisy half: {halves}")
     assert abs(halves[0] - halves[1]) > 0.05
-    monkeypatch.setattr("jobs.models.drcnet.energy_attention", lambda v, delta: v)
+    monkeypatch.setattr("jobs.models.drcnet.energy_attention", lambda v, delta, unbiased: v)
     assert float((model.restore(lq) - output).abs().mean()) > 1e-3
 
 

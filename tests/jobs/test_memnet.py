@@ -207,7 +207,7 @@ def test_it_is_the_papers_network_forward_and_backward(options, training):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_gate_without_the_concatenation_equals_one_with_it(training):
     gate = tiny().blocks[0].gate.double().train(training)  # of 3 memories
-    bn, conv = nn.BatchNorm2d(12, momentum=0.1).double().train(training), gate.conv
+    bn, conv = nn.BatchNorm2d(12, momentum=1.0).double().train(training), gate.conv  # as the first batch counts
     bn.load_state_dict(gate.bn.state_dict())
     maps = [torch.randn(3, 4, 6, 5, dtype=torch.float64) * k + k for k in (1, 2, 3)]
     results = []
@@ -520,6 +520,33 @@ def test_it_learns_to_denoise_with_all_of_its_memories():
         assert all(1 - F.cosine_similarity(a, b, 0) > 1e-4 for a, b in zip(after, before, strict=True))
         model.blocks[-1].gate.conv.weight[:, :32] = 0  # the long-term memories of the last gate
         assert float((model(lq) - output).square().mean().sqrt()) > 1e-3
+
+
+def test_a_short_run_evaluates_as_it_trains():
+    """With the share of 0.001 that long runs have: the running averages are of the batches, and not of where they began."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    model = MemNet(memory_blocks=2, recursions=1, channels=6, bn_momentum=0.001, recon_init="zero")
+    sigma, steps = 50 / 255, 40
+
+    def noisy(n: int) -> tuple[Tensor, Tensor]:
+        gt = rectangles(n, rng)
+        return gt, gt + sigma * torch.from_numpy(rng.standard_normal(gt.shape, np.float32))
+
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(steps):
+        gt, lq = noisy(8)
+        loss, _ = model.training_loss({"gt": gt, "lq": lq, "weight": torch.ones(8), "count": torch.tensor(8.0)})
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    gt, lq = noisy(32)
+    with torch.no_grad():
+        evaluated = db(model.eval()(lq), gt)
+        trained = db(model.train()(lq), gt)
+    print(f"input {db(lq, gt):.2f} dB, batch statistics {trained:.2f} dB, running averages {evaluated:.2f} dB")
+    assert trained >= db(lq, gt) + 2
+    assert evaluated >= trained - 0.5
 
 
 def test_a_zero_reconstruction_starts_from_the_identity():

@@ -204,7 +204,25 @@ def test_the_precision_is_the_inputs_and_float32_at_least():
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-5)
     assert features(x.bfloat16())[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert features(x)[0].dtype == torch.bfloat16
+        assert torch.equal(features(x)[0], actual)
+
+
+@pytest.mark.parametrize("away", [0.1, 0.01, 0.001])
+def test_under_autocast_the_gradient_near_the_target_is_that_of_float32(away):
+    """In bf16 its cosine with the true one was 0.994, 0.948 and 0.430."""
+    features = vgg19((1, 6, 11), "stand-in")
+    J = nn.functional.interpolate(torch.rand(2, 3, 4, 4), size=32, mode="bilinear")
+    noise = torch.randn(J.shape)
+
+    def gradient(dtype: torch.dtype, *, bf16: bool) -> Tensor:
+        X = (J + away * noise).to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            maps = zip((1 / 16, 1 / 8, 1 / 4), features(X), features(J.to(dtype)), strict=True)
+            loss = sum(omega * distance(a, b).sum() for omega, a, b in maps)
+        return torch.autograd.grad(loss, X)[0].flatten()
+
+    exact = gradient(torch.float64, bf16=False).float()
+    assert float(nn.functional.cosine_similarity(gradient(torch.float32, bf16=True), exact, 0)) > 0.999
 
 
 def test_the_distance_is_each_samples_mean_absolute_difference():
