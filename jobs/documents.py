@@ -129,10 +129,10 @@ class Machine(Document):
 
 
 class ProvenanceData(Document):
-    """What provenance.json says of the training data; what older versions of memoir did not say is None."""
+    """What provenance.json says of the training data; what older versions of memoir did not say, or nobody knows, is None."""
 
     task: Line | None = None
-    digest: Line
+    digest: Line | None = None
     location: Line | None = None
     licences: Licences = {}
 
@@ -142,6 +142,21 @@ class OwnNetwork(Document):
 
     name: Line
     source: Sha256 | None = None
+
+
+class Imported(Document):
+    """Where a version that was not trained here comes from.
+
+    file, sha256: the checkpoint's. location: what was given for it. release: whose weights they are, a module of
+    jobs/importing. licence, source: as whoever imported it states them.
+    """
+
+    file: Line
+    sha256: Sha256
+    location: Line
+    release: Line
+    licence: Line | None = None
+    source: Line | None = None
 
 
 class Provenance(Document):
@@ -159,6 +174,7 @@ class Provenance(Document):
     dirty: bool | None = None
     diff: Sha256 | None = None
     parent: VersionName | None = None
+    imported: Imported | None = None
     overrides: Overrides = []
     precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []

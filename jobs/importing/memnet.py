@@ -73,7 +73,12 @@ def translate(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tenso
         """A convolution that these layers share."""
         for number, part in enumerate(("weight", "bias")):
             copies = [take(f"{layer}.{number}") for layer in layers]
-            if other := [layer for layer, copy in zip(layers, copies, strict=True) if not torch.equal(copy, copies[0])]:
+            bits = copies[0].view(torch.int64)  # equal to the bit, what is not a number too
+            if other := [
+                layer
+                for layer, copy in zip(layers, copies, strict=True)
+                if not torch.equal(copy.view(torch.int64), bits)
+            ]:
                 raise UserError(
                     f"{other[0]}.{number} differs from {layers[0]}.{number}, and MemNet's recursions share them"
                 )

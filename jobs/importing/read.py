@@ -1,6 +1,8 @@
 """The tensors of a checkpoint file by name, whatever tool wrote it, without running code that stands in it."""
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ TORCH = (".pth", ".pt", ".ckpt", ".tar")
 SUFFIXES = (".safetensors", *TORCH, ".caffemodel")
 # Where checkpoints have their weights, the averaged ones first: those are what is evaluated where there are both.
 NESTED = ("params_ema", "params", "state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+DEEP = 3  # dictionaries in each other that are looked through; a file may hold one that holds itself
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and DataParallel, and of torch.compile
 SHARED = 8  # times a file's bytes its tensors may have: those that share their numbers count each
 
@@ -62,9 +65,8 @@ def read_tensors(path: Path, shown: str) -> dict[str, Tensor]:
         raise UserError(
             f"{shown}: its tensors stand for more than {SHARED} times the bytes of the file; it is not read"
         )
-    for prefix in PREFIXES:
-        while all(name.startswith(prefix) and name != prefix for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -85,11 +87,12 @@ def _of_torch(path: Path, shown: str) -> Any:
             with zipfile.ZipFile(path) as file:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
                     raise UserError(f"{shown}: compressed, as torch.save writes none; save it again with torch.save")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, shown, error)) from None
+        raise UserError(_refusal(shown, error)) from None
     except Exception as error:  # torch may raise anything for a file that it has not written
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
@@ -97,35 +100,28 @@ def _of_torch(path: Path, shown: str) -> Any:
         ) from None
 
 
-def _refusal(path: Path, shown: str, error: pickle.UnpicklingError) -> str:
-    """Why a file is not unpickled: what it would call."""
-    needed = ""
-    try:
-        if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
-            needed = f" ({some(sorted(names))})"
-    except Exception:  # of an old or damaged file torch does not say it
-        if "Unsupported" not in str(error):
-            return f"{shown}: damaged, or not a file of torch.save; download it again"
+def _refusal(shown: str, error: pickle.UnpicklingError) -> str:
+    """Why a file is not unpickled: what it would call, if it is one of torch.save."""
+    called = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if not called:
+        return f"{shown}: damaged, or not a file of torch.save; download it again"
     return (
-        f"{shown}: reading it would run code that it names{needed}, so it is not read; who trusts it saves its tensors alone, "
-        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
+        f"{shown}: reading it would run code that it names ({called[1]}), so it is not read; who trusts it saves its tensors "
+        "alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
     )
 
 
 def _weights(found: Any, shown: str) -> dict[str, Tensor]:
     """The dictionary of tensors in what a file holds, once each of them is known to be plain."""
-    known = {key: found[key] for key in NESTED if isinstance(found, dict) and key in found}
-    nested = [value for value in known.values() if _has_tensors(value)]
-    if nested:
-        return _weights(nested[0], shown)
+    for _ in range(DEEP):
+        inner = [found[key] for key in NESTED if isinstance(found, dict) and _deep(found.get(key))]
+        found = inner[0] if inner else found
     if not _has_tensors(found):
-        inner = [key for key, value in found.items() if _has_tensors(value)] if isinstance(found, dict) else []
-        if len(inner) == 1:
-            return _weights(found[inner[0]], shown)
-        there = (
-            f"; its parts with tensors are {some([str(key) for key in inner])}, save one of them alone" if inner else ""
-        )
-        raise UserError(f"{shown}: no dictionary of tensors in it{there}")
+        parts = [key for key, value in found.items() if _has_tensors(value)] if isinstance(found, dict) else []
+        if len(parts) != 1:
+            there = f"; its parts with tensors are {some([str(key) for key in parts])}, save one of them alone"
+            raise UserError(f"{shown}: no dictionary of tensors in it{there if parts else ''}")
+        found = found[parts[0]]
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     if not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{shown}: its tensors have no names")
@@ -138,3 +134,10 @@ def _weights(found: Any, shown: str) -> dict[str, Tensor]:
 
 def _has_tensors(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(each, Tensor) for each in value.values())
+
+
+def _deep(value: Any, depth: int = DEEP) -> bool:
+    """Whether a dictionary, or one that it holds under a name of NESTED, has tensors."""
+    if not isinstance(value, dict) or not depth:
+        return False
+    return _has_tensors(value) or any(_deep(value.get(key), depth - 1) for key in NESTED)

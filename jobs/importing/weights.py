@@ -1,8 +1,8 @@
 """A file of somebody else's weights, as the weights of a recipe's network."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.importing.read import at_hand, read_tensors
 from jobs.importing.releases import translated
@@ -33,6 +33,6 @@ def read_foreign(source: str, recipe: Recipe) -> Foreign:
     with at_hand(source) as path:
         sha256 = file_sha256(path)
         tensors = read_tensors(path, source)
-    network = build_model(recipe.model, recipe.objective)
+    network = cast("nn.Module", build_model(recipe.model, recipe.objective))
     release, weights = translated(tensors, network, recipe.model.name, source)
     return Foreign(weights, release, printable(source.rstrip("/").rpartition("/")[2]), sha256)

@@ -50,11 +50,12 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
         "precision": pointer.get("precision"),
         "portable": trained.get("portable", False),
         "machine": machine,
-        "libraries": machine["libraries"] if machine else _libraries(),
+        "libraries": machine["libraries"] if machine else libraries(),
     }
 
 
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
+    """The versions that are installed here."""
     return {
         "memoir": version("memoir"),
         "torch": torch.__version__,
