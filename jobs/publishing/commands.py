@@ -44,6 +44,7 @@ def import_file(
     ] = None,
     licence: Annotated[str | None, typer.Option(help="of the weights, as their publishers state it")] = None,
     source: Annotated[str | None, typer.Option(help="where they were published, e.g. an address")] = None,
+    data: Annotated[str, typer.Option(help="of built data sets, for a recipe whose task is a file of yours")] = "data",
     store: Store = None,
 ) -> None:
     """Put weights that somebody else has published into the store, as a version of a recipe; runs no code of the file."""
@@ -51,7 +52,7 @@ def import_file(
     from pipeline.params import project_store
 
     to = project_store(store)
-    done = import_version(file, recipe, to, overrides=overrides, licence=licence, source=source)
+    done = import_version(file, recipe, to, data=data, overrides=overrides, licence=licence, source=source)
     state = f"imported, of release {done['release']}" if done["new"] else "already there"
     say(f"{done['uri']}: {state} ({done['sha256'][:16]})")
     if not done["latest"]:

@@ -17,9 +17,10 @@ from jobs.restoring.checkpoint import LATEST, WEIGHTS, labelled_version
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name
 from pipeline.errors import UserError
-from pipeline.shards.format import file_sha256
+from pipeline.revisions.revision import dataset_of_task
+from pipeline.shards.format import file_sha256, read_shards_json
 from pipeline.storage import storage
-from pipeline.task import read_task
+from pipeline.task import TASKS, read_task
 
 TASK = ("colour", "degradation", "bits", "splits", "negatives")  # what a version says of its task
 
@@ -29,6 +30,7 @@ def import_version(
     recipe_name: str,
     to: str,
     *,
+    data: str = "data",
     overrides: list[str] | None = None,
     licence: str | None = None,
     source: str | None = None,
@@ -36,7 +38,7 @@ def import_version(
     """Put a published checkpoint into a store, as <to>/models/<recipe>/<version>.
 
     file: a path or URI. recipe_name: whose network, task and benchmarks are the checkpoint's. to: a folder, file:///path or
-    s3://bucket/prefix. licence, source: what provenance and card say, as it is stated by the caller. The version is the recipe's
+    s3://bucket/prefix. data: where the recipe's data set is built, if its task is no file of pipeline/tasks. licence, source: what provenance and card say, as it is stated by the caller. The version is the recipe's
     latest only if there is none: what was trained here stays. Returns what `put_version` does, with `release` and `latest`.
     Raises UserError for what `read_foreign` refuses.
     """
@@ -44,7 +46,7 @@ def import_version(
         if text is not None and not (text.isprintable() and 0 < len(text) <= 1000):
             raise UserError(f"{option}: expected one line of up to 1,000 characters")
     recipe = read_recipe(recipe_name, overrides)
-    task = read_task(recipe.data.task).model_dump(mode="json")
+    task = _task(recipe.data.task, data)
     foreign = read_foreign(file, recipe)
     changed = overriding(overrides or [])
     name = variant(bare_name(recipe_name), recipe, changed)
@@ -72,7 +74,7 @@ def import_version(
         content = Content(
             name=name,
             recipe=recipe.model_dump(mode="json"),
-            task={key: task[key] for key in TASK if task.get(key) is not None},
+            task=task,
             metrics={"scores": {}, "training": {}},
             sha256=file_sha256(weights),
             where=file,
@@ -86,3 +88,12 @@ def import_version(
     if latest and not in_experiment():
         point(target, name, LATEST, stored["version"], stored["sha256"])
     return stored | {"release": foreign.release, "latest": latest}
+
+
+def _task(name: str, data: str) -> dict[str, Any]:
+    """What a version says of its recipe's task: by the task's file, or for a user's own by the data set that is built of it."""
+    if (TASKS / f"{name}.yaml").is_file():
+        task = read_task(name).model_dump(mode="json")
+    else:
+        task = read_shards_json(dataset_of_task(data, name))
+    return {key: task[key] for key in TASK if task.get(key) is not None}

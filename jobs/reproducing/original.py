@@ -65,6 +65,10 @@ def read_original(version: str, store: str) -> Original:
     where = f"{uri}/provenance.json"
     if provenance.get("imported"):
         raise UserError(f"{where}: it was imported, and not trained here; there is no training to reproduce")
+    if start := provenance.get("started_from"):
+        raise UserError(
+            f"{where}: its training started from other weights, {start['name']}; train it by hand, with `memoir train --from`"
+        )
     if not provenance.get("commit"):
         raise UserError(
             f"{where}: does not say from which commit it was trained (an older memoir, or no git); it cannot be reproduced"
