@@ -278,7 +278,7 @@ def evaluate(
     for name, score in scores.items():
         say(f"{name} ({score['images']} images, {score['protocol']})")
         for metric, before, after, paper in [("", "input", "output", "as published"), *table(score)]:
-            say(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
+            say(f"  {metric:<46} {before:>9}  {after:>17}  {paper}".rstrip())
 
 
 app.add_typer(publishing)

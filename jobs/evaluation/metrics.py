@@ -77,12 +77,17 @@ def measured(row: Mapping[str, Any]) -> list[Metric]:
 
 
 def table(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """A row of scores as text: for each metric its heading, the degraded input, the output, and what was published."""
+    """A row of scores as text: for each metric its heading, the degraded input, the output, and what was published.
+
+    The output has its margin behind it, where the row has one.
+    """
     lines = []
     for metric in measured(row):
         published = {method: figures[metric.name] for method, figures in row["paper"].items() if metric.name in figures}
         rows = ", ".join(f"{method} {metric.text(value)}" for method, value in published.items())
-        lines.append((metric.heading, metric.text(row["baseline"][metric.name]), metric.text(row[metric.name]), rows))
+        margin = (row.get("margin") or {}).get(metric.name)
+        after = metric.text(row[metric.name]) + (f" ± {metric.text(margin)}" if margin is not None else "")
+        lines.append((metric.heading, metric.text(row["baseline"][metric.name]), after, rows))
     return lines
 
 

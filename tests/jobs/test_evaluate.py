@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from jobs.evaluation.evaluate import (
 from jobs.evaluation.metrics import METRICS, psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.evaluation.scores import read_scores
+from jobs.evaluation.scoring import here, score_runs
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.tiles import restore_blended, restore_plane
 from jobs.training.origin import begin, digest, origin
@@ -260,7 +262,7 @@ def test_the_command_prints_a_line_for_each_metric(shadow, photos, cli):
     assert head == f"shadow-istd/pairs-istd (2 images, {ISTD})"
     assert columns.split() == ["input", "output", "as", "published"]
     assert [line[2:48].strip() for line in lines] == [metric.heading for metric in METRICS.values()]
-    assert all(line.split()[-1] == line.split()[-2] for line in lines)
+    assert all(re.fullmatch(r"  .{46} +(\S+) +\1 ± \d+[.]\d+", line) for line in lines)
     named = photos.rename(photos.parent / "Classic5")
     _, out, _ = cli(*asked, "jpeg-q10", "--data", str(named))
     assert out.splitlines()[3].endswith("JPEG 0.7595, MemNet 0.8107")
@@ -379,12 +381,13 @@ def test_an_image_that_was_restored_whole_is_not_restored_again():
     assert [tuple(x.shape) for x in model.seen[:2]] == [(1, 3, 641, 700), (1, 3, 640, 640)]
 
 
-def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enough(shadow, tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", [("pairs-y", "pairs-y-tile16"), ("pairs-y-tile16", "pairs-y")])
+def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enough(shadow, tmp_path, monkeypatch, names):
     for path in shadow.rglob("*-1.png"):
         image, _ = read_image(path)
         write_image(path, np.tile(image, (3, 10, 1)))
     data = f"data: {shadow}, layout: 'istd:istd'"
-    runs = train(tmp_path / "trained", f"[{{benchmark: pairs-y, {data}}}, {{benchmark: pairs-y-tile16, {data}}}]")
+    runs = train(tmp_path / "trained", f"[{', '.join(f'{{benchmark: {name}, {data}}}' for name in names)}]")
     monkeypatch.chdir(tmp_path / "trained")
     known = []
 
@@ -394,11 +397,69 @@ def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enoug
 
     monkeypatch.setattr(evaluation, "blended_distance", spy)
     row, tiled = evaluate_recipe("tiny.yaml", runs).values()
-    assert known == [True, False]  # in tiles of a benchmark the image was not restored whole
+    # once, as both have the same input; where it was restored in tiles of the benchmark, it is not known whole
+    assert known == [names[0] == "pairs-y"]
     assert tiled["blended"] == row["blended"]
     assert row["blended"]["image"] == "91-1"
     assert 20 < row["blended"]["psnr"] < 150
     assert read_scores(runs / "tiny", "again")["shadow-istd/pairs-y"]["blended"] == row["blended"]
+
+
+# several protocols in one pass
+
+
+def test_benchmarks_of_one_input_restore_it_once_and_score_as_they_do_alone(shadow, photos, tmp_path, monkeypatch):
+    of_pairs = [("pairs-y", 0), ("pairs-rgb", 0), ("pairs-y-rcd", 0), ("pairs-istd", 0), ("pairs-y-tile16", 1)]
+    runs = [run(name, shadow, layout="istd:istd") for name, _ in of_pairs]
+    seen = []
+
+    def restore(lq: np.ndarray, tile: int | None) -> np.ndarray:
+        seen.append((lq.tobytes(), tile))
+        return lq * np.float32(1.1) + (0 if tile is None else 0.01)
+
+    asked = [(benchmark(each.benchmark), each) for each in runs]
+    together = score_runs(here(restore, 8), asked)
+    assert len(seen) == len(set(seen)) == 2 * 2  # two images, whole and in tiles
+    apart = [score_folder(restore, *each) for each in asked]
+    assert len(seen) == 4 + 2 * 5
+    for one, other in zip(together, apart, strict=True):
+        assert [(s.key, s.output, s.baseline) for s in one] == [(s.key, s.output, s.baseline) for s in other]
+        assert all(np.array_equal(a.restored, b.restored) for a, b in zip(one, other, strict=True))
+    seen.clear()
+    asked = [(benchmark(name), run(name, photos)) for name in ("jpeg-q10", "jpeg-q20", "jpeg-q10", "noise-30")]
+    first, other, again, _ = score_runs(here(restore, 8), asked)
+    assert len(seen) == 3 + 3 + 9  # the qualities are two inputs, noise has three draws
+    assert [s.output for s in first] == [s.output for s in again] != [s.output for s in other]
+
+
+def test_sets_that_share_some_images_keep_their_own_order(rain):
+    whole = run("pairs-y", rain, layout="rain13k")
+    part = run("pairs-rgb", rain, layout="rain13k", subset="Test100")
+    found = score_runs(here(identity, 8), [(benchmark("pairs-rgb"), part), (benchmark("pairs-y"), whole)], pixels=1)
+    assert [[s.key for s in each] for each in found] == [
+        ["Test100-2", "Test100-10"],
+        ["Rain100L-2", "Rain100L-10", "Test100-2", "Test100-10"],
+    ]
+    assert [[s.pixels is not None for s in each] for each in found] == [[True, False], [True, False, False, False]]
+
+
+def test_a_recipe_restores_each_image_once_for_all_its_benchmarks_of_that_input(shadow, tmp_path, monkeypatch):
+    data = f"data: {shadow}, layout: 'istd:istd'"
+    names = ("pairs-y", "pairs-rgb", "pairs-y-rcd")
+    runs = train(tmp_path / "trained", f"[{', '.join(f'{{benchmark: {name}, {data}}}' for name in names)}]")
+    monkeypatch.chdir(tmp_path / "trained")
+    count = []
+    of_model = evaluation.restorer
+    monkeypatch.setattr(
+        evaluation, "restorer", lambda model: lambda *given: (count.append(1), of_model(model)(*given))[1]
+    )
+    together = evaluate_recipe("tiny.yaml", runs)
+    assert len(count) == 2
+    for name in names:
+        alone = evaluate("tiny", run(name, shadow, layout="istd:istd"), runs)
+        assert {key: alone[key] for key in ("psnr", "ssim", "margin", "baseline")} == {
+            key: together[f"shadow-istd/{name}"][key] for key in ("psnr", "ssim", "margin", "baseline")
+        }
 
 
 # what a memory responds to
