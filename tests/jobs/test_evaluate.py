@@ -523,6 +523,51 @@ def test_scores_of_the_checkpoint_of_another_recipe_are_refused_with_what_differ
     assert str(error.value).endswith("; `memoir train tiny.yaml`")
 
 
+def test_a_checkpoint_that_is_not_its_recipes_is_scored_on_a_folder_with_a_line_that_says_so(trained, photos, cli):
+    asked = ("evaluate", "--benchmark", "jpeg-q20", "--data", str(photos), "--model")
+
+    def said(model: str) -> list[str]:
+        code, out, err = cli(*asked, model)
+        assert code == 0, err
+        assert "Kodak/jpeg-q20 (3 images" in out
+        return [line for line in err.splitlines() if line.startswith("warning")]
+
+    assert said("tiny.yaml") == []
+    recipe = Path("tiny.yaml").read_text()
+    pointer = json.loads((trained / "tiny/checkpoint.json").read_text())
+    begin(storage("store"), "tiny", origin(read_recipe("tiny.yaml"), pointer["samples"]))
+    Path("tiny.yaml").write_text(recipe.replace("workers: 1", "workers: 3"))
+    assert said("tiny.yaml") == []
+    Path("tiny.yaml").write_text(recipe.replace("lr: 0.001", "lr: 0.002"))
+    (line,) = said("tiny.yaml")
+    assert line == (
+        f"warning runs/tiny/checkpoint.json: of the run {pointer['run']}, which is not that of tiny here: "
+        "other optimisation.lr: 0.001 there, 0.002 here; scored as it was trained"
+    )
+    (line,) = said("tiny")  # no recipe of this name is here
+    assert "cannot be compared with its recipe: unknown recipe 'tiny'" in line
+
+
+def test_a_checkpoint_of_other_overrides_is_not_taken_for_its_recipes_own(trained, photos, tmp_path, cli):
+    """Its pointer says with which values it was trained; under the recipe's plain name they are a departure."""
+    values = ["optimisation.lr=0.002"]
+    run = f"tiny-{digest(origin(read_recipe('tiny.yaml', values), 'd1935'))}"
+    pointer = json.loads((trained / "tiny/checkpoint.json").read_text())
+    (tmp_path / "store/runs" / pointer["run"]).rename(tmp_path / "store/runs" / run)
+    pointer |= {"run": run, "checkpoint": f"runs/{run}/step-00000006", "overrides": values}
+    (trained / "tiny/checkpoint.json").write_text(json.dumps(pointer))
+    asked = ("evaluate", "--benchmark", "jpeg-q20", "--data", str(photos), "--model")
+    code, _, err = cli(*asked, "tiny.yaml")
+    assert code == 0
+    assert f"warning runs/tiny/checkpoint.json: of the run {run}, which is not that of tiny here" in err
+    with pytest.raises(UserError, match="which is not that of tiny.yaml here"):
+        evaluate_recipe("tiny.yaml", trained)
+    (trained / "tiny").rename(trained / "tiny+lr=0.002")
+    code, _, err = cli(*asked, "tiny.yaml+lr=0.002")
+    assert (code, [line for line in err.splitlines() if line.startswith("warning")]) == (0, [])
+    evaluate_recipe("tiny.yaml+lr=0.002", trained)
+
+
 def test_a_variant_is_evaluated_and_published_by_its_name_with_its_own_values(trained, photos, tmp_path, cli):
     other = shutil.copytree(photos, tmp_path / "Other", ignore=shutil.ignore_patterns("*.txt", "kodim 2*"))
     overrides = [f"evaluation.benchmarks=[{{benchmark: jpeg-q20, data: {other}}}]", "optimisation.lr=0.002"]
