@@ -28,6 +28,10 @@ class Metric:
         """A value as tables print it; None is the infinite PSNR of identical images."""
         return "identical" if value is None else f"{value:.{self.digits}f}"
 
+    def shown(self, value: float | None, margin: float | None) -> str:
+        """A value with its margin, if it has one."""
+        return self.text(value) + ("" if margin is None else f" ± {self.text(margin)}")
+
     @property
     def heading(self) -> str:
         """The title with its unit, and the direction that is better where that is not up."""
@@ -85,8 +89,7 @@ def table(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for metric in measured(row):
         published = {method: figures[metric.name] for method, figures in row["paper"].items() if metric.name in figures}
         rows = ", ".join(f"{method} {metric.text(value)}" for method, value in published.items())
-        margin = (row.get("margin") or {}).get(metric.name)
-        after = metric.text(row[metric.name]) + (f" ± {metric.text(margin)}" if margin is not None else "")
+        after = metric.shown(row[metric.name], (row.get("margin") or {}).get(metric.name))
         lines.append((metric.heading, metric.text(row["baseline"][metric.name]), after, rows))
     return lines
 

@@ -560,7 +560,7 @@ def test_a_checkpoint_of_other_overrides_is_not_taken_for_its_recipes_own(traine
     code, _, err = cli(*asked, "tiny.yaml")
     assert code == 0
     assert f"warning runs/tiny/checkpoint.json: of the run {run}, which is not that of tiny here" in err
-    with pytest.raises(UserError, match="which is not that of tiny.yaml here"):
+    with pytest.raises(UserError, match=r"which is not that of tiny\.yaml here"):
         evaluate_recipe("tiny.yaml", trained)
     (trained / "tiny").rename(trained / "tiny+lr=0.002")
     code, _, err = cli(*asked, "tiny.yaml+lr=0.002")
