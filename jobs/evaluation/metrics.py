@@ -32,6 +32,10 @@ class Metric:
         """A value with its margin, if it has one."""
         return self.text(value) + ("" if margin is None else f" ± {self.text(margin)}")
 
+    def change(self, value: float, margin: float | None) -> str:
+        """A difference of two values with its sign, and with its margin if it has one."""
+        return f"{value:+.{self.digits}f}" + ("" if margin is None else f" ± {self.text(margin)}")
+
     @property
     def heading(self) -> str:
         """The title with its unit, and the direction that is better where that is not up."""
