@@ -17,6 +17,7 @@ from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import mean
 from jobs.evaluation.scores import write_scores
 from jobs.evaluation.scoring import Each, Restorer, Scored, here, identity, restorer, score_runs
+from jobs.evaluation.spread import spread
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Checkpoint, Trained, load_model, read_checkpoint
@@ -94,7 +95,12 @@ def scorer(
         _tell_departure(given, read_checkpoint(name, runs, store), runs)
     trained = load_model(model, runs, trust, store)
     _check_fits(trained, benchmarks)
-    return here(restorer(on_device(trained.model)), trained.bits)
+    return _each(trained)
+
+
+def _each(trained: Trained) -> Each:
+    """What scores images with a model: the Ray at hand, or this process."""
+    return spread(trained) or here(restorer(on_device(trained.model)), trained.bits)
 
 
 def _tell_departure(given: str, checkpoint: Checkpoint, runs: Path) -> None:
@@ -156,7 +162,8 @@ def evaluate_recipe(
         )
     trained = load_model(recipe_name, runs, trust, store)
     _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
-    each = here(restorer(on_device(trained.model)), trained.bits)
+    on_device(trained.model)
+    each = _each(trained)
     asked = [(benchmark(run.benchmark), run) for run in recipe.evaluation.benchmarks]
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
