@@ -130,14 +130,14 @@ def score_there(job: Job, image: Image) -> list[Scored] | str:
             f"{name} {there[name]} for {version}" for name, version in job.libraries.items() if there[name] != version
         ]
         return f"node {platform.node()} has {', '.join(differ)}, and scores may differ: install the same"
+    for file in (file for asked in image for file in asked.item.files):
+        if not Path(job.here, file.path).exists():  # nor may a relative path be found in the folder of the worker
+            return (
+                f"{file.path}: not on node {platform.node()}, where a worker of Ray would score it; have the images under "
+                "one path on all nodes, or leave RAY_ADDRESS out"
+            )
+    torch.set_num_threads(job.threads)
     with chdir(job.here) if Path(job.here).is_dir() else nullcontext():
-        for file in (file for asked in image for file in asked.item.files):
-            if not file.path.exists():
-                return (
-                    f"{file.path}: not on node {platform.node()}, where a worker of Ray would score it; have the images under "
-                    "one path on all nodes, or leave RAY_ADDRESS out"
-                )
-        torch.set_num_threads(job.threads)
         try:
             return score_image(_restorer(job), job.bits, image)
         except UserError as error:
