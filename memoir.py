@@ -246,15 +246,6 @@ def inspect(
     say(f"contact sheet: {sheet}")
 
 
-def _in_its_arithmetic(model: str, runs: Path, store: str | None) -> None:
-    """Compute portably with a model that was trained so: its scores and pictures are then the same on every CPU."""
-    from jobs.restoring.checkpoint import trained_portably
-    from jobs.training.arithmetic import go_on_portably
-
-    if trained_portably(model, runs, store):
-        go_on_portably()
-
-
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Option(help="a recipe with a checkpoint, a published model's URI, or `identity`")],
@@ -276,7 +267,7 @@ def evaluate(
 ) -> None:
     """Score a model beside the degraded input and the paper's row."""
     if model != "identity":
-        _in_its_arithmetic(model, runs, store)
+        evaluation.in_its_arithmetic(model, runs, store)
     from jobs.evaluation.evaluate import evaluate, evaluate_recipe
     from jobs.evaluation.metrics import table
     from jobs.recipe import BenchmarkRun
@@ -295,7 +286,7 @@ def evaluate(
     for name, score in scores.items():
         say(f"{name} ({score['images']} images, {score['protocol']})")
         for metric, before, after, paper in [("", "input", "output", "as published"), *table(score)]:
-            say(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
+            say(f"  {metric:<46} {before:>9}  {after:>17}  {paper}".rstrip())
 
 
 app.add_typer(publishing)
@@ -320,7 +311,7 @@ def restore(
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore files or folders, of any size."""
-    _in_its_arithmetic(model, runs, store)
+    evaluation.in_its_arithmetic(model, runs, store)
     from jobs.restoring.restore import restore
     from jobs.restoring.tiles import OVERLAP, TILE, WHOLE
 

@@ -2,8 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,79 +10,36 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from rich.console import Console
-from rich.progress import track
 
-from jobs.evaluation.benchmark import Benchmark, Pair, benchmark
-from jobs.evaluation.items import items
+from jobs.evaluation.benchmark import Benchmark, benchmark
+from jobs.evaluation.interval import margins
 from jobs.evaluation.metrics import psnr
-from jobs.evaluation.protocols import Score, mean
+from jobs.evaluation.protocols import mean
 from jobs.evaluation.scores import write_scores
+from jobs.evaluation.scoring import Each, Restorer, Scored, here, identity, restorer, score_runs
+from jobs.evaluation.spread import spread
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
-from jobs.restoring.checkpoint import Trained, load_model, read_checkpoint
+from jobs.restoring.checkpoint import Checkpoint, Trained, load_model, read_checkpoint
 from jobs.restoring.restore import check_channels, on_device
-from jobs.restoring.tiles import TILE, WHOLE, is_global, restore_blended, restore_grid, restore_plane
+from jobs.restoring.tiles import TILE, WHOLE, is_global, restore_blended, restore_plane
 from jobs.training.origin import other_run
 from jobs.variant import reference
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable
-from pipeline.images import UnusableImageError, write_image
+from pipeline.images import write_image
 from pipeline.raw.manifest import write_table
 
-# float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
-Restorer = Callable[[np.ndarray, int | None], np.ndarray]
 PICTURES = 2  # pictures of each benchmark in the report
 ITEMS, SHEET_COLUMNS, SHEET_WIDTH = 32, 6, 150  # a memory's sheet: most items, cells in a row, pixels of a cell
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One image: its scores, those of its degraded input, and the first pair with what was made of it."""
-
-    key: str
-    output: Score
-    baseline: Score
-    pair: Pair
-    restored: np.ndarray
-
-
-def identity(lq: np.ndarray, tile: int | None) -> np.ndarray:
-    """The degraded input itself: its scores are the baseline rows of the papers."""
-    return lq
-
-
-def restorer(model: Network) -> Restorer:
-    """A model, in eval mode, as a function on arrays: in the benchmark's tiles, or as the whole image."""
-
-    def restore(lq: np.ndarray, tile: int | None) -> np.ndarray:
-        return restore_plane(model, lq, whole=True) if tile is None else restore_grid(model, lq, tile)
-
-    return restore
-
-
 def score_folder(restore: Restorer, which: Benchmark, run: BenchmarkRun, bits: Bits = 8) -> list[Scored]:
-    """Restore and score every image of a folder, in the order of their names.
+    """Restore and score every image of a folder, in the order of their names, and keep all their pixels.
 
-    bits: the bits a channel that images may have, as in the model's task. Raises UserError for a folder without images, and
-    for an image that cannot be used: a mean over fewer images than the published set would not be comparable.
+    bits: the bits a channel that images may have, as in the model's task. Raises as `score_runs`.
     """
-    folder = Path(run.data)
-    found, passed_by = items(which, run)
-    for line in passed_by:
-        sys.stderr.write(f"not scored: {printable(line)}\n")
-    scored = []
-    console = Console(stderr=True)  # stdout is for the scores
-    for item in track(found, f"{dataset_name(folder)} {which.name}", transient=True, console=console):
-        try:
-            pairs = item.pairs(which, bits)
-            outputs = [restore(pair.lq, which.tile) for pair in pairs]
-            scores = [which.score(output, pair) for output, pair in zip(outputs, pairs, strict=True)]
-            baseline = [which.score(pair.lq, pair) for pair in pairs]
-        except (UnusableImageError, UserError) as error:
-            raise UserError(f"{item.files[0].path}: {error}") from None
-        scored.append(Scored(item.key, mean(scores), mean(baseline), pairs[0], outputs[0]))
-    return scored
+    return score_runs(here(restore, bits), [(which, run)])[0]
 
 
 def dataset_name(folder: Path) -> str:
@@ -100,9 +56,13 @@ def dataset_of(run: BenchmarkRun) -> str:
 
 
 def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, Any]:
-    """The row of a table: means, the protocol, the degraded input's means and the paper's row where there is one."""
+    """The row of a table: means, the protocol, the degraded input's means and the paper's row where there is one.
+
+    margin: of each mean, half of its 95 % confidence interval over images, see jobs.evaluation.interval; None without one.
+    """
     return {
         **mean([s.output for s in scored]).json(),
+        "margin": margins([s.output for s in scored]),
         "images": len(scored),
         "protocol": str(which.protocol),
         "baseline": mean([s.baseline for s in scored]).json(),
@@ -115,18 +75,52 @@ def evaluate(
 ) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model.
 
-    trust, store: see `load_model`.
+    trust, store: see `load_model`. A checkpoint that is not what its recipe here would make is scored as it is, and a line on
+    stderr says what differs: whoever names the images may well mean an older one.
     """
     chosen = benchmark(run.benchmark)
-    restore: Restorer = identity
-    bits: Bits = 16  # whatever is there
-    if model != "identity":
-        trained = load_model(model, runs, trust, store)
-        _check_fits(trained, [chosen])
-        restore, bits = restorer(on_device(trained.model)), trained.bits
+    (scored,) = score_runs(scorer(model, [chosen], runs, trust, store), [(chosen, run)], pixels=0)
     dataset = dataset_of(run)
-    row = summary(chosen, dataset, score_folder(restore, chosen, run, bits))
-    return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
+    return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **summary(chosen, dataset, scored)}
+
+
+def scorer(
+    model: str, benchmarks: list[Benchmark], runs: Path, trust: Collection[str] = (), store: str | None = None
+) -> Each:
+    """What scores images with a model. Arguments, errors and the line on stderr are those of `evaluate`."""
+    if model == "identity":
+        return here(identity, 16)  # whatever is there
+    given, name = reference(model)
+    if not model.endswith(".json") and (runs / name / "checkpoint.json").is_file():
+        _tell_departure(given, read_checkpoint(name, runs, store), runs)
+    trained = load_model(model, runs, trust, store)
+    _check_fits(trained, benchmarks)
+    return _each(trained)
+
+
+def _each(trained: Trained) -> Each:
+    """What scores images with a model: the Ray at hand, or this process."""
+    return spread(trained) or here(restorer(on_device(trained.model)), trained.bits)
+
+
+def _tell_departure(given: str, checkpoint: Checkpoint, runs: Path) -> None:
+    """Say on stderr if a checkpoint is not what the recipe `given` would make here, or cannot be compared with it."""
+    try:
+        departs = other_run(read_recipe(given, own_values(checkpoint)), checkpoint.pointer, checkpoint.root)
+        line = (
+            departs
+            and f"of the run {checkpoint.pointer['run']}, which is not that of {checkpoint.name} here: {departs}"
+        )
+    except UserError as error:
+        line = f"cannot be compared with its recipe: {error}"
+    if line:
+        text = f"warning {runs / checkpoint.name}/checkpoint.json: {line}; scored as it was trained"
+        sys.stderr.write(f"{printable(text)}\n")
+
+
+def own_values(checkpoint: Checkpoint) -> list[str] | None:
+    """The `section.key=value` that belong to a checkpoint by its name: those of a variant. Others are a departure."""
+    return checkpoint.pointer.get("overrides") if "+" in checkpoint.name else None
 
 
 def _check_fits(trained: Trained, benchmarks: list[Benchmark]) -> None:
@@ -157,7 +151,8 @@ def evaluate_recipe(
         read_recipe(given)  # says that there is none of this name
     checkpoint = read_checkpoint(name, runs, store)
     recipe = read_recipe(given, checkpoint.pointer.get("overrides"))
-    if other := other_run(recipe, checkpoint.pointer, checkpoint.root):
+    expected = read_recipe(given, own_values(checkpoint))
+    if other := other_run(expected, checkpoint.pointer, checkpoint.root):
         again = " ".join(
             ["memoir train", given, *(f"--set {each}" for each in checkpoint.pointer.get("overrides", []))]
         )
@@ -167,38 +162,43 @@ def evaluate_recipe(
         )
     trained = load_model(recipe_name, runs, trust, store)
     _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
-    restore = restorer(on_device(trained.model))
+    on_device(trained.model)
+    each = _each(trained)
+    asked = [(benchmark(run.benchmark), run) for run in recipe.evaluation.benchmarks]
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     pictures = runs / name / "pictures"
-    for run in recipe.evaluation.benchmarks:
-        chosen = benchmark(run.benchmark)
-        dataset = dataset_of(run)
-        scored = score_folder(restore, chosen, run, trained.bits)
+    distances: list[tuple[np.ndarray, float | None]] = []  # of inputs that several benchmarks share
+    for (chosen, run), scored in zip(asked, score_runs(each, asked, PICTURES), strict=True):
+        dataset, first = dataset_of(run), scored[0]
         row = {**summary(chosen, dataset, scored), "weights": trained.sha256}
-        whole = scored[0].restored if chosen.tile is None else None
-        distance = blended_distance(trained.model, scored[0].pair.lq, whole)
+        distance = next((far for lq, far in distances if np.array_equal(lq, first.pair.lq)), math.nan)
+        if distance is not None and math.isnan(distance):
+            whole = first.restored if chosen.tile is None else None
+            distance = blended_distance(trained.model, first.pair.lq, whole)
+            distances.append((first.pair.lq, distance))
         if distance is not None:
-            row["blended"] = {"image": scored[0].key, "psnr": distance if math.isfinite(distance) else None}
+            row["blended"] = {"image": first.key, "psnr": distance if math.isfinite(distance) else None}
         scores[f"{dataset}/{chosen.name}"] = row
-        for image in scored:
-            rows.append(
-                {"dataset": dataset, "benchmark": chosen.name, "image": image.key}
-                | image.output.values
-                | {f"baseline_{key}": value for key, value in image.baseline.values.items()}
-            )
+        rows += [_row(dataset, chosen, image) for image in scored]
         for image in scored[:PICTURES]:
             stem = f"{dataset}-{chosen.name}-{image.key}"
             for role, plane in (("input", image.pair.lq), ("output", image.restored), ("target", image.pair.gt)):
                 write_image(pictures / role / f"{stem}.png", to_uint8(plane))
         if run is recipe.evaluation.benchmarks[0] and isinstance(trained.model, Remembering):
-            for bank, sheet in memory_sheets(trained.model, scored[0].pair.lq).items():
+            for bank, sheet in memory_sheets(trained.model, first.pair.lq).items():
                 write_image(pictures / "memory" / f"{bank}.png", sheet)
     columns = list(dict.fromkeys(column for row in rows for column in row))  # null for a metric that a row lacks
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
     write_table(runs / name / "scores.parquet", table)
     write_scores(runs / name, scores)
     return scores
+
+
+def _row(dataset: str, which: Benchmark, image: Scored) -> dict[str, Any]:
+    """An image's row of scores.parquet."""
+    baseline = {f"baseline_{key}": value for key, value in image.baseline.values.items()}
+    return {"dataset": dataset, "benchmark": which.name, "image": image.key} | image.output.values | baseline
 
 
 def blended_distance(model: Network, lq: np.ndarray, whole: np.ndarray | None = None) -> float | None:

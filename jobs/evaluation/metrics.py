@@ -28,6 +28,14 @@ class Metric:
         """A value as tables print it; None is the infinite PSNR of identical images."""
         return "identical" if value is None else f"{value:.{self.digits}f}"
 
+    def shown(self, value: float | None, margin: float | None) -> str:
+        """A value with its margin, if it has one."""
+        return self.text(value) + ("" if margin is None else f" ± {self.text(margin)}")
+
+    def change(self, value: float, margin: float | None) -> str:
+        """A difference of two values with its sign, and with its margin if it has one."""
+        return f"{value:+.{self.digits}f}" + ("" if margin is None else f" ± {self.text(margin)}")
+
     @property
     def heading(self) -> str:
         """The title with its unit, and the direction that is better where that is not up."""
@@ -77,12 +85,16 @@ def measured(row: Mapping[str, Any]) -> list[Metric]:
 
 
 def table(row: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """A row of scores as text: for each metric its heading, the degraded input, the output, and what was published."""
+    """A row of scores as text: for each metric its heading, the degraded input, the output, and what was published.
+
+    The output has its margin behind it, where the row has one.
+    """
     lines = []
     for metric in measured(row):
         published = {method: figures[metric.name] for method, figures in row["paper"].items() if metric.name in figures}
         rows = ", ".join(f"{method} {metric.text(value)}" for method, value in published.items())
-        lines.append((metric.heading, metric.text(row["baseline"][metric.name]), metric.text(row[metric.name]), rows))
+        after = metric.shown(row[metric.name], (row.get("margin") or {}).get(metric.name))
+        lines.append((metric.heading, metric.text(row["baseline"][metric.name]), after, rows))
     return lines
 
 

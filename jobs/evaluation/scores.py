@@ -1,7 +1,8 @@
 """The scores of a recipe: two files, and the checks that they must pass before they are used; see jobs.documents.
 
 scores.json has one number for each benchmark and metric, and nothing else: DVC shows and compares them. protocols.json has
-what they mean: protocol, number of images, the degraded input's figures, the papers', the weights. Both have the same rows.
+what they mean: how sure they are, protocol, number of images, the degraded input's figures, the papers', the weights. Both
+have the same rows. The margins are not in scores.json, where each would be a column of `dvc exp show` that is no result.
 """
 
 import json
@@ -27,9 +28,14 @@ class Blended(Document):
 
 
 class Scores(Document):
-    """A row of both files: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method."""
+    """A row of both files: a recipe on one benchmark of one data set, the degraded input, the paper's rows by method.
+
+    margin: by metric, half of the 95 % confidence interval of its mean over images, see jobs.evaluation.interval; None where
+    there is none. Files of older versions of memoir have no margins.
+    """
 
     figures: Figures = Field(min_length=1)
+    margin: Figures | None = None
     images: int = Field(ge=0, strict=True)
     protocol: Line
     baseline: Figures
@@ -47,6 +53,8 @@ class Scores(Document):
     def _beside(self) -> "Scores":
         if self.baseline.keys() != self.figures.keys():
             raise ValueError("baseline has other metrics")
+        if self.margin is not None and self.margin.keys() != self.figures.keys():
+            raise ValueError("margin has other metrics")
         return self
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from jobs.evaluation.evaluate import (
 from jobs.evaluation.metrics import METRICS, psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.evaluation.scores import read_scores
+from jobs.evaluation.scoring import here, score_runs
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.tiles import restore_blended, restore_plane
 from jobs.training.origin import begin, digest, origin
@@ -260,7 +262,7 @@ def test_the_command_prints_a_line_for_each_metric(shadow, photos, cli):
     assert head == f"shadow-istd/pairs-istd (2 images, {ISTD})"
     assert columns.split() == ["input", "output", "as", "published"]
     assert [line[2:48].strip() for line in lines] == [metric.heading for metric in METRICS.values()]
-    assert all(line.split()[-1] == line.split()[-2] for line in lines)
+    assert all(re.fullmatch(r"  .{46} +(\S+) +\1 ± \d+[.]\d+", line) for line in lines)
     named = photos.rename(photos.parent / "Classic5")
     _, out, _ = cli(*asked, "jpeg-q10", "--data", str(named))
     assert out.splitlines()[3].endswith("JPEG 0.7595, MemNet 0.8107")
@@ -379,12 +381,13 @@ def test_an_image_that_was_restored_whole_is_not_restored_again():
     assert [tuple(x.shape) for x in model.seen[:2]] == [(1, 3, 641, 700), (1, 3, 640, 640)]
 
 
-def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enough(shadow, tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", [("pairs-y", "pairs-y-tile16"), ("pairs-y-tile16", "pairs-y")])
+def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enough(shadow, tmp_path, monkeypatch, names):
     for path in shadow.rglob("*-1.png"):
         image, _ = read_image(path)
         write_image(path, np.tile(image, (3, 10, 1)))
     data = f"data: {shadow}, layout: 'istd:istd'"
-    runs = train(tmp_path / "trained", f"[{{benchmark: pairs-y, {data}}}, {{benchmark: pairs-y-tile16, {data}}}]")
+    runs = train(tmp_path / "trained", f"[{', '.join(f'{{benchmark: {name}, {data}}}' for name in names)}]")
     monkeypatch.chdir(tmp_path / "trained")
     known = []
 
@@ -394,11 +397,69 @@ def test_the_distance_of_blended_tiles_is_measured_where_an_image_is_large_enoug
 
     monkeypatch.setattr(evaluation, "blended_distance", spy)
     row, tiled = evaluate_recipe("tiny.yaml", runs).values()
-    assert known == [True, False]  # in tiles of a benchmark the image was not restored whole
+    # once, as both have the same input; where it was restored in tiles of the benchmark, it is not known whole
+    assert known == [names[0] == "pairs-y"]
     assert tiled["blended"] == row["blended"]
     assert row["blended"]["image"] == "91-1"
     assert 20 < row["blended"]["psnr"] < 150
     assert read_scores(runs / "tiny", "again")["shadow-istd/pairs-y"]["blended"] == row["blended"]
+
+
+# several protocols in one pass
+
+
+def test_benchmarks_of_one_input_restore_it_once_and_score_as_they_do_alone(shadow, photos, tmp_path, monkeypatch):
+    of_pairs = [("pairs-y", 0), ("pairs-rgb", 0), ("pairs-y-rcd", 0), ("pairs-istd", 0), ("pairs-y-tile16", 1)]
+    runs = [run(name, shadow, layout="istd:istd") for name, _ in of_pairs]
+    seen = []
+
+    def restore(lq: np.ndarray, tile: int | None) -> np.ndarray:
+        seen.append((lq.tobytes(), tile))
+        return lq * np.float32(1.1) + (0 if tile is None else 0.01)
+
+    asked = [(benchmark(each.benchmark), each) for each in runs]
+    together = score_runs(here(restore, 8), asked)
+    assert len(seen) == len(set(seen)) == 2 * 2  # two images, whole and in tiles
+    apart = [score_folder(restore, *each) for each in asked]
+    assert len(seen) == 4 + 2 * 5
+    for one, other in zip(together, apart, strict=True):
+        assert [(s.key, s.output, s.baseline) for s in one] == [(s.key, s.output, s.baseline) for s in other]
+        assert all(np.array_equal(a.restored, b.restored) for a, b in zip(one, other, strict=True))
+    seen.clear()
+    asked = [(benchmark(name), run(name, photos)) for name in ("jpeg-q10", "jpeg-q20", "jpeg-q10", "noise-30")]
+    first, other, again, _ = score_runs(here(restore, 8), asked)
+    assert len(seen) == 3 + 3 + 9  # the qualities are two inputs, noise has three draws
+    assert [s.output for s in first] == [s.output for s in again] != [s.output for s in other]
+
+
+def test_sets_that_share_some_images_keep_their_own_order(rain):
+    whole = run("pairs-y", rain, layout="rain13k")
+    part = run("pairs-rgb", rain, layout="rain13k", subset="Test100")
+    found = score_runs(here(identity, 8), [(benchmark("pairs-rgb"), part), (benchmark("pairs-y"), whole)], pixels=1)
+    assert [[s.key for s in each] for each in found] == [
+        ["Test100-2", "Test100-10"],
+        ["Rain100L-2", "Rain100L-10", "Test100-2", "Test100-10"],
+    ]
+    assert [[s.pixels is not None for s in each] for each in found] == [[True, False], [True, False, False, False]]
+
+
+def test_a_recipe_restores_each_image_once_for_all_its_benchmarks_of_that_input(shadow, tmp_path, monkeypatch):
+    data = f"data: {shadow}, layout: 'istd:istd'"
+    names = ("pairs-y", "pairs-rgb", "pairs-y-rcd")
+    runs = train(tmp_path / "trained", f"[{', '.join(f'{{benchmark: {name}, {data}}}' for name in names)}]")
+    monkeypatch.chdir(tmp_path / "trained")
+    count = []
+    of_model = evaluation.restorer
+    monkeypatch.setattr(
+        evaluation, "restorer", lambda model: lambda *given: (count.append(1), of_model(model)(*given))[1]
+    )
+    together = evaluate_recipe("tiny.yaml", runs)
+    assert len(count) == 2
+    for name in names:
+        alone = evaluate("tiny", run(name, shadow, layout="istd:istd"), runs)
+        assert {key: alone[key] for key in ("psnr", "ssim", "margin", "baseline")} == {
+            key: together[f"shadow-istd/{name}"][key] for key in ("psnr", "ssim", "margin", "baseline")
+        }
 
 
 # what a memory responds to
@@ -460,6 +521,51 @@ def test_scores_of_the_checkpoint_of_another_recipe_are_refused_with_what_differ
     differs = "other optimisation.lr: 0.001 there, 0.002 here" if kept else "another recipe or other code, and "
     assert f"of the run {pointer['run']}, which is not that of tiny.yaml here: {differs}" in str(error.value)
     assert str(error.value).endswith("; `memoir train tiny.yaml`")
+
+
+def test_a_checkpoint_that_is_not_its_recipes_is_scored_on_a_folder_with_a_line_that_says_so(trained, photos, cli):
+    asked = ("evaluate", "--benchmark", "jpeg-q20", "--data", str(photos), "--model")
+
+    def said(model: str) -> list[str]:
+        code, out, err = cli(*asked, model)
+        assert code == 0, err
+        assert "Kodak/jpeg-q20 (3 images" in out
+        return [line for line in err.splitlines() if line.startswith("warning")]
+
+    assert said("tiny.yaml") == []
+    recipe = Path("tiny.yaml").read_text()
+    pointer = json.loads((trained / "tiny/checkpoint.json").read_text())
+    begin(storage("store"), "tiny", origin(read_recipe("tiny.yaml"), pointer["samples"]))
+    Path("tiny.yaml").write_text(recipe.replace("workers: 1", "workers: 3"))
+    assert said("tiny.yaml") == []
+    Path("tiny.yaml").write_text(recipe.replace("lr: 0.001", "lr: 0.002"))
+    (line,) = said("tiny.yaml")
+    assert line == (
+        f"warning runs/tiny/checkpoint.json: of the run {pointer['run']}, which is not that of tiny here: "
+        "other optimisation.lr: 0.001 there, 0.002 here; scored as it was trained"
+    )
+    (line,) = said("tiny")  # no recipe of this name is here
+    assert "cannot be compared with its recipe: unknown recipe 'tiny'" in line
+
+
+def test_a_checkpoint_of_other_overrides_is_not_taken_for_its_recipes_own(trained, photos, tmp_path, cli):
+    """Its pointer says with which values it was trained; under the recipe's plain name they are a departure."""
+    values = ["optimisation.lr=0.002"]
+    run = f"tiny-{digest(origin(read_recipe('tiny.yaml', values), 'd1935'))}"
+    pointer = json.loads((trained / "tiny/checkpoint.json").read_text())
+    (tmp_path / "store/runs" / pointer["run"]).rename(tmp_path / "store/runs" / run)
+    pointer |= {"run": run, "checkpoint": f"runs/{run}/step-00000006", "overrides": values}
+    (trained / "tiny/checkpoint.json").write_text(json.dumps(pointer))
+    asked = ("evaluate", "--benchmark", "jpeg-q20", "--data", str(photos), "--model")
+    code, _, err = cli(*asked, "tiny.yaml")
+    assert code == 0
+    assert f"warning runs/tiny/checkpoint.json: of the run {run}, which is not that of tiny here" in err
+    with pytest.raises(UserError, match=r"which is not that of tiny\.yaml here"):
+        evaluate_recipe("tiny.yaml", trained)
+    (trained / "tiny").rename(trained / "tiny+lr=0.002")
+    code, _, err = cli(*asked, "tiny.yaml+lr=0.002")
+    assert (code, [line for line in err.splitlines() if line.startswith("warning")]) == (0, [])
+    evaluate_recipe("tiny.yaml+lr=0.002", trained)
 
 
 def test_a_variant_is_evaluated_and_published_by_its_name_with_its_own_values(trained, photos, tmp_path, cli):
