@@ -115,6 +115,11 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     The mean over the windows that lie inside the image, in float64. Raises ValueError for other shapes, UnusableImageError
     for planes smaller than the window. Source: Wang et al., Image quality assessment, TIP 2004, with its constants.
     """
+    return float(ssim_map(a, b).mean())
+
+
+def ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What `ssim` is the mean of: float64, (H - 10, W - 10), one value for each window. Arguments and errors as there."""
     if a.shape != b.shape or a.ndim not in (2, 3) or a.shape[2:] not in ((), (1,)):
         raise ValueError(f"expected two planes of one size, got {a.shape} and {b.shape}")
     _check_window(a, 11)
@@ -147,7 +152,7 @@ def ssim_3d(a: np.ndarray, b: np.ndarray) -> float:
         raise ValueError(f"expected two arrays (H, W, 3) of one size, got {a.shape} and {b.shape}")
     _check_window(a, 11)
     means = partial(gaussian_filter, sigma=1.5, mode="nearest", radius=5)
-    return _similarity(a.astype(np.float64), b.astype(np.float64), means)
+    return float(_similarity(a.astype(np.float64), b.astype(np.float64), means).mean())
 
 
 def _ssim_skimage(a: np.ndarray, b: np.ndarray) -> float:
@@ -175,17 +180,16 @@ def _check_window(image: np.ndarray, side: int) -> None:
         raise UnusableImageError(f"{width}x{height} pixels to score, SSIM needs {side}x{side}")
 
 
-def _similarity(x: np.ndarray, y: np.ndarray, means: Callable[[np.ndarray], np.ndarray]) -> float:
-    """The mean of SSIM's index over all windows; `means` gives their weighted means."""
+def _similarity(x: np.ndarray, y: np.ndarray, means: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """SSIM's index of all windows; `means` gives their weighted means."""
     mean_x, mean_y = means(x), means(y)
     variance_x = means(x * x) - mean_x**2
     variance_y = means(y * y) - mean_y**2
     covariance = means(x * y) - mean_x * mean_y
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    index = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
         (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     )
-    return float(index.mean())
 
 
 def _windowed(plane: np.ndarray) -> np.ndarray:

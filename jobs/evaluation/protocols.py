@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from jobs.evaluation.alignment import aligned, masked_psnr, masked_ssim
 from jobs.evaluation.metrics import (
     LAB_RMSE_PI_480,
     METRICS,
@@ -67,12 +68,14 @@ class Protocol:
     metrics: tuple[Metric, ...] = (PSNR, SSIM)
     published: tuple[Metric, ...] = (PSNR, SSIM)  # the metrics that a row of PAPER gives, in its order
     regions: bool = False  # measured at two sizes, also in the shadow and outside it, see `_regional`
+    aligned: bool = False  # the output is first brought onto its target, see jobs.evaluation.alignment
 
     def __str__(self) -> str:
         regions = " regions=shadow size=480x640,256x256" if self.regions else ""
+        alignment = " alignment=gain,ecc" if self.aligned else ""
         return (
             f"{self.name}@{self.version} "
-            f"(colour={self.colour} border={self.border} rounding={self.rounding} ssim={self.ssim}{regions})"
+            f"(colour={self.colour} border={self.border} rounding={self.rounding} ssim={self.ssim}{regions}{alignment})"
         )
 
 
@@ -103,6 +106,8 @@ ISTD = replace(
     published=(*by_region(PSNR), *by_region(SSIM_3D), *by_region(LAB_RMSE_PI_480)),
     regions=True,
 )
+# evaluate_RealBlur.py of MPRNet's release
+REALBLUR = Protocol("realblur", 1, colour="RGB", border="none", rounding="uint8", ssim="wang2004", aligned=True)
 PAIRS = {
     "pairs-y": Y_RGB,
     "pairs-y-rcd": Y_RCD,
@@ -110,6 +115,7 @@ PAIRS = {
     "pairs-rgb": RGB,
     "pairs-rgb-float": RGB_FLOAT,
     "pairs-istd": ISTD,
+    "pairs-realblur": REALBLUR,
 }  # benchmarks of published pairs
 
 
@@ -161,6 +167,9 @@ def score(
         if mask is None:
             raise ValueError(f"{protocol.name} needs a mask")
         return _regional(protocol, a.astype(np.uint8), b.astype(np.uint8), mask)
+    if protocol.aligned:
+        together = aligned(a / 255, b / 255)
+        return Score({"psnr": masked_psnr(together), "ssim": masked_ssim(together)})
     # first: it names what is too small
     similarity = {name: measure(a, b) for name, measure in SIMILARITIES[protocol.ssim].items()}
     return Score({"psnr": psnr(a, b)} | similarity)
