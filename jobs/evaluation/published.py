@@ -104,6 +104,7 @@ class Suite(Frozen):
     sample: str | None = None
     lacking: str | None = None
     note: str | None = None
+    size: tuple[int, int] = Field((256, 256), description="height and width of the image whose cost is given")
 
 
 class Table(Suite):
@@ -171,11 +172,10 @@ def _place(path: Path) -> int:
     return int(path.stem.lstrip("abcdefghijklmnopqrstuvwxyz"))
 
 
-def protocol_of(benchmark: str) -> Protocol:
-    """The protocol of a column, by its benchmark's name without tiles."""
-    if benchmark in PAIRS:
-        return PAIRS[benchmark]
-    return Y_MATLAB if benchmark.startswith("sr-") else GRAY_FLOAT
+def protocol_of(benchmark: str) -> Protocol | None:
+    """The protocol of a column, by its benchmark's name without tiles; None for one that this version does not have."""
+    kinds = {"jpeg": GRAY_FLOAT, "noise": GRAY_FLOAT, "sr": Y_MATLAB}
+    return PAIRS.get(benchmark, kinds.get(benchmark.partition("-")[0]))
 
 
 @cache
@@ -192,7 +192,10 @@ def beside() -> Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]]:
         for group in suite.columns:
             if group.set is None or group.benchmark is None or group.unsure:
                 continue
-            published = [metric.name for metric in protocol_of(group.benchmark).published]
+            protocol = protocol_of(group.benchmark)
+            if protocol is None:
+                continue
+            published = [metric.name for metric in protocol.published]
             for method, row in suite.rows.items():
                 if row.overrides:
                     continue  # a variant: its figures stand beside its own suite's only

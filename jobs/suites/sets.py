@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.evaluation.published import Columns, protocol_of
 from jobs.recipe import BenchmarkRun
 from pipeline.errors import UserError
 
@@ -71,6 +72,16 @@ def lacking(name: str, data: Path) -> str | None:
     if folder.is_dir() and any(folder.iterdir()):
         return None
     return f"{name}: not in {folder}; from {home(name)}"
+
+
+def columns_lack(group: Columns, data: Path) -> str | None:
+    """Why columns that are measured on images cannot be measured here; None if they can. `group` has a set."""
+    assert group.set is not None
+    if line := lacking(group.set, data):
+        return line
+    if group.benchmark is None or protocol_of(group.benchmark) is None:
+        return f"{group.set}: no protocol of memoir measures {', '.join(group.metrics)} as the paper does"
+    return None
 
 
 def home(name: str) -> str:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jobs.evaluation.published import Figure, Table, suites
 from jobs.suites.places import Places
-from jobs.suites.sets import lacking
+from jobs.suites.sets import columns_lack, lacking
 from jobs.suites.variants import variants_of
 
 
@@ -29,14 +29,10 @@ def _state(name: str, suite: Table | Figure, places: Places) -> State:
         missing = [line for line in (lacking(each, places.datasets) for each in named) if line]
         computable = suite.draw is not None
     else:
-        named = list(dict.fromkeys(group.set for group in suite.columns if group.set and not group.average_of))
-        missing = [line for line in (lacking(each, places.datasets) for each in named) if line]
-        missing += [
-            f"{group.set}: no protocol of memoir measures {', '.join(group.metrics)} there as the paper does"
-            for group in suite.columns
-            if group.set and not group.average_of and group.benchmark is None
-        ]
-        computable = bool(named)
+        measured = [group for group in suite.columns if group.set and not group.average_of]
+        named = list(dict.fromkeys(str(group.set) for group in measured))
+        missing = list(dict.fromkeys(filter(None, (columns_lack(group, places.datasets) for group in measured))))
+        computable = bool(named or suite.recipe)
     if suite.lacking:
         missing.insert(0, suite.lacking)
     here = len(named) - len({line.partition(":")[0] for line in missing} & {*named})

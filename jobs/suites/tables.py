@@ -15,11 +15,9 @@ from jobs.restoring.checkpoint import load_model
 from jobs.restoring.restore import on_device
 from jobs.suites.cost import cost, machine, milliseconds
 from jobs.suites.places import Places
-from jobs.suites.sets import lacking, run_of
+from jobs.suites.sets import columns_lack, run_of
 from jobs.suites.variants import trained_variant, variants_of
 from pipeline.errors import UserError
-
-SIZE = (256, 256)  # height and width of the image whose cost is given
 
 
 @dataclass
@@ -87,12 +85,7 @@ def _measurable(table: Table, places: Places, found: Findings) -> list[Columns]:
     for group in table.columns:
         if group.set is None or group.average_of:
             continue
-        line = lacking(group.set, places.datasets)
-        if group.benchmark is None:
-            line = (
-                line
-                or f"{group.set}: no protocol of memoir measures {', '.join(group.metrics)} there as the paper does"
-            )
+        line = columns_lack(group, places.datasets)
         if line is None:
             groups.append(group)
         elif line not in found.lacking:
@@ -169,10 +162,10 @@ def compare(method: str, printed: Mapping[str, str], exact: Mapping[str, float])
     return line + (f"; {'; '.join(off)}" if off else "")
 
 
-def _priced(options: ModelOptions, values: dict[str, str]) -> None:
+def _priced(options: ModelOptions, size: tuple[int, int], values: dict[str, str]) -> None:
     """Add the columns of what a network costs."""
-    height, width = SIZE
-    found = cost(options, SIZE)
+    height, width = size
+    found = cost(options, size)
     values["parameters"] = f"{found.params:,}"
     values[f"GMACs at {height}x{width}"] = f"{found.macs / 1e9:.1f}"
 
@@ -188,10 +181,10 @@ def _of_model(model: str, table: Table, measured: list[Columns], places: Places,
         values |= _figures(group, _score(model, group, places, found))
     values |= _averages(table, values)
     given = trained.recipe["model"]
-    _priced(options_of(given["name"]).model_validate(given), values)
+    _priced(options_of(given["name"]).model_validate(given), table.size, values)
     if places.timed:
-        height, width = SIZE
-        values[f"ms at {height}x{width}"] = f"{milliseconds(on_device(trained.model), SIZE):.0f}"
+        height, width = table.size
+        values[f"ms at {height}x{width}"] = f"{milliseconds(on_device(trained.model), table.size):.0f}"
         found.ran.append(f"milliseconds of {trained.name}: median of 3 on {machine()}")
     found.ran.append(f"{trained.name}: {trained.uri} ({trained.sha256[:16]})")
     return ResultRow(method=trained.name, source="here", values=values)
@@ -209,7 +202,7 @@ def _of_variants(
             rows.append(row.model_copy(update={"method": f"{variant.method}: {name}"}))
             continue
         values: dict[str, str] = {}
-        _priced(variant.recipe.model, values)
+        _priced(variant.recipe.model, table.size, values)
         rows.append(ResultRow(method=f"{variant.method}: {variant.name}, not trained", source="here", values=values))
         found.lacking.append(f"{variant.method}: weights; {variant.command}, or --model of a version")
     return rows
@@ -238,7 +231,7 @@ def _sample(table: Table, places: Places, found: Findings) -> Grid:
         if not rows:
             rows.append(ResultRow(method="degraded input", source="here", values=inputs))
             columns = [*inputs]
-        _priced(variant.recipe.model, values)
+        _priced(variant.recipe.model, table.size, values)
         columns += [name for name in values if name not in columns]
         rows.append(ResultRow(method=variant.method, source="here", values=values, note=variant.name))
     title = f"at the size of the samples ({table.sample}): it shows that each variant trains, and does not rank them"
