@@ -147,9 +147,8 @@ def number(text: str) -> float | None:
     """A printed figure as a number: 29.69, 84.90%, 665K, 0.37M; None for `-`. Raises ValueError for other text."""
     if text == NONE:
         return None
-    units = {"%": 0.01, "K": 1e3, "M": 1e6}
-    unit = units.get(text[-1])
-    return float(text.replace(",", "")) if unit is None else float(text[:-1].replace(",", "")) * unit
+    value = float(text.rstrip("%KM").replace(",", ""))
+    return value / 100 if text[-1] == "%" else value * {"K": 1e3, "M": 1e6}.get(text[-1], 1)
 
 
 def decimals(text: str) -> int:
