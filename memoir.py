@@ -18,6 +18,7 @@ from jobs.publishing.commands import Store
 from jobs.publishing.commands import app as publishing
 from jobs.reproducing.commands import app as reproducing
 from jobs.sharing.commands import gc, share, store
+from jobs.suites.commands import app as suites
 from pipeline.checkout import hand_over
 from pipeline.console import Json, say
 from pipeline.errors import MENDABLE, UserError, some
@@ -291,6 +292,7 @@ def evaluate(
 
 app.add_typer(publishing)
 app.add_typer(reproducing)
+app.add_typer(suites)
 
 
 @app.command()

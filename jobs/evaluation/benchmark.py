@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jobs.evaluation.protocols import GRAY_FLOAT, PAIRS, Y_MATLAB, Protocol, Score, score
-from jobs.evaluation.published import PAPER
+from jobs.evaluation.published import beside
 from pipeline.degradations.base import Degradation
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y, with_channels
 from pipeline.degradations.jpeg import Jpeg
@@ -37,7 +37,7 @@ class Benchmark:
     """One column of the published tables: a degradation at one level, and the protocol that measures it.
 
     level: the quality of JPEG, the factor of super-resolution, the sigma of noise (0..255 scale); published pairs have none.
-    column: its name in PAPER, which does not say how a model is run.
+    column: its name in the papers' tables, which does not say how a model is run.
     """
 
     name: str
@@ -92,7 +92,8 @@ class Benchmark:
         """The published rows on this data set: method -> metric -> value, for the metrics that were published."""
         names = [metric.name for metric in self.protocol.published]
         return {
-            method: dict(zip(names, row, strict=False)) for method, row in PAPER.get((dataset, self.column), {}).items()
+            method: dict(zip(names, row, strict=False))
+            for method, row in beside().get((dataset, self.column), {}).items()
         }
 
 

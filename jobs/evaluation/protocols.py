@@ -66,7 +66,7 @@ class Protocol:
     # beside the SSIM of each channel. skimage: 7x7 uniform windows, sample covariance
     ssim: Literal["wang2004", "wang2004-downsampled", "wang2004,matlab3d", "skimage"]
     metrics: tuple[Metric, ...] = (PSNR, SSIM)
-    published: tuple[Metric, ...] = (PSNR, SSIM)  # the metrics that a row of PAPER gives, in its order
+    published: tuple[Metric, ...] = (PSNR, SSIM)  # the metrics that a published row gives, in its order
     regions: bool = False  # measured at two sizes, also in the shadow and outside it, see `_regional`
     aligned: bool = False  # the output is first brought onto its target, see jobs.evaluation.alignment
 
