@@ -17,13 +17,15 @@ from fuzz.readers import put_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.degradations.jpeg import jpeg as compressed
+from pipeline.degradations.orientation import dihedral
 from pipeline.degradations.scene_mean import scene_mean
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loading import loader as module
 from pipeline.loading import pool
 from pipeline.loading.loader import Loader, Position
-from pipeline.loading.symmetry import dihedral, gather, turn
+from pipeline.loading.symmetry import gather, turn
 from pipeline.normal import counter_normal
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.cache import ShardCache
@@ -58,16 +60,25 @@ def load(folder: Path, **changes) -> Loader:
 
 
 def enumeration(folder: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
-    """(key, level, gt, lq) of every sample, in the order of its number; lq is None where noise is added online."""
+    """(key, level, gt, lq) of every sample, in the order of its number; lq is None where noise is added online.
+
+    The input of a patch that lies on its side is cut from a JPEG of the image that lay on its side, and images lower than a
+    patch are mirrored at their lower edge.
+    """
     for version in ShardSet(folder, "train").versions():
-        height, width = version.planes["gt"].shape[:2]
-        for y in range(0, height - PATCH + 1, STRIDE):
-            for x in range(0, width - PATCH + 1, STRIDE):
+        gt, lq = (version.planes.get(name) for name in ("gt", "lq"))
+        lying = None if lq is None else np.rot90(compressed(np.ascontiguousarray(np.rot90(gt)), version.level), -1)
+        lower = max(0, PATCH - len(gt))
+        gt, lq, lying = (
+            whole if whole is None else np.concatenate([whole, whole[-2 : -2 - lower : -1]])
+            for whole in (gt, lq, lying)
+        )
+        for y in range(0, gt.shape[0] - PATCH + 1, STRIDE):
+            for x in range(0, gt.shape[1] - PATCH + 1, STRIDE):
                 place = slice(y, y + PATCH), slice(x, x + PATCH)
                 for turns, mirrored in ((turns, mirrored) for mirrored in (False, True) for turns in range(4)):
-                    patches = [
-                        None if whole is None else whole[place] for whole in map(version.planes.get, ("gt", "lq"))
-                    ]
+                    wholes = (gt, lying if turns % 2 else lq)
+                    patches = [None if whole is None else whole[place] for whole in wholes]
                     views = [p if p is None else np.rot90(np.fliplr(p) if mirrored else p, turns) for p in patches]
                     yield version.key, version.level, *views
 
