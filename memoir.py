@@ -139,7 +139,9 @@ def build(
             problem=True,
         )
     width, height = listing["smallest"]
-    say(f"{out}: the smallest image to train on is {width}x{height}; one that holds no patch is in no batch")
+    say(
+        f"{out}: the smallest image to train on is {width}x{height}; one that is smaller than a patch is mirrored to fill it"
+    )
     say(
         f"{out}: {len(shards)} shards, {sum(s['groups'] for s in shards):,} samples, "
         f"{sum(s['bytes'] for s in shards):,} bytes, {listing['encoded']} encoded now; digest {listing['digest'][:16]}"
@@ -405,7 +407,7 @@ def load(
     threads: Annotated[int, typer.Option(min=1, help="that cut batches ahead")] = 1,
     seconds: Annotated[float, typer.Option(min=0.01, help="for each of the two runs")] = 5,
     step_ms: Annotated[float, typer.Option(min=0, help="what a device takes for a batch, for the stall")] = 5,
-    strict: Annotated[bool, typer.Option("--strict", help="images that are in no batch are an error")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="images smaller than a patch are an error")] = False,
     as_json: Json = False,
 ) -> None:
     """Samples and bytes per second of the loader, beside memcpy, and how long a device would wait for it."""
@@ -417,7 +419,7 @@ def load(
     sampling = Grid(patch, stride, dihedral) if stride is not None else RandomCrops(patch, crops or 1, dihedral)
     how: dict[str, Any] = {"batch": batch, "threads": threads, "seconds": seconds, "step_ms": step_ms, "strict": strict}
     done = bench_load(shards, split, sampling=sampling, **how)
-    for phrase in done["left_out"]:
+    for phrase in done["notes"]:
         say(f"{shards}: {phrase}", problem=True)
     if as_json:
         print(json.dumps(done, indent=1))

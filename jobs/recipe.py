@@ -130,7 +130,9 @@ class Training(Frozen):
     cache_bytes: int | None = Field(
         None, gt=0, description="limit of a node's copies of shards in a bucket; null: none"
     )
-    strict: bool = Field(False, description="images, masks or negatives of the split that are in no batch are an error")
+    strict: bool = Field(
+        False, description="images that are smaller than a patch, and masks that are in no batch, are an error"
+    )
     quarantine: int = Field(0, ge=0, description="damaged images that a run goes on without; they are logged")
     max_failures: int = Field(3, ge=0, description="lost workers that a run recovers from")
     hang_s: float = Field(900, gt=0, description="a step that takes longer is ended, with the stacks of its threads")

@@ -21,7 +21,7 @@ INDEX_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("group", pa.string()),
         ("member", pa.string()),  # name of the member without the key: gt.npy, lq-q10.npy, json
-        ("role", pa.string()),  # gt | lq | mask | frame | negative | json
+        ("role", pa.string()),  # gt | lq | mask | frame | negative | json; lq1, negative1, ...: of other views
         (
             "level",
             pa.int32(),
@@ -56,7 +56,7 @@ SOME_NULL = {"level", "header", "shape", "dtype", "parameters"}  # the columns t
 GROUP_ROWS = 2**20  # the most rows of a row group: it is in memory at once, and the build writes 100,000
 LONGEST = 2000  # the most bytes of a text; the longest texts are the parameters
 KEY = r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,239}$"
-MEMBER = r"^(gt|(lq|mask|frame|negative)-[a-z]?[0-9]{1,10}(-[0-9]{1,10})?)\.(npy|png)$"
+MEMBER = r"^(gt|(lq[1-7]?|mask|frame|negative[1-7]?)-[a-z]?[0-9]{1,10}(-[0-9]{1,10})?)\.(npy|png)$"
 SHA256 = r"^[0-9a-f]{64}$"
 BLOCK = 512  # bytes: members of a tar file begin at multiples of it
 MEBI = 2**20
@@ -159,7 +159,7 @@ def check_index(table: pa.Table, sizes: Mapping[str, int], codec: str, bits: int
     _expect(where, pc.match_substring_regex(table["sha256"], SHA256), "its sha256 is none")
     _expect(where, (offset >= BLOCK) & (offset % BLOCK == 0), "its offset is no place of a member")
     _expect(where, (length > 0) & (offset <= nbytes) & (length <= nbytes - offset), "it lies outside its shard")
-    leveled = pc.is_in(table["role"], pa.array(["lq", "mask", "frame", "negative"])).to_numpy()
+    leveled = pc.match_substring_regex(table["role"], r"^(lq[1-7]?|mask|frame|negative[1-7]?)$").to_numpy()
     _expect(where, leveled == table["level"].is_valid().to_numpy(), "its level does not fit its role")
     _expect(where, level >= -1, "its level is negative")
     for name in ("shape", "header", "dtype"):
@@ -174,14 +174,17 @@ def _check_arrays(table: pa.Table, rows: np.ndarray, codec: str, bits: int, wher
     if sides.null_count:
         raise _damaged(where, "a shape lacks a side")
     height, width, channels = sides.to_numpy().reshape(-1, 3).astype(np.int64).T
-    _expect(where, pc.equal(table["dtype"], f"uint{bits}"), f"its dtype is not that of {bits} bits a channel", rows)
+    fixed = pc.equal(table["dtype"], "int16").to_numpy()
+    of_levels = pc.equal(table["dtype"], f"uint{bits}").to_numpy()
+    made = pc.match_substring_regex(table["role"], "^(lq|negative)").to_numpy()
+    _expect(where, of_levels | (fixed & made), f"its dtype is not that of {bits} bits a channel", rows)
     _expect(where, (height > 0) & (width > 0) & ((channels == 1) | (channels == 3)), "its shape is no image's", rows)
     _expect(
         where, pc.is_in(table["role"], pa.array(["mask"])).to_numpy() <= (channels == 1), "a mask has colours", rows
     )
     header, length = table["header"].to_numpy(), table["length"].to_numpy()
     # computed in float64, which is exact where it matters and does not wrap
-    nbytes = height.astype(np.float64) * width * channels * (bits // 8)
+    nbytes = height.astype(np.float64) * width * channels * np.where(fixed, 2, bits // 8)
     if codec == "png":  # PNG shrinks an image by a factor of at most 1,030
         fits = (header == 0) & (nbytes <= 1030.0 * length + MEBI)
     else:

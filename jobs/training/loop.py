@@ -83,7 +83,7 @@ class Run:
             cache=cache,
             quarantine=recipe.training.quarantine,
         )
-        self.notes = self.loader.left_out  # what the user must know of the data
+        self.notes = self.loader.notes  # what the user must know of the data
         if self.notes and recipe.training.strict:
             raise UserError(f"{data}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict")
         self.validation = self._validation_images(data, cache)

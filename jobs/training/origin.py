@@ -32,6 +32,7 @@ CODE = (
     "pipeline/degradations/colour.py",
     "pipeline/degradations/jpeg.py",
     "pipeline/degradations/noise.py",
+    "pipeline/degradations/orientation.py",
     "pipeline/depth.py",
     "pipeline/keyed.py",
     "pipeline/loading/loader.py",

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from pipeline.config import Frozen
+from pipeline.degradations.orientation import Turns, apart, dihedral, upright
 from pipeline.depth import Bits
 
 if TYPE_CHECKING:
@@ -31,12 +32,18 @@ Distinct = AfterValidator(_distinct)
 
 
 class Plane(NamedTuple):
-    """An array of a sample. pixels: (H, W, C) of the task's bits. columns: level and parameters, as in the index."""
+    """An array of a sample. pixels: (H, W, C) of the task's bits, or int16. columns: level and parameters, as in the index."""
 
     name: str
     role: str
     pixels: np.ndarray
     columns: dict[str, Any]
+
+
+def turned_name(role: str, member: str, view: int) -> tuple[str, str]:
+    """The name and the role of a member that was made of this view: lq-q10 becomes lq1-q10, of role lq1."""
+    turned = f"{role}{view or ''}"
+    return turned + member.removeprefix(role), turned
 
 
 class Degradation(Frozen):
@@ -85,6 +92,24 @@ class Degradation(Frozen):
         return () if self.online else self.levels
 
     @property
+    def turns(self) -> Turns:
+        """Which views of an image that was degraded as a whole are degraded images themselves.
+
+        All are for a degradation without a direction. Published inputs, too, are turned as their papers do it.
+        """
+        return "all"
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        """The views of each clean image that a build degrades for training, the image as it is first."""
+        return (0,) if self.online else apart(self.turns)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether inputs are stored as `pipeline.depth.fixed` numbers, and not as levels."""
+        return False
+
+    @property
     def deepest(self) -> Bits:
         """The most bits per channel of an image that it can be applied to."""
         return 16
@@ -126,13 +151,13 @@ class Degradation(Frozen):
         """
         return None
 
-    def pixels(self, width: np.ndarray, height: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """How many pixels each image puts into its shard, int64 (n,); negatives, the same planned and stored, are not counted.
+    def nbytes(self, width: np.ndarray, height: np.ndarray, first: np.ndarray, bits: Bits, views: int) -> np.ndarray:
+        """How many bytes each image puts into its shard for each channel, int64 (n,); negatives are not counted.
 
-        first: as in `names`.
+        first: as in `names`. bits: the task's. views: how many views are degraded.
         """
         area = width * height if self.side is None else np.full_like(width, self.side**2)
-        return area * (1 + len(self.stored_levels))
+        return area * (bits // 8 + len(self.stored_levels) * views * (2 if self.fixed else bits // 8))
 
     def stored(self) -> dict[str, Any] | None:
         """The options that the bytes of a shard depend on."""
@@ -144,17 +169,23 @@ class Degradation(Frozen):
         """The image that planes are taken from, made from a decoded one. image: uint8 or uint16, (H, W, C)."""
         return image
 
-    def planes(self, name: str, image: np.ndarray, key: str, before: Sequence[Plane]) -> Iterator[Plane]:
+    def planes(
+        self, name: str, image: np.ndarray, key: str, before: Sequence[Plane], views: Sequence[int] = (0,)
+    ) -> Iterator[Plane]:
         """The planes that one image of a sample becomes.
 
         name: the member's name. image: the task's planes of the image. key: the sample's key. before: the planes that the
-        sample already has. Raises UnusableImageError for an image that it does not take.
+        sample already has. views: those of the clean image that are degraded. The input made of another view than 0 is
+        turned back, and its role and name have the number of the view, as in lq1-q10.
+        Raises UnusableImageError for an image that it does not take.
         """
         role, _, number = name.partition("-")
         yield Plane(name, role, image, {"level": int(number)} if number else {})
         for level in self.stored_levels if role == "gt" else ():
-            member, lq, parameters = self.made(image, level, key)
-            yield Plane(member, "lq", lq, {"level": level, "parameters": json.dumps(parameters)})
+            for view in views:
+                member, lq, parameters = self.made(np.ascontiguousarray(dihedral(image, view)), level, key)
+                columns = {"level": level, "parameters": json.dumps(parameters)}
+                yield Plane(*turned_name("lq", member, view), np.ascontiguousarray(upright(lq, view)), columns)
 
     def made(self, image: np.ndarray, level: int, key: str) -> tuple[str, np.ndarray, Any]:
         """The input at one of the stored levels: the name of its member, its pixels and the parameters for the index."""

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, model_validator
 
 from pipeline.degradations.base import Degradation
+from pipeline.degradations.orientation import Turns
 from pipeline.errors import UserError, nearest
 from pipeline.images import UnusableImageError
 from pipeline.keyed import philox
@@ -35,7 +36,8 @@ class Own(Degradation):
     - levels: the numbers, 0 or more, of the versions that are stored for each image;
     - degrade(image, level, rng): one version of an image, uint8 or uint16 (H, W, C), which it must not write to; returns
       the same shape and dtype. All randomness comes from `rng`, a numpy Generator that is keyed by the image, the level
-      and the option `seed`, where there is one.
+      and the option `seed`, where there is one;
+    - turns, if it has a direction: "flips", "half turn" or "none", as in pipeline.degradations.orientation.
 
     A change of the class's source file has its shards built again; a change of other files that it imports does not.
     """
@@ -45,6 +47,7 @@ class Own(Degradation):
     made_at: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         (), description="the levels; a build records them"
     )
+    turned: Turns = Field("all", description="its turns; a build records them")
     source: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="sha256 of the file; a build records it")
 
     restores: ClassVar[str] = "Images degraded by code of its authors' own"
@@ -60,14 +63,21 @@ class Own(Degradation):
         beside = {key: each for key, each in value.items() if key not in cls.model_fields}
         if not beside:
             return value
-        if value.keys() & {"options", "made_at", "source"}:
-            raise ValueError("options, made_at and source are what a build records; write your options beside kind")
+        if value.keys() & {"options", "made_at", "turned", "source"}:
+            raise ValueError(
+                "options, made_at, turned and source are what a build records; write your options beside kind"
+            )
         return {"kind": value.get("kind"), "options": beside}
 
     @property
     def levels(self) -> tuple[int, ...]:
         """As Degradation.levels."""
         return self.made_at
+
+    @property
+    def turns(self) -> Turns:
+        """As Degradation.turns."""
+        return self.turned
 
     def said(self) -> dict[str, list[str]]:
         """As Degradation.said."""
@@ -95,7 +105,10 @@ class Own(Degradation):
         instance, options = _instance(of_it, self.options, shown)
         levels = _levels(instance, f"{shown}: {name}")
         _check_signature(instance, f"{shown}: {name}")
-        own = Own(kind=self.kind, options=options, made_at=levels, source=sha256)
+        turned = getattr(instance, "turns", "all")
+        if turned not in get_args(Turns):
+            raise UserError(f"{shown}: {name}: turns is {turned!r}, and not one of {', '.join(get_args(Turns))}")
+        own = Own(kind=self.kind, options=options, made_at=levels, turned=turned, source=sha256)
         own._instance, own._file = instance, shown
         return own
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from pipeline.degradations.base import Degradation, Distinct
-from pipeline.depth import levels, peak, unit
+from pipeline.depth import fixed, peak, unit
 from pipeline.images import UnusableImageError
 
 _STRIP = 48  # output rows made at a time, so that what lies between the two passes stays in the cache
@@ -177,11 +177,23 @@ class Scale(Degradation):
         """As Degradation.factors."""
         return self.factor
 
+    @property
+    def fixed(self) -> bool:
+        """The papers keep this input in float, unclipped; levels of 8 bits would cost it 0.29 grey levels rms, these 0.0045.
+
+        For all factors the numbers lie within [-0.28, 1.28], whatever the image. Turned, they are the same to the last
+        bit of float64: pixel centres lie symmetrically on both sides.
+        """
+        return True
+
+    def stored(self) -> dict[str, Any] | None:
+        """As Degradation.stored."""
+        return self.model_dump(mode="json") | {"inputs": "int16"}
+
     def made(self, image: np.ndarray, level: int, key: str) -> tuple[str, np.ndarray, Any]:
-        """As Degradation.made; without the last rows and columns that the factor does not divide."""
-        # The papers keep this input in float; 8 bits cost it 0.3 grey levels rms.
+        """As Degradation.made, int16; without the last rows and columns that the factor does not divide."""
         lowres = bicubic_lowres(modcrop(image, level) / peak(image.dtype), level)
-        return f"lq-x{level}", levels(lowres, image.dtype), {"bicubic": level}
+        return f"lq-x{level}", fixed(lowres), {"bicubic": level}
 
     @staticmethod
     def benchmark(plane: np.ndarray, level: float) -> tuple[list[np.ndarray], np.ndarray]:

@@ -12,6 +12,7 @@ from pipeline.degradations.base import Degradation, Plane
 from pipeline.degradations.paired import numbers
 from pipeline.degradations.scene_mean import scene_mean
 from pipeline.degradations.scene_pairs import scene_pairs
+from pipeline.depth import Bits
 from pipeline.images import UnusableImageError
 
 if TYPE_CHECKING:
@@ -72,12 +73,12 @@ class TimeLapse(Degradation):
         name = "lq" if self.target else "frame"
         return [f"{name}-{frame}" for frame in manifest["frame"].take(pa.array(rows)).to_pylist()]
 
-    def pixels(self, width: np.ndarray, height: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """As Degradation.pixels; the target is as large as a frame."""
-        pixels = super().pixels(width, height, first)
+    def nbytes(self, width: np.ndarray, height: np.ndarray, first: np.ndarray, bits: Bits, views: int) -> np.ndarray:
+        """As Degradation.nbytes; the target is as large as a frame."""
+        nbytes = super().nbytes(width, height, first, bits, views)
         if self.target:
-            pixels[first] *= 2
-        return pixels
+            nbytes[first] *= 2
+        return nbytes
 
     def stored(self) -> dict[str, Any] | None:
         """As Degradation.stored: which frames make a pair stands beside the shards."""
@@ -91,12 +92,14 @@ class TimeLapse(Degradation):
         how = cv2.INTER_LINEAR if image.dtype == np.uint8 else cv2.INTER_LINEAR_EXACT
         return cv2.resize(image, (self.size, self.size), interpolation=how).reshape(self.size, self.size, -1)
 
-    def planes(self, name: str, image: np.ndarray, key: str, before: Sequence[Plane]) -> Iterator[Plane]:
+    def planes(
+        self, name: str, image: np.ndarray, key: str, before: Sequence[Plane], views: Sequence[int] = (0,)
+    ) -> Iterator[Plane]:
         """As Degradation.planes."""
         if self.target and before and image.shape != before[0].pixels.shape:
             sizes = " and ".join("{1}x{0} with {2} channels".format(*i.shape) for i in (image, before[0].pixels))
             raise UnusableImageError(f"it and the first frame of its scene are {sizes}: leave one of them out")
-        yield from super().planes(name, image, key, before)
+        yield from super().planes(name, image, key, before, views)
 
     def sample(self, planes: list[Plane]) -> list[Plane]:
         """As Degradation.sample, with the target before its frames."""

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.loading.loader import Loader, Position
+from pipeline.loading.loader import TORCH, Loader, Position
 from pipeline.loading.pool import Batch
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.format import read_shards_json
@@ -36,16 +35,16 @@ def bench_load(
     """Measure the loader on a built dataset: for some seconds as fast as it can, and for as many beside a device.
 
     folder, split, sampling, batch, threads: as `Loader` takes them. step_ms: the time that the device takes for a batch.
-    strict: whether images of the split that are in no batch are an error.
-    Returns "left_out", see `Loader.left_out`; for the run without a device "batches", "samples" (without padding), "bytes"
+    strict: whether what `Loader.notes` tells is an error.
+    Returns "notes", see `Loader.notes`; for the run without a device "batches", "samples" (without padding), "bytes"
     (of their planes), "seconds", "cpu_seconds" of all threads, "samples_per_second" and "bytes_per_second"; for comparison
     "memcpy_bytes_per_second", see `memcpy`, and "share_of_memcpy"; "stall", see `stall`, with its "step_ms". Files that
     are not in the page cache are read within the run; its first batch is not counted.
     Raises UserError for a folder, a split or a patch that `Loader` refuses, and what `strict` does.
     """
     loader = Loader(folder, split, batch=batch, sampling=sampling, threads=threads)
-    if strict and loader.left_out:
-        raise UserError(f"{folder}: {loader.left_out[0]}; lower --patch, or leave out --strict")
+    if strict and loader.notes:
+        raise UserError(f"{folder}: {loader.notes[0]}; lower --patch, or leave out --strict")
     shards = [shard["name"] for shard in read_shards_json(folder)["shards"] if shard["split"] == split]
     source = shard_bytes([folder / split / name for name in shards])
     size = batch_bytes(loader.cut(Position()))
@@ -59,7 +58,7 @@ def bench_load(
         stalled = stall(batches, seconds, step_ms)
     rate = run["bytes"] / run["seconds"]
     return {
-        "left_out": loader.left_out,
+        "notes": loader.notes,
         **run,
         "samples_per_second": run["samples"] / run["seconds"],
         "bytes_per_second": rate,
@@ -71,8 +70,8 @@ def bench_load(
 
 
 def batch_bytes(batch: dict[str, Tensor]) -> int:
-    """Bytes of a batch's planes, uint8 or uint16, padding included."""
-    return sum(plane.nbytes for plane in batch.values() if plane.dtype in (torch.uint8, torch.uint16))
+    """Bytes of a batch's planes, padding included."""
+    return sum(plane.nbytes for plane in batch.values() if plane.dtype in TORCH.values())
 
 
 def deliver(batches: Batches, seconds: float) -> dict[str, Any]:

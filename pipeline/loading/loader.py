@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.degradations.orientation import dihedral
 from pipeline.depth import peak
 from pipeline.errors import UserError, some
 from pipeline.keyed import digest64, hashed
 from pipeline.loading.pool import Batch, Loan, Pool
-from pipeline.loading.symmetry import dihedral, gather, turn
+from pipeline.loading.symmetry import gather, turn
 from pipeline.sampling.negatives import mix
 from pipeline.sampling.order import Order
 from pipeline.sampling.patches import Grid, RandomCrops
@@ -35,7 +36,8 @@ from pipeline.shards.shard_set import ShardSet
 WINDOW = 16  # shards whose samples are mixed
 SMALL = 64  # the largest side of grey patches that are gathered row by row: a call for each patch costs more than its pixels
 TOGETHER = 2**20  # bytes of small batches that are cut in one go
-TORCH = {1: torch.uint8, 2: torch.uint16}  # keyed by bytes per channel
+TORCH = {"u1": torch.uint8, "u2": torch.uint16, "i2": torch.int16}  # by the dtype of the pixels
+PEAK = {dtype: peak(f"<{name}") for name, dtype in TORCH.items()}
 # How many positions have their places computed at a time: for a batch of 16 alone that would cost as much as cutting it.
 BLOCK = 4096
 
@@ -71,7 +73,7 @@ class Loader:
     place: what `memoir build` wrote, a folder or a URI. batch: the global batch B; rank r of W takes positions
     [r*B/W, (r+1)*B/W) of each. sampling: which patches of an image. threads: how many threads cut ahead. cache,
     quarantine: as ShardSet takes them; a sample of a damaged member has weight 0.
-    Raises UserError for a batch that W does not divide and for a split where all images are smaller than a patch.
+    Raises UserError for a batch that W does not divide, and for views that the split was not built for.
     """
 
     def __init__(
@@ -104,23 +106,17 @@ class Loader:
         self.per_shard = np.zeros(len(s.shards), np.int64)
         np.add.at(self.per_shard, s.version_shard, counts)
         self.samples = int(self.first[-1])
-        p = sampling.patch
-        if not self.samples:
-            raise UserError(f"{place}: no image of split {split!r} holds a patch of {p}x{p}")
+        self.turned = s.turned() if sampling.dihedral else np.zeros(8, np.int64)
         # only what all samples have can be in a batch
         self.planes = {name: int(s.channels[rows].max()) for name, rows in s.planes.items() if (rows >= 0).all()}
         self.pairs = "v" in self.planes  # samples are pairs of frames
         if self.pairs:  # each frame is v of some pairs and w of others
             self.planes = dict.fromkeys(self.planes, max(self.planes.values()))
         self.channels = self.planes["v" if self.pairs else "gt"]
-        if s.negatives is not None:
-            small = (np.minimum(s.height, s.width)[s.negatives] < p).any(1) & (counts > 0)
-            if small.any():
-                keys = list(dict.fromkeys(s.key(i) for i in np.flatnonzero(small).tolist()))
-                raise UserError(
-                    f"{place}: negatives of {len(keys):,} images are smaller than a patch of {p}x{p}: {some(keys)}; leave "
-                    "out the small images of the split, or lower the patch"
-                )
+        # keyed by channels and dtype: the planes that are cut together
+        self.alike: dict[tuple[int, str], list[str]] = {}
+        for name, channels in self.planes.items():
+            self.alike.setdefault((channels, s.dtype_of(s.planes[name]).str[1:]), []).append(name)
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank; the last may be padded."""
@@ -140,13 +136,16 @@ class Loader:
         return f"{self.shard_set.key(version)} at level {int(self.shard_set.level[version])} (sample {sample})"
 
     @property
-    def left_out(self) -> list[str]:
-        """What the batches leave out of the split, a phrase each: images smaller than a patch, planes that only some have."""
+    def notes(self) -> list[str]:
+        """How the batches differ from the split, a phrase each: images that are padded, planes that are left out."""
         s, p = self.shard_set, self.sampling.patch
         phrases = []
         if small := s.smaller_than(p):
             total = len(np.unique(s.sample))
-            phrases.append(f"{len(small):,} of {total:,} images are smaller than a patch of {p}x{p}: {some(small)}")
+            phrases.append(
+                f"{len(small):,} of {total:,} images are smaller than a patch of {p}x{p}, and mirrored at their lower and right "
+                f"edges to fill it: {some(small)}"
+            )
         for name in s.planes.keys() - self.planes.keys():
             there = s.planes[name] >= 0
             without = [s.key(i) for i in np.flatnonzero(~there).tolist()]
@@ -203,7 +202,8 @@ class Loader:
     def _work(self, start: Position) -> Generator[tuple[Position, Places], None, None]:
         """Yield without end what is cut together: its first position, and where the samples of one or several batches lie."""
         epoch, batch = start.epoch, start.batch
-        size = self.share * sum(self.planes.values()) * self.sampling.patch**2 * self.shard_set.dtype.itemsize
+        pixel = sum(channels * int(dtype[1]) * len(names) for (channels, dtype), names in self.alike.items())
+        size = self.share * pixel * self.sampling.patch**2
         together = max(1, TOGETHER // size)
         while True:
             if batch >= len(self):
@@ -231,12 +231,12 @@ class Loader:
     def cut(self, position: Position) -> Batch:
         """This rank's part of one global batch.
 
-        In the task's dtype, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device); mask:
-        (B/W, 1, H, W) where all samples have one; for pairs of frames, instead of these, frames: (B/W, 2, C, H, W), in an
+        In the task's dtype, uint8 or uint16: gt, lq: (B/W, C, H, W) (no lq where it is drawn on the device; int16 where it is
+        no levels, see pipeline.depth); mask: (B/W, 1, H, W) where all samples have one; for pairs of frames, instead of these, frames: (B/W, 2, C, H, W), in an
         order that is drawn anew in each epoch. level: int64 (B/W,), for a pair the lower frame's number; weight: float32
         (B/W,), 0 for the padding of the last batch; sample: int64 (B/W,), number in the enumeration; epoch: int64 (); count:
         float32 (), true samples in the global batch / W. For tasks with n negatives, permille: int32 (B/W, n), thousandths
-        of the lq in each; and negatives: (B/W, n, C, H, W), unless they are to be mixed from lq and gt.
+        of the lq in each; and negatives: (B/W, n, C, H, W), unless they are to be mixed from lq and gt; int16 if stored mixed.
         """
         return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[0][1]
 
@@ -260,28 +260,34 @@ class Loader:
         if self.pairs:
             swapped = hashed(digest64("order of frames", self.seed, first.epoch), places.sample) % np.uint64(2) == 1
             rows = {a: np.where(swapped, rows[b], rows[a]) for a, b in (("v", "w"), ("w", "v"))}
-        dtype, loan = TORCH[s.dtype.itemsize], Loan(self._pool, n // self.share)
+        if "lq" in rows:
+            rows["lq"] = rows["lq"] + self.turned[places.view]
+        loan = Loan(self._pool, n // self.share)
         columns: dict[str, Tensor] = {}
-        for channels in sorted(set(self.planes.values())):
-            names = [name for name in self.planes if self.planes[name] == channels]
-            patches = loan.take(len(names), n, p, p, channels, dtype=dtype)
-            self._cut_planes(np.stack([rows[name] for name in names]), places, places.top, places.left, patches.numpy())
+        for (channels, dtype), names in self.alike.items():
+            patches = loan.take(len(names), n, p, p, channels, dtype=TORCH[dtype])
+            sizes = self.sizes[places.version]
+            self._cut_planes(
+                np.stack([rows[name] for name in names]), sizes, places.top, places.left, places.view, patches.numpy()
+            )
             tensor = patches.permute(0, 1, 4, 2, 3)
             columns |= {"frames": tensor.transpose(0, 1)} if self.pairs else dict(zip(names, tensor, strict=True))
         if s.degradation.drawn_by == "threads":
             gt = columns["gt"].permute(0, 2, 3, 1).numpy()
-            inputs = loan.take(*gt.shape, dtype=dtype)
+            inputs = loan.take(*gt.shape, dtype=columns["gt"].dtype)
             s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, first.epoch, inputs.numpy())
             columns["lq"] = inputs.permute(0, 3, 1, 2)
         if s.permille.shape[1]:
             columns["permille"] = torch.from_numpy(s.permille[places.version])
         if s.negatives is not None:
-            row = s.negatives[places.version].T  # (k, n)
+            row = s.negatives[places.version].T + self.turned[places.view]  # (k, n)
             rows |= {f"negative {k}": each for k, each in enumerate(row)}
-            patches = loan.take(*row.shape, p, p, self.channels, dtype=dtype)
+            patches = loan.take(*row.shape, p, p, self.channels, dtype=TORCH[s.dtype_of(s.negatives).str[1:]])
             # their size differs from the planes' where they come from another image
-            top, left = places.top % (s.height[row] - p + 1), places.left % (s.width[row] - p + 1)
-            self._cut_planes(row, places, top, left, patches.numpy())
+            sizes = np.stack((s.height[row], s.width[row]), -1)
+            room = np.maximum(1, sizes - p + 1)
+            top, left = places.top % room[..., 0], places.left % room[..., 1]
+            self._cut_planes(row, sizes, top, left, places.view, patches.numpy())
             columns["negatives"] = patches.permute(1, 0, 4, 2, 3)
         weight = places.weight
         if s.quarantined:
@@ -302,41 +308,65 @@ class Loader:
             batches.append((position, Batch(batch, loan)))
         return batches
 
-    def _cut_planes(self, rows: np.ndarray, places: Places, top: np.ndarray, left: np.ndarray, out: np.ndarray) -> None:
-        """Cut a patch of each row of the index, (k, n), into `out`, (k, n, p, p, C). top, left: (n,) or (k, n)."""
+    def _cut_planes(
+        self,
+        rows: np.ndarray,
+        sizes: np.ndarray,
+        top: np.ndarray,
+        left: np.ndarray,
+        view: np.ndarray,
+        out: np.ndarray,
+    ) -> None:
+        """Cut a patch of each row of the index, (k, n), into `out`, (k, n, p, p, C).
+
+        sizes: (n, 2) or (k, n, 2), the height and width that count of each image; one that is smaller than a patch is mirrored
+        at its lower and right edges, as MPRNet's loader and those derived from it do. top, left, view: (n,) or (k, n).
+        """
         s, p = self.shard_set, self.sampling.patch
-        channels = out.shape[-1]
-        if s.png:
-            sides = (np.broadcast_to(side, rows.shape) for side in (top, left, places.view))
-            where = zip(*(x.ravel().tolist() for x in (rows, *sides)), out.reshape(-1, *out.shape[2:]), strict=True)
-            for row, y, x, turned, patch in where:
-                source = s.pixels(row)[y : y + p, x : x + p]
-                patch[...] = dihedral(source, turned)
+        patches = out.reshape(-1, *out.shape[2:])
+        row, y, x, turned = (np.broadcast_to(each, rows.shape).ravel() for each in (rows, top, left, view))
+        size = np.broadcast_to(sizes, (*rows.shape, 2)).reshape(-1, 2)
+        alone = s.png | (size < p).any(1)
+        if not alone.any():
+            self._cut_mapped(row, y, x, turned, patches)
             return
+        for i in np.flatnonzero(alone).tolist():
+            part = s.pixels(int(row[i]))[: size[i, 0], : size[i, 1]][y[i] : y[i] + p, x[i] : x[i] + p]
+            short = ((0, p - part.shape[0]), (0, p - part.shape[1]), (0, 0))
+            patches[i] = dihedral(np.pad(part, short, "reflect") if any(map(sum, short)) else part, int(turned[i]))
+        if not alone.all():
+            found = np.empty((int((~alone).sum()), *patches.shape[1:]), patches.dtype)
+            self._cut_mapped(row[~alone], y[~alone], x[~alone], turned[~alone], found)
+            patches[~alone] = found
+
+    def _cut_mapped(
+        self, rows: np.ndarray, top: np.ndarray, left: np.ndarray, view: np.ndarray, patches: np.ndarray
+    ) -> None:
+        """Copy patches of raw pixels. rows, top, left, view: (n,). patches: (n, p, p, C), written to."""
+        s, p = self.shard_set, self.sampling.patch
+        channels, dtype = patches.shape[-1], patches.dtype
         shards = s.shard[rows]
-        mapped = {shard: s.mapped(shard) for shard in set(shards[0].tolist())}
-        c = s.channels[rows] * s.dtype.itemsize  # bytes from here on
+        mapped = {shard: s.mapped(shard) for shard in set(shards.tolist())}
+        c = s.channels[rows] * dtype.itemsize  # bytes from here on
         line = c * s.width[rows]
         begin = s.begin[rows] + top * line + left * c
-        view = np.broadcast_to(places.view, rows.shape)
-        patches = out.reshape(-1, *out.shape[2:])
         if channels == 1 and p <= SMALL:
-            gather(mapped, shards.ravel(), begin.ravel(), line.ravel(), view.ravel(), patches[..., 0])
+            gather(mapped, shards, begin, line, view, patches[..., 0])
             return
         # A row of a patch is one item, which is copied whole; and cv2 turns a patch twice as fast if its rows are not a power
         # of two apart.
-        size = s.dtype.itemsize
+        size = dtype.itemsize
         width = p * channels * size
         item = f"V{width}"
         targets = np.ndarray(patches.shape[:2], item, patches, strides=patches.strides[:2])
-        scratch = np.empty((p, p + 5, channels), s.dtype)
+        scratch = np.empty((p, p + 5, channels), dtype)
         upright = np.ndarray((p,), item, scratch, strides=scratch.strides[:1])
         flat = patches.reshape(len(patches), -1).view(np.uint8)
-        columns = (x.ravel().tolist() for x in (shards, begin, line, c, view))
+        columns = (x.tolist() for x in (shards, begin, line, c, view))
         for i, (shard, offset, stride, depth, turned) in enumerate(zip(*columns, strict=True)):
             pixels = mapped[shard]
             if depth < channels * size:  # grey among colour
-                grey = np.ndarray((p, p, depth // size), s.dtype, pixels, offset, (stride, depth, size))
+                grey = np.ndarray((p, p, depth // size), dtype, pixels, offset, (stride, depth, size))
                 patches[i] = dihedral(grey, turned)
                 continue
             if turned == 0 and stride == width:  # the image is as wide as the patch: its rows lie in one piece
@@ -358,7 +388,7 @@ class Loader:
         moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
         white = peak(self.shard_set.dtype)
         out = {
-            name: value.float() / white if name in ("gt", "lq", "mask", "frames", "negatives") else value
+            name: value.float() / PEAK[value.dtype] if name in ("gt", "lq", "mask", "frames", "negatives") else value
             for name, value in moved.items()
         }
         degradation = self.shard_set.degradation
@@ -368,8 +398,6 @@ class Loader:
         if "permille" in moved:
             permille = out.pop("permille").view(*moved["permille"].shape, 1, 1, 1)
             out["lambdas"] = moved["permille"].float() / 1000
-            if "negatives" not in out and "lq" not in moved:
-                out["negatives"] = (permille * out["lq"][:, None] + (1000 - permille) * out["gt"][:, None]) / 1000
-            elif "negatives" not in out:
-                out["negatives"] = mix(moved["lq"][:, None].int(), moved["gt"][:, None].int(), permille).float() / white
+            if "negatives" not in out:
+                out["negatives"] = mix(out["lq"][:, None], out["gt"][:, None], permille)
         return out

@@ -10,13 +10,8 @@ UPSIDE_DOWN = np.array([False, False, True, True, False, False, True, True])
 TURNED = np.array([0, 3, 1, 2, 1, 2, 0, 3])
 
 
-def dihedral(patch: np.ndarray, view: int) -> np.ndarray:
-    """One of the 8 views of (H, W, C): view % 4 quarter turns, mirrored left to right first from 4 on."""
-    return np.rot90(patch[:, ::-1] if view >= 4 else patch, view % 4)
-
-
 def turn(patch: np.ndarray, view: int, out: np.ndarray) -> None:
-    """Write `dihedral` of a square patch, uint8 or uint16 (p, p, C), into `out` of its shape; much faster for colour."""
+    """Write `dihedral` of a square patch, 8 or 16 bits (p, p, C), into `out` of its shape; much faster for colour."""
     if view == 0:
         out[...] = patch
     elif view < 4:
@@ -42,7 +37,7 @@ def gather(
     """`turn` of many small grey patches at once, without a call for each.
 
     mapped: the bytes of the shards. For each patch, (k,): its shard, where its first pixel lies there, the bytes from one of
-    its rows to the next, and its view. out: uint8 or uint16 (k, p, p).
+    its rows to the next, and its view. out: 8 or 16 bits, (k, p, p).
     """
     p = out.shape[1]
     row = np.arange(p)

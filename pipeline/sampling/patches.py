@@ -18,8 +18,11 @@ class Grid:
     dihedral: bool = True
 
     def counts(self, sizes: np.ndarray) -> np.ndarray:
-        """Samples of images, int64 (n,); 0 for one that holds no patch. sizes: int64 (n, 2), heights and widths."""
-        cells = np.maximum(0, (sizes - self.patch) // self.stride + 1)
+        """Samples of images, int64 (n,). sizes: int64 (n, 2), heights and widths.
+
+        A side that is shorter than a patch has one place, at 0: the loader mirrors what the patch lacks.
+        """
+        cells = np.maximum(0, sizes - self.patch) // self.stride + 1
         return cells[:, 0] * cells[:, 1] * (VIEWS if self.dihedral else 1)
 
     def place(
@@ -31,7 +34,7 @@ class Grid:
         these images. sample, seed, epoch: as in RandomCrops; they have no effect here.
         """
         cell, view = np.divmod(number, VIEWS if self.dihedral else 1)
-        columns = (sizes[:, 1] - self.patch) // self.stride + 1
+        columns = np.maximum(0, sizes[:, 1] - self.patch) // self.stride + 1
         row, column = np.divmod(cell, columns)
         return row * self.stride, column * self.stride, view
 
@@ -49,7 +52,7 @@ class RandomCrops:
 
     def counts(self, sizes: np.ndarray) -> np.ndarray:
         """As Grid.counts."""
-        return np.where((sizes >= self.patch).all(1), self.crops, 0).astype(np.int64)
+        return np.full(len(sizes), self.crops, np.int64)
 
     def place(
         self, number: np.ndarray, sizes: np.ndarray, sample: np.ndarray, seed: int, epoch: int
@@ -57,7 +60,7 @@ class RandomCrops:
         """As Grid.place. sample: int64 (k,), the number of each in the whole enumeration."""
         place = hashed(digest64("crop", seed, epoch), sample)
         half = np.uint64(32)
-        room = (sizes - self.patch + 1).astype(np.uint64)  # below 2^32: the products fit
+        room = np.maximum(1, sizes - self.patch + 1).astype(np.uint64)  # below 2^32: the products fit
         top = ((place >> half) * room[:, 0]) >> half
         left = ((place & np.uint64(2**32 - 1)) * room[:, 1]) >> half
         view = place % np.uint64(VIEWS if self.dihedral else 1)  # the lowest bits, which decide nothing else

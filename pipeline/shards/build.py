@@ -35,7 +35,7 @@ from pipeline.shards import kept
 from pipeline.shards.assemble import REJECTS_SCHEMA, assemble
 from pipeline.shards.encode import UnusableImagesError, samples
 from pipeline.shards.format import write_shard
-from pipeline.shards.plan import File, Group, ShardPlan, plan, recipe_digest
+from pipeline.shards.plan import File, Group, ShardPlan, degraded_views, plan, recipe_digest
 from pipeline.storage import Storage, storage
 from pipeline.task import Task, read_task
 
@@ -193,7 +193,7 @@ def _orders(todo: dict[str, ShardPlan], task: Task, store: str | None) -> Iterat
             for file in files:
                 file["path"] = file["path"] if is_remote(file["path"]) else str(Path(file["path"]).resolve())
             groups.append([group.key, files])
-        yield json.dumps({"recipe": recipe, "groups": groups, **common})
+        yield json.dumps({"recipe": recipe, "groups": groups, "views": degraded_views(shard.split, task), **common})
 
 
 def _build_shard(row: dict[str, str]) -> dict[str, str]:
@@ -210,7 +210,7 @@ def _build_shard(row: dict[str, str]) -> dict[str, str]:
             )
         where = nullcontext(order["kept"]) if order["kept"] else TemporaryDirectory(prefix="memoir-build-")
         with where as folder:
-            shard = write_shard(samples(groups, task), Path(folder))
+            shard = write_shard(samples(groups, task, order["views"]), Path(folder))
             entry = json.dumps({"groups": len(groups), **shard}).encode()
             name = kept.remembered(order["recipe"])
             if order["store"]:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.degradations.base import Plane
+from pipeline.degradations.base import Plane, turned_name
 from pipeline.degradations.colour import rgb2gray, rgb2ycbcr_y
 from pipeline.depth import Bits, widened
 from pipeline.errors import UserError
@@ -31,8 +31,8 @@ class UnusableImagesError(Exception):
         self.images = images
 
 
-def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]]]:
-    """The samples of one shard: (key, members) of each group.
+def samples(groups: list[Group], task: Task, views: Sequence[int] = (0,)) -> Iterator[tuple[str, list[Member]]]:
+    """The samples of one shard: (key, members) of each group. views: those of each clean image that are degraded.
 
     Raises UnusableImagesError, which lists all such files of the shard, for files that changed since they were ingested
     or that the degradation does not take.
@@ -45,9 +45,9 @@ def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]
     failures: list[tuple[str, str]] = []
     for group in groups:
         try:
-            planes = sample_planes(group, task)
+            planes = sample_planes(group, task, views)
             if stored:
-                planes += _negative_planes(group.key, planes, partners.get(group.key, []), by_key, task)
+                planes += _negative_planes(group.key, planes, partners.get(group.key, []), by_key, task, views)
         except UnusableImagesError as error:
             failures += error.images
         if not failures:  # after a failure, the others are read only to list all that fail
@@ -59,8 +59,8 @@ def samples(groups: list[Group], task: Task) -> Iterator[tuple[str, list[Member]
         raise UnusableImagesError(failures)
 
 
-def sample_planes(group: Group, task: Task) -> list[Plane]:
-    """The planes of a group's images, and what the task makes of them. Raises UnusableImagesError."""
+def sample_planes(group: Group, task: Task, views: Sequence[int] = (0,)) -> list[Plane]:
+    """The planes of a group's images, and what the task makes of them. views: as in `samples`. Raises UnusableImagesError."""
     planes: list[Plane] = []
     failures = []
     for file in group.files:
@@ -71,7 +71,7 @@ def sample_planes(group: Group, task: Task) -> list[Plane]:
                 image = rgb2ycbcr_y(image)
             elif task.colour != "rgb" or mask:
                 image = rgb2gray(image)
-            planes += task.degradation.planes(file.name, image, group.key, planes)
+            planes += task.degradation.planes(file.name, image, group.key, planes, views)
         except UnusableImageError as error:
             failures.append((file.path, str(error)))
     if failures:
@@ -89,28 +89,33 @@ def shard_negatives(groups: list[Group], task: Task) -> Iterator[Negative]:
 
 
 def _negative_planes(
-    key: str, planes: list[Plane], planned: list[Negative], groups: dict[str, Group], task: Task
+    key: str,
+    planes: list[Plane],
+    planned: list[Negative],
+    groups: dict[str, Group],
+    task: Task,
+    views: Sequence[int],
 ) -> list[Plane]:
     """Mixed and extra negatives as members. groups: the shard's groups by key, to make the partners of extra negatives."""
     gt = next(plane.pixels for plane in planes if plane.role == "gt")
     made = {key: _inputs(planes)}
+    extra = task.negatives is not None and task.negatives.kind == "extra"  # other inputs, as they are
     found = []
     for n in planned:
         if n.partner not in made:
-            made[n.partner] = _inputs(sample_planes(groups[n.partner], task))
-        lq = made[n.partner][n.partner_level]
-        pixels = lq
-        if n.permille < 1000:
-            pixels = mixed_image(lq, gt[: lq.shape[0], : lq.shape[1]], n.permille)
+            made[n.partner] = _inputs(sample_planes(groups[n.partner], task, views))
         parameters = json.dumps({"permille": n.permille, "of": n.partner})
         columns = {"level": n.level, "parameters": parameters}
-        found.append(Plane(f"negative-{n.level}-{n.k}", "negative", pixels, columns))
+        for view in views:
+            lq = made[n.partner][turned_name("lq", "", view)[1], n.partner_level]
+            pixels = lq if extra else mixed_image(lq, gt[: lq.shape[0], : lq.shape[1]], n.permille)
+            found.append(Plane(*turned_name("negative", f"negative-{n.level}-{n.k}", view), pixels, columns))
     return found
 
 
-def _inputs(planes: list[Plane]) -> dict[int, np.ndarray]:
-    """The degraded images of a sample, by level."""
-    return {plane.columns["level"]: plane.pixels for plane in planes if plane.role == "lq"}
+def _inputs(planes: list[Plane]) -> dict[tuple[str, int], np.ndarray]:
+    """The degraded images of a sample, by role and level."""
+    return {(plane.role, plane.columns["level"]): plane.pixels for plane in planes if plane.role.startswith("lq")}
 
 
 def _ingested(file: File, bits: Bits) -> np.ndarray:

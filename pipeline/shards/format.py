@@ -2,7 +2,9 @@
 
 A sample's members are adjacent: `<key>.gt.npy`, `<key>.lq-<level>.npy`, `<key>.mask-<n>.npy` or `<key>.frame-<n>.npy`,
 and `<key>.json`. Arrays are uint8, or little-endian uint16 where the task says `bits: 16`, HWC, RGB order; where the codec
-is png, the same in `.png` members.
+is png, the same in `.png` members. Inputs that are no levels (kind scale) and mixed negatives are int16, of which 16384 is
+1; PNG holds them with 32768 added. A degradation that does not commute with the turns of a square has, in the split to
+train on, members such as `<key>.lq1-<level>.npy`: what it makes of view 1 (pipeline.degradations.orientation), turned back.
 Two shards have the same bytes if their recipes (see plan.recipe_digest) are equal; nothing else matters: no times,
 owners or host names are in them.
 """
@@ -43,7 +45,7 @@ Member = tuple[str, bytes, dict[str, Any]]  # name without the key, contents, co
 
 
 def npy_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
-    """An array as a member. pixels: uint8 or uint16 (H, W, C); they begin at a multiple of 64 in the shard."""
+    """An array as a member. pixels: uint8, uint16 or int16 (H, W, C); they begin at a multiple of 64 in the shard."""
     buffer = io.BytesIO()
     stored = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
     np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
@@ -53,8 +55,9 @@ def npy_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
 
 
 def png_member(name: str, pixels: np.ndarray, **columns: Any) -> Member:
-    """An image as a member in PNG. pixels: uint8 or uint16, (H, W, 1) or (H, W, 3) RGB."""
-    ok, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else pixels)
+    """An image as a member in PNG. pixels: uint8, uint16 or int16, (H, W, 1) or (H, W, 3) RGB."""
+    held = pixels.view(np.uint16) ^ np.uint16(2**15) if pixels.dtype == np.int16 else pixels  # 32768 added
+    ok, data = cv2.imencode(".png", cv2.cvtColor(held, cv2.COLOR_RGB2BGR) if held.shape[2] == 3 else held)
     assert ok
     return name, data.tobytes(), {"header": 0, "shape": list(pixels.shape), "dtype": str(pixels.dtype), **columns}
 

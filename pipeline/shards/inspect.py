@@ -29,7 +29,7 @@ def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict
     Returns {"task", "digest", "colour", "bits", "licences", "splits"}; a licence that is not known is None. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
     `bytes` of its shards, `sizes` the [width, height] of its `min`, `median` and `max` image by number of pixels, `levels`
     the number of samples at each level. With `patch`, the side of a recipe's patches, "smaller" too: the images that are
-    smaller than a patch and in no batch.
+    smaller than a patch, and mirrored to fill it.
 
     The sheet has up to 12 samples of each split, evenly spread over the index. Its rows: the whole clean image; the part
     in the frame, where the image has most detail, enlarged twice; the same part at each level, with the PSNR of the whole

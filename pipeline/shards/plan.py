@@ -99,7 +99,7 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
         hashes = _hashes(manifest, rows[first], by)
         _check_keys(manifest, rows[first], by, hashes)
         names = task.degradation.names(manifest, rows, first)
-        nbytes = _nbytes(manifest, rows, first, task)
+        nbytes = _nbytes(manifest, rows, first, task, len(degraded_views(split, task)))
         group_ends = np.cumsum(np.add.reduceat(nbytes, first)).tolist()
         average = task.shard_bytes or average_bytes(group_ends[-1])
         cuts = minima(hashes, group_ends, average // 2)
@@ -109,6 +109,11 @@ def plan(manifest: pa.Table, task: Task) -> list[ShardPlan]:
             shards.append(ShardPlan(split, manifest, rows[begin:end], members, hashes[cut]))
     _check_splits(manifest, splits)
     return shards
+
+
+def degraded_views(split: Split, task: Task) -> tuple[int, ...]:
+    """The views of clean images that are degraded: only patches are turned, and only images to train on become patches."""
+    return task.degradation.views if split == "train" else (0,)
 
 
 def average_bytes(total: int) -> int:
@@ -220,12 +225,12 @@ def _hashes(manifest: pa.Table, rows: np.ndarray, by: str) -> list[int]:
     return hashes
 
 
-def _nbytes(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task) -> np.ndarray:
-    """The bytes of the pixels that each image puts into its shard. first: where groups begin in rows."""
+def _nbytes(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task, views: int) -> np.ndarray:
+    """The bytes of the pixels that each image puts into its shard. first: where groups begin in rows. views: see `nbytes`."""
     taken = manifest.select(["width", "height", "channels"]).take(pa.array(rows))
     width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)
     planes = np.where((channels == 3) & (task.colour == "rgb"), 3, 1)
-    return task.degradation.pixels(width, height, first) * planes * task.bits // 8
+    return task.degradation.nbytes(width, height, first, task.bits, views) * planes
 
 
 def _firsts(manifest: pa.Table, rows: np.ndarray) -> np.ndarray:
@@ -277,8 +282,10 @@ def recipe_digest(shard: ShardPlan, task: Task, versions: dict[str, str]) -> str
         "groups": shard.files.select(["group", "name", "sha256", "part"]).to_pydict(),
         "versions": versions,
     }
+    if len(views := degraded_views(shard.split, task)) > 1:
+        recipe["views"] = views
     if task.bits != 8:
         recipe["bits"] = task.bits
     if task.negatives is not None and task.negatives.kept == "stored":
-        recipe["negatives"] = task.negatives.model_dump(mode="json")
+        recipe["negatives"] = task.negatives.model_dump(mode="json") | {"mixed": "int16"}
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()

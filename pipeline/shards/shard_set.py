@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline.degradations.base import Degradation
 from pipeline.degradations.colour import with_channels
+from pipeline.degradations.orientation import MADE
 from pipeline.depth import unit
 from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError
@@ -49,7 +50,7 @@ DECODED = 256 * 2**20  # bytes of decoded PNG members that are kept
 class Version:
     """One row of the enumeration: an image at a level, a published pair, a frame with its target, or two frames of a scene.
 
-    planes: uint8 or uint16 (H, W, C), mapped from the shard, by role: gt, lq and mask; gt alone where the loader draws the lq
+    planes: uint8 or uint16 (H, W, C), lq also int16, mapped from the shard, by role: gt, lq and mask; gt alone where the loader draws the lq
     at this level; v and w of a time-lapse scene. level: as in the index. degradation: the task's.
     """
 
@@ -69,7 +70,7 @@ class ShardSet:
     """What `memoir build` made of one split, by rows of the index and by versions, the rows of the enumeration.
 
     Each row of the index has, int64 (rows,): shard (which of `shards`), begin and length (of its contents in bytes, without
-    the header), height, width, channels. Each version has, int64 (n,): level, and in `planes` the row of each of its planes
+    the header), height, width, channels; and fixed, bool (rows,), whether it holds int16 numbers and not levels. Each version has, int64 (n,): level, and in `planes` the row of each of its planes
     by name, -1 where it has none. With k negatives for each version: permille, int32 (n, k), and negatives, the rows of
     their images, int64 (n, k), or None where they are to be mixed from lq and gt.
     """
@@ -91,7 +92,7 @@ class ShardSet:
         self.colour: str = listing["colour"]
         self.degradation = recorded(listing["degradation"])
         self.png = listing["codec"] == "png"
-        self.dtype = np.dtype("u1" if listing["bits"] == 8 else "<u2")  # the dtype of the pixels
+        self.dtype = np.dtype("u1" if listing["bits"] == 8 else "<u2")  # the dtype of levels
         self.shards: list[dict[str, Any]] = [shard for shard in listing["shards"] if shard["split"] == split]
         if not self.shards:
             raise UserError(f"{self.place}: no split {split!r}; the task names the splits that are built")
@@ -153,6 +154,7 @@ class ShardSet:
         shape[pixels] = index["shape"].filter(pa.array(pixels)).combine_chunks().flatten().to_numpy().reshape(-1, 3)
         self.height, self.width, self.channels = np.ascontiguousarray(shape.T)
         self._header, self._dtype = header, index["dtype"]
+        self.fixed = pc.equal(index["dtype"], "int16").fill_null(False).to_numpy()
         self._member = index["member"]
         self._sha256 = index["sha256"]
         key = index["key"]
@@ -236,6 +238,32 @@ class ShardSet:
             if (self.negatives < 0).any() or (self.channels[self.negatives] > deepest).any():
                 raise refusal
 
+    def turned(self) -> np.ndarray:
+        """For each of the 8 views, how many rows after an input, or a stored negative, the one for this view lies: int64 (8,).
+
+        Raises UserError if the split was built without the views that the degradation tells apart.
+        """
+        steps = np.zeros(8, np.int64)
+        if self.degradation.online:
+            return steps
+        views = self.degradation.views
+        for step, view in enumerate(views[1:], 1):
+            steps[[made == view for made in MADE[self.degradation.turns]]] = step
+            for role in ("lq", "negative"):
+                rows = self._of[role][1] if role in self._of else np.empty(0, np.int64)
+                there = rows[rows + step < len(self.shard)]
+                named = pc.equal(self._role.take(pa.array(there + step)), f"{role}{view}").to_numpy()
+                same = (self._sample[there] == self._sample[there + step]) & (
+                    self._level[there] == self._level[there + step]
+                )
+                if len(there) < len(rows) or not (named & same).all():
+                    raise UserError(
+                        f"{self.place}: the inputs of split {self.split!r} cannot be turned, for {self.degradation.kind} makes "
+                        "others of turned images, and they were built for training only, by this version of memoir: run "
+                        "`memoir build` again, or say dihedral: false"
+                    )
+        return steps
+
     @property
     def sizes(self) -> np.ndarray:
         """Heights and widths that all planes of each version have, int64 (n, 2)."""
@@ -247,7 +275,7 @@ class ShardSet:
         return least
 
     def smaller_than(self, patch: int) -> list[str]:
-        """The keys of images smaller than a patch of this side; with the level if the image is large enough at another one."""
+        """The keys of images smaller than a square of this side; with the level if the image is large enough at another one."""
         small = (self.sizes < patch).any(1)
         never = ~np.isin(self.sample, self.sample[~small])
         found = [(self.key(i), int(self.level[i]), never[i]) for i in np.flatnonzero(small).tolist()]
@@ -359,15 +387,23 @@ class ShardSet:
 
     # pixels
 
+    def dtype_of(self, rows: Any) -> np.dtype:
+        """The dtype of the pixels of one row, or of several. Raises UserError if some are levels and some are not."""
+        fixed = np.unique(self.fixed[rows])
+        if len(fixed) > 1:
+            raise UserError(f"{self.place}: its tables are of two builds; run `memoir build` again")
+        return np.dtype("<i2") if fixed.any() else self.dtype
+
     def pixels(self, row: int) -> np.ndarray:
-        """The image of a row of the index, (H, W, C) of `dtype`: mapped, or decoded where the codec is png.
+        """The image of a row of the index, (H, W, C), of `dtype` or int16: mapped, or decoded where the codec is png.
 
         Raises UserError as `mapped` does, and for a PNG that cannot be decoded.
         """
         shape = (int(self.height[row]), int(self.width[row]), int(self.channels[row]))
         begin, length = int(self.begin[row]), int(self.length[row])
+        dtype = self.dtype_of(row)
         if not self.png:
-            return np.ndarray(shape, self.dtype, self.mapped(int(self.shard[row])), begin)
+            return np.ndarray(shape, dtype, self.mapped(int(self.shard[row])), begin)
         with self._lock:
             found = self._decoded.get(row)
             if found is not None:
@@ -376,7 +412,9 @@ class ShardSet:
         data = self.mapped(int(self.shard[row]))[begin : begin + length]
         colour = cv2.IMREAD_GRAYSCALE if shape[2] == 1 else cv2.IMREAD_COLOR_RGB
         image = cv2.imdecode(data, colour | cv2.IMREAD_ANYDEPTH)
-        if image is None or image.size != np.prod(shape) or image.dtype != self.dtype:
+        if image is not None and image.dtype == np.uint16 and self.fixed[row]:
+            image = (image ^ np.uint16(2**15)).view(np.int16)
+        if image is None or image.size != np.prod(shape) or image.dtype != dtype:
             shard = shard_file(self.shards[int(self.shard[row])], self.listing)
             member = f"{self._keys[int(self._sample[row])]}.{self._member[row]}"
             raise UserError(f"{self.place}/{shard}: {member} at byte {begin:,} is no PNG of {shape}; build again")

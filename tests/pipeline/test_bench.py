@@ -23,7 +23,7 @@ FILES = {f"train/{i}.png": photograph(i, 60, 100) for i in range(5)}
 SAMPLES = 3 * 5 * 5 * 2  # rows and columns of the grid, photographs, levels; the last batch of an epoch holds 6
 KEYS = {
     *("batches", "samples", "bytes", "seconds", "cpu_seconds", "samples_per_second", "bytes_per_second"),
-    *("memcpy_bytes_per_second", "share_of_memcpy", "step_ms", "stall", "left_out"),
+    *("memcpy_bytes_per_second", "share_of_memcpy", "step_ms", "stall", "notes"),
 }
 
 

@@ -17,13 +17,15 @@ from fuzz.readers import put_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.degradations.jpeg import jpeg as compressed
+from pipeline.degradations.orientation import dihedral
 from pipeline.degradations.scene_mean import scene_mean
 from pipeline.depth import widened
 from pipeline.errors import UserError
 from pipeline.loading import loader as module
 from pipeline.loading import pool
 from pipeline.loading.loader import Loader, Position
-from pipeline.loading.symmetry import dihedral, gather, turn
+from pipeline.loading.symmetry import gather, turn
 from pipeline.normal import counter_normal
 from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.cache import ShardCache
@@ -58,16 +60,25 @@ def load(folder: Path, **changes) -> Loader:
 
 
 def enumeration(folder: Path) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
-    """(key, level, gt, lq) of every sample, in the order of its number; lq is None where noise is added online."""
+    """(key, level, gt, lq) of every sample, in the order of its number; lq is None where noise is added online.
+
+    The input of a patch that lies on its side is cut from a JPEG of the image that lay on its side, and images lower than a
+    patch are mirrored at their lower edge.
+    """
     for version in ShardSet(folder, "train").versions():
-        height, width = version.planes["gt"].shape[:2]
-        for y in range(0, height - PATCH + 1, STRIDE):
-            for x in range(0, width - PATCH + 1, STRIDE):
+        gt, lq = (version.planes.get(name) for name in ("gt", "lq"))
+        lying = None if lq is None else np.rot90(compressed(np.ascontiguousarray(np.rot90(gt)), version.level), -1)
+        lower = max(0, PATCH - len(gt))
+        gt, lq, lying = (
+            whole if whole is None else np.concatenate([whole, whole[-2 : -2 - lower : -1]])
+            for whole in (gt, lq, lying)
+        )
+        for y in range(0, gt.shape[0] - PATCH + 1, STRIDE):
+            for x in range(0, gt.shape[1] - PATCH + 1, STRIDE):
                 place = slice(y, y + PATCH), slice(x, x + PATCH)
                 for turns, mirrored in ((turns, mirrored) for mirrored in (False, True) for turns in range(4)):
-                    patches = [
-                        None if whole is None else whole[place] for whole in map(version.planes.get, ("gt", "lq"))
-                    ]
+                    wholes = (gt, lying if turns % 2 else lq)
+                    patches = [None if whole is None else whole[place] for whole in wholes]
                     views = [p if p is None else np.rot90(np.fliplr(p) if mirrored else p, turns) for p in patches]
                     yield version.key, version.level, *views
 
@@ -162,8 +173,8 @@ def test_the_digest_names_all_that_the_batches_depend_on(jpeg, noise):
 def test_patches_are_the_slices_of_the_images(jpeg):
     expected = list(enumeration(jpeg))
     keys = [key for key, *_ in expected]
-    assert len(set(keys)) == 7
-    assert "photos-train-low" not in keys
+    assert len(set(keys)) == 8
+    assert "photos-train-low" in keys  # lower than a patch
     loader = load(jpeg, batch=60)
     for i in range(len(loader)):
         batch = loader.cut(Position(0, i))
@@ -299,11 +310,51 @@ def test_a_missing_or_cut_shard_is_refused(jpeg, tmp_path):
             load(folder)
 
 
-def test_a_split_without_images_and_one_without_a_patch_are_refused(jpeg):
+def test_a_split_without_images_is_refused(jpeg):
     with pytest.raises(UserError, match="no split 'test'"):
         load(jpeg, split="test")
-    with pytest.raises(UserError, match=r"no image of split 'train' holds a patch of 200x200$"):
-        load(jpeg, sampling=Grid(200, STRIDE))
+
+
+def test_a_split_that_was_not_built_for_training_is_not_turned(jpeg):
+    with pytest.raises(UserError, match="the inputs of split 'val' cannot be turned, for jpeg makes others"):
+        load(jpeg, split="val")
+    batch = load(jpeg, split="val", sampling=Grid(PATCH, STRIDE, dihedral=False)).cut(Position())
+    assert batch["lq"].shape == (BATCH, 1, PATCH, PATCH)
+
+
+@pytest.mark.parametrize("codec", ["raw", "png"])
+@pytest.mark.parametrize("sampling", [Grid(150, 40), RandomCrops(150, 4)])
+def test_every_image_smaller_than_a_patch_is_mirrored_to_fill_it_and_named(builder, sampling, codec):
+    folder = builder(f"loader-small-{codec}", FILES, codec=codec, degradation={"kind": "jpeg", "quality": [20]})
+    loader = load(folder, sampling=sampling, batch=8)
+    versions = list(ShardSet(folder, "train").versions())
+    assert loader.samples == 8 * (8 if isinstance(sampling, Grid) else 4)
+    assert loader.notes == [
+        "8 of 8 images are smaller than a patch of 150x150, and mirrored at their lower and right edges to fill it: "
+        "photos-train-0, photos-train-1, photos-train-2 and 5 more"
+    ]
+    seen = set()
+    for batch in epoch_of(loader):
+        for sample, gt, lq in zip(batch["sample"].tolist(), batch["gt"], batch["lq"], strict=True):
+            version = versions[sample * len(versions) // loader.samples]
+            planes = version.planes["gt"], version.planes["lq"]
+            whole = [np.pad(p, ((0, 150 - p.shape[0]), (0, 150 - p.shape[1]), (0, 0)), "reflect") for p in planes]
+            views = [v for v in range(8) if (dihedral(whole[0], v)[..., 0] == gt[0].numpy()).all()]
+            assert len(views) == 1
+            assert (dihedral(whole[1], views[0])[..., 0] == lq[0].numpy()).all() == (views[0] % 2 == 0)
+            seen.add(version.key)
+    assert len(seen) == 8
+
+
+def test_frames_smaller_than_a_patch_are_mirrored_and_named(builder):
+    scene = {f"train/s/{i}.png": photograph(i, 30, 20, 3) for i in range(3)}
+    folder = builder("loader-small-scene", scene, layout="scenes", degradation={"kind": "timelapse"}, colour="rgb")
+    loader = load(folder, batch=4, sampling=RandomCrops(PATCH, 4, dihedral=False))
+    assert "1 of 1 images are smaller than a patch of 24x24" in loader.notes[0]
+    wholes = [np.pad(v, ((0, 0), (0, 4), (0, 0)), "reflect") for v in scene.values()]
+    for batch in epoch_of(loader):
+        for frame in batch["frames"].flatten(0, 1).permute(0, 2, 3, 1).numpy():
+            assert any((whole[y : y + PATCH] == frame).all() for whole in wholes for y in range(30 - PATCH + 1))
 
 
 # published pairs, masks and time-lapse scenes
@@ -467,21 +518,28 @@ def places_of(patch: np.ndarray, image: np.ndarray) -> list[tuple[int, int, int]
 def test_random_crops_are_cut_where_they_were_drawn_and_elsewhere_in_the_next_epoch(jpeg):
     loader = load(jpeg, sampling=RandomCrops(PATCH, 3), batch=9)
     versions = list(ShardSet(jpeg, "train").versions())
-    assert loader.samples == 3 * 7 * 2  # images that hold a patch, levels
-    assert loader.left_out == ["1 of 8 images are smaller than a patch of 24x24: photos-train-low"]
-    assert load(jpeg, sampling=Grid(16, 16)).left_out == []
+    assert loader.samples == 3 * 8 * 2  # images, levels
+    assert len(loader.notes) == 1
+    assert load(jpeg, sampling=Grid(16, 16)).notes == []
     seen: dict[int, set[bytes]] = {}
     for epoch in range(2):
         for i in range(len(loader)):
             batch = loader.cut(Position(epoch, i))
             for sample, *patches in zip(batch["sample"], batch["gt"], batch["lq"], strict=True):
-                version = [v for v in versions if min(v.size) >= PATCH][int(sample) // 3]
+                version = versions[int(sample) // 3]
                 gt, lq = (patch.permute(1, 2, 0).numpy() for patch in patches)
+                seen.setdefault(int(sample), set()).add(gt.tobytes())
+                if min(version.size) < PATCH:
+                    continue
                 found = places_of(gt, version.planes["gt"])
                 assert len(found) == 1
                 ((y, x, view),) = found
-                assert (dihedral(version.planes["lq"][y : y + PATCH, x : x + PATCH], view) == lq).all()
-                seen.setdefault(int(sample), set()).add(gt.tobytes())
+                whole = version.planes["lq"]
+                if view % 2:
+                    whole = np.rot90(
+                        compressed(np.ascontiguousarray(np.rot90(version.planes["gt"])), version.level), -1
+                    )
+                assert (dihedral(whole[y : y + PATCH, x : x + PATCH], view) == lq).all()
     assert set(seen) == set(range(loader.samples))
     assert sum(len(each) for each in seen.values()) == 2 * loader.samples
 
@@ -527,10 +585,9 @@ def test_planned_and_stored_negatives_are_the_same_mixtures(builder, degradation
     assert found[0].keys() == found[1].keys() != set()
     for sample, (lambdas, negatives, lq, gt) in found[0].items():
         assert lambdas == found[1][sample][0] == pytest.approx([1, 0.95, 0.5])
-        assert torch.equal(negatives, found[1][sample][1])
-        assert torch.equal(negatives[0], lq)
+        assert (negatives - found[1][sample][1]).abs().max() <= 1 / 32768 + 1e-6  # half a step of what is stored
         for weight, negative in zip(lambdas, negatives, strict=True):
-            assert (negative - (weight * lq + (1 - weight) * gt)).abs().max() <= 0.5001 / 255
+            assert (negative - (weight * lq.double() + (1 - weight) * gt.double())).abs().max() <= 2e-7
 
 
 def test_planned_and_stored_extra_negatives_are_the_same_patches_of_other_inputs(builder):
@@ -539,18 +596,13 @@ def test_planned_and_stored_extra_negatives_are_the_same_patches_of_other_inputs
         builder(f"extra-{kept}", FILES, shard_bytes=2**18, negatives=sampling | {"kept": kept})
         for kept in ("planned", "stored")
     ]
-    with pytest.raises(
-        UserError,
-        match=r"negatives of \d images are smaller than a patch of 24x24: photos-train-\d.*; leave out the small",
-    ):
-        load(folders[0])
-    files = {name: pixels for name, pixels in FILES.items() if name != "train/low.png"}
-    folders = [
-        builder(f"extra-whole-{kept}", files, shard_bytes=2**18, negatives=sampling | {"kept": kept})
-        for kept in ("planned", "stored")
-    ]
     planned, stored = (negatives_of(folder) for folder in folders)
-    inputs = [version.planes["lq"] for version in ShardSet(folders[0], "train").versions()]
+    versions = list(ShardSet(folders[0], "train").versions())
+    inputs = [version.planes["lq"] for version in versions]
+    for version in versions:  # of images that lie on their side
+        lying = compressed(np.ascontiguousarray(np.rot90(version.planes["gt"])), version.level)
+        inputs.append(np.rot90(lying, -1))
+    inputs = [np.pad(lq, ((0, max(0, PATCH - len(lq))), (0, 0), (0, 0)), "reflect") for lq in inputs]
     assert planned.keys() == stored.keys() != set()
     for sample in list(planned)[::97]:
         lambdas, negatives, lq, _ = planned[sample]
@@ -1005,11 +1057,8 @@ def test_batches_of_16_bits_are_numbers_from_0_to_1_as_those_of_8_are(builder):
     narrow, wide = (load(folder).to_device(load(folder).cut(Position()), torch.device("cpu")) for folder in folders)
     assert wide.keys() == narrow.keys()
     assert torch.equal(wide["gt"], narrow["gt"])  # the files have 8 bits: the same numbers, to the last bit
-    assert not torch.equal(wide["lq"], narrow["lq"])  # the inputs are made of them, and rounded to finer levels
     for name in ("lq", "negatives"):
-        assert (wide[name] - narrow[name]).abs().max() < 1.01 / 255
-    for weight, negative in zip((1, 0.95, 0.5), wide["negatives"].unbind(1), strict=True):
-        assert (negative - (weight * wide["lq"] + (1 - weight) * wide["gt"])).abs().max() <= 0.51 / 65535
+        assert torch.equal(wide[name], narrow[name])
 
 
 @pytest.mark.parametrize("kind", ["intra", "extra"])
@@ -1021,7 +1070,8 @@ def test_planned_and_stored_negatives_of_16_bits_are_the_same(builder, kind):
         for kept in ("planned", "stored")
     )
     assert planned.keys() == stored.keys() != set()
-    assert all(torch.equal(planned[sample][1], stored[sample][1]) for sample in planned)
+    limit = 0 if kind == "extra" else 1 / 32768 + 1e-6
+    assert all((planned[sample][1] - stored[sample][1]).abs().max() <= limit for sample in planned)
 
 
 def test_noise_on_16_bits_is_rounded_to_their_levels_where_the_task_says_so(builder):
@@ -1051,7 +1101,7 @@ def test_masks_that_only_some_samples_have_are_said_to_be_left_out(builder, tmp_
     shutil.copytree(
         builder("loader-masks", images, layout="istd:istd", degradation={"kind": "paired"}, colour="rgb"), folder
     )
-    assert load(folder).left_out == []
+    assert load(folder).notes == []
     index = pq.read_table(folder / "index")
     gone = pc.and_(pc.equal(index["role"], "mask"), pc.equal(index["key"], "photos-train-1"))
     path = table_file(folder)
@@ -1062,5 +1112,5 @@ def test_masks_that_only_some_samples_have_are_said_to_be_left_out(builder, tmp_
     (folder / "shards.json").write_text(json.dumps(listing))
     put_right(folder, path.relative_to(folder))
     loader = load(folder)
-    assert loader.left_out == ["no mask is in the batches, for 1 of 3 have none: photos-train-1"]
+    assert loader.notes == ["no mask is in the batches, for 1 of 3 have none: photos-train-1"]
     assert "mask" not in loader.cut(Position())

@@ -1,9 +1,12 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.depth import unit
 from pipeline.errors import UserError
 from pipeline.sampling.negatives import mix, mixed_image, negatives
 from pipeline.task import Negatives
@@ -57,15 +60,13 @@ def test_extra_negatives_of_too_small_a_shard_are_an_error_that_says_what_to_do(
 
 
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 1000))
-def test_a_mixture_is_the_nearest_whole_number_and_the_same_in_numpy_and_torch(I, J, permille):  # noqa: E741
-    expected = int((permille * I + (1000 - permille) * J) / 1000 + 0.5)
-    assert mix(np.array([I]), np.array([J]), permille).item() == expected
-    tensors = (torch.tensor([value], dtype=torch.int32) for value in (I, J, permille))
-    assert mix(*tensors).item() == expected
-    assert (
-        mixed_image(np.full((2, 1, 3), I, np.uint8), np.full((2, 1, 3), J, np.uint8), permille).tolist()
-        == [[[expected] * 3]] * 2
-    )
+def test_a_mixture_is_not_rounded_and_stored_it_is_half_a_step_off_at_most(I, J, permille):  # noqa: E741
+    expected = (permille * Fraction(I, 255) + (1000 - permille) * Fraction(J, 255)) / 1000
+    values = (torch.tensor([I / 255]), torch.tensor([J / 255]), torch.tensor([permille], dtype=torch.int32))
+    assert abs(mix(*values).item() - expected) < 2e-7
+    stored = mixed_image(np.full((2, 1, 3), I, np.uint8), np.full((2, 1, 3), J, np.uint8), permille)
+    assert (stored.shape, stored.dtype) == ((2, 1, 3), np.int16)
+    assert (np.abs(unit(stored).astype(float) - float(expected)) <= 1 / 32768 + 1e-7).all()
 
 
 @pytest.mark.parametrize(

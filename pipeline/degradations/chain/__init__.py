@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.degradations.base import Degradation
 from pipeline.degradations.chain.steps import AnyStep, Filter, resized, through
+from pipeline.degradations.orientation import Turns, fewest
 from pipeline.depth import Bits, unit
 from pipeline.keyed import philox
 
@@ -45,6 +46,11 @@ class Chain(Degradation):
     def drawn_by(self) -> Literal["build", "threads", "device"]:
         """As Degradation.drawn_by."""
         return "threads" if self.drawn == "online" else "build"
+
+    @property
+    def turns(self) -> Turns:
+        """As Degradation.turns; what is drawn for a view is what was drawn for the image as it is."""
+        return fewest(step.turns for step in self.steps)
 
     @property
     def deepest(self) -> Bits:

@@ -14,6 +14,7 @@ from pipeline.degradations.chain.amounts import amount, drawn_from, one_of, show
 from pipeline.degradations.chain.kernels import Shape, bell, sinc
 from pipeline.degradations.colour import rgb2gray
 from pipeline.degradations.jpeg import Subsampling, jpeg
+from pipeline.degradations.orientation import Turns, fewest
 from pipeline.depth import Bits, levels, peak
 
 Filter = Literal["bicubic", "bilinear", "area"]
@@ -48,6 +49,11 @@ class Step(Frozen):
     def draws(self) -> int:
         """How many random numbers its parameters are drawn by."""
         return 2
+
+    @property
+    def turns(self) -> Turns:
+        """As Degradation.turns."""
+        return "all"
 
     @property
     def deepest(self) -> Bits:
@@ -102,6 +108,16 @@ class BlurStep(Step):
     def draws(self) -> int:
         """As Step.draws."""
         return 2 if self.radius is None else 5
+
+    @property
+    def turns(self) -> Turns:
+        """A long kernel has a direction, unless all directions are drawn alike: a whole number of half turns."""
+        if self.sigma_y is None:
+            return "all"
+        if self.rotation is None:
+            return "flips"
+        drawn = self.rotation if isinstance(self.rotation, tuple) else (0, 1)
+        return "all" if drawn[1] > drawn[0] and (drawn[1] - drawn[0]) % 180 == 0 else "half turn"
 
     def taken(
         self, image: np.ndarray, size: tuple[int, int], at: Sequence[float], rng: np.random.Generator
@@ -222,6 +238,11 @@ class JpegStep(Step):
     )
 
     @property
+    def turns(self) -> Turns:
+        """As Jpeg.turns."""
+        return "flips"
+
+    @property
     def deepest(self) -> Bits:
         """JPEG holds 8 bits a channel."""
         return 8
@@ -251,6 +272,11 @@ class OneOfStep(Step):
     choices: Annotated[
         tuple[Choice, ...], Field(min_length=2, max_length=100, description="`weight` and `steps` of each")
     ]
+
+    @property
+    def turns(self) -> Turns:
+        """As Degradation.turns."""
+        return fewest(step.turns for choice in self.choices for step in choice.steps)
 
     @property
     def deepest(self) -> Bits:
