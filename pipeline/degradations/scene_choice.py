@@ -16,7 +16,7 @@ def chosen_scenes(scenes: Mapping[str, str | None], number: int, *, seed: int = 
     """
     rank = {scene: digest64("scene", seed, scene) for scene in scenes}
     ahead: Counter[str] = Counter()  # scenes of the same video that come before
-    order = []
+    order: list[tuple[int, int, str]] = []
     for scene in sorted(scenes, key=lambda scene: (rank[scene], scene)):
         video = scenes[scene]
         order.append((0 if video is None else ahead[video], len(order), scene))

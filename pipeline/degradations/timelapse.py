@@ -97,7 +97,7 @@ class TimeLapse(Degradation):
             taken["sha256"].to_pylist(),
         )
         members: dict[str, list[int]] = {}
-        for i in np.flatnonzero(~lost):
+        for i in np.flatnonzero(~lost).tolist():
             members.setdefault(names[group[i]], []).append(i)
         number = self.scenes.get(taken["dataset"][0].as_py()) if isinstance(self.scenes, dict) else self.scenes
         if number is not None:

@@ -1,5 +1,6 @@
 import inspect
 import math
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,9 @@ from jobs.models.kmeans import kmeans
 from jobs.models.timelapse import Memory, TimeLapseNet, mean_l1, ssim
 from jobs.models.timelapse_profiles import PROFILES, TERMS, LossOptions, MemoryOptions, WhiteningOptions
 from jobs.models.whitening import batch_whitening, selective_whitening
+from jobs.recipe import RECIPES, build_model, read_recipe
 from jobs.training.loop import Objective
+from pipeline.task import read_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1231,3 +1234,48 @@ def test_the_controls_fail_in_220_steps(seed):
     assert cosine > 0.9
     assert rank < 2
     assert not healthy(model, first)
+
+
+# recipes
+
+
+ROWS = {  # of the paper's Tables IV and V: what the recipe is given, the terms that are computed, inputs, whether it remembers
+    "B_a": (["data.task=timelap-mean", "model.siamese=false", "model.memory=null"], "1", ("lq", "gt"), False),
+    "B_b": (["data.task=timelap-mean", "model.siamese=false"], "1", ("lq", "gt"), True),
+    "B_c": (["model.memory=null", "model.loss.w=0"], "bsc", ("frames",), False),
+    "B_d": (["model.loss.w=0"], "bsc", ("frames",), True),
+    "s, b": (["model.loss.c=0", "model.loss.w=0"], "bs", ("frames",), True),
+    "s, b, w": (["model.loss.c=0"], "bsw", ("frames",), True),
+    "b, c": (["model.loss.s=0", "model.loss.w=0"], "bc", ("frames",), True),
+    "b, c, w": (["model.loss.s=0"], "bcw", ("frames",), True),
+    "s, b, c": (["model.loss.w=0"], "bsc", ("frames",), True),
+    "s, b, c, w": ([], "bscw", ("frames",), True),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_rows_of_the_ablation_tables_are_values_of_one_recipe(row):
+    given, terms, inputs, remembers = ROWS[row]
+    page = Path(__file__).parents[2].joinpath("docs/papers.md").read_text()
+    assert f"{row} | {' '.join(f'`{each}`' for each in given)}".rstrip() in page
+    recipe = read_recipe("timelapse-derain", [*given, "model.channels=4"])
+    assert read_task(recipe.data.task).degradation.of_frames == (inputs == ("frames",))
+    model = build_model(recipe.model)
+    _, logs = model.training_loss(make_batch())
+    assert {name for name in logs if name.startswith("l_")} == {"l_s_literal", *(f"l_{term}" for term in terms)}
+    assert (model.inputs, model.memory is not None) == (inputs, remembers)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_a_recipe_that_says_where_each_value_is_from(profile):
+    name = "timelapse-derain" + ("" if profile == "ours" else f"-{profile}")
+    settings = build_model(read_recipe(name).model).settings
+    assert settings == PROFILES[profile]
+    text = (RECIPES / f"{name}.yaml").read_text()
+    body = text[text.index("model:\n") : text.index("evaluation:")].splitlines()
+    values = [line for line in body if ":" in line.split("#")[0] and not line.split("#")[0].rstrip().endswith(":")]
+    unsaid = [
+        line for line in values if not re.search(r"# (ours|(paper|release)( [\w./]+|:))", line) and "name:" not in line
+    ]
+    assert len(values) > 10
+    assert unsaid == []
