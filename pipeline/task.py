@@ -128,6 +128,15 @@ class Task(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _scenes_of_sources(self) -> "Task":
+        scenes = getattr(self.degradation, "scenes", None)
+        known = [source.partition("/")[0] for sources in self.splits.values() for source in sources]
+        for dataset in scenes if isinstance(scenes, dict) else ():
+            if dataset not in known:
+                raise ValueError(f"degradation.scenes: {dataset!r} is no data set of splits; {nearest(dataset, known)}")
+        return self
+
+    @model_validator(mode="after")
     def _negatives_of_inputs(self) -> "Task":
         if self.negatives is not None:
             if self.degradation.of_frames:

@@ -70,6 +70,11 @@ class Degradation(Frozen):
     # what it is
 
     @property
+    def left_out(self) -> str:
+        """Why a frame that can be used may be in no shard."""
+        return "the only frame of its scene that can be used, and a sample needs two"
+
+    @property
     def levels(self) -> tuple[int, ...]:
         """The strengths at which each clean image is degraded; none where the inputs are published ones."""
         return ()

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.degradations.base import Degradation, Plane
 from pipeline.degradations.paired import numbers
+from pipeline.degradations.scene_choice import chosen_frames, chosen_scenes
 from pipeline.degradations.scene_mean import scene_mean
 from pipeline.degradations.scene_pairs import scene_pairs
 from pipeline.depth import Bits
@@ -17,6 +18,9 @@ from pipeline.images import UnusableImageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+Count = Annotated[int, Field(ge=1)]
 
 
 class TimeLapse(Degradation):
@@ -28,7 +32,15 @@ class TimeLapse(Degradation):
         description="of the T (T - 1) / 2 pairs of a scene of T frames: all, or so many drawn by `seed`; "
         "which frame of a pair is the first, the loader draws in each epoch",
     )
-    seed: int = Field(0, description="of which pairs are taken")
+    scenes: Count | dict[str, Count] | None = Field(
+        None,
+        description="of each <dataset>/<split>: so many scenes drawn by `seed`, of as many videos as there are; or a mapping "
+        "that says so for some data sets; null: all",
+    )
+    frames: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="of each scene: so many drawn by `seed`; null: all"
+    )
+    seed: int = Field(0, description="of which scenes, frames and pairs are taken")
     target: Literal["mean"] | None = Field(
         None,
         description="mean: each frame is a sample, and the mean of its scene's frames its gt; null: pairs are, without gt",
@@ -45,9 +57,19 @@ class TimeLapse(Degradation):
 
     @model_validator(mode="after")
     def _pairs_or_targets(self) -> "TimeLapse":
-        if self.target and (self.pairs_per_scene, self.seed) != ("all", 0):
+        if self.target and (self.pairs_per_scene != "all" or (self.seed and not self.chooses)):
             raise ValueError("with a target each frame is a sample: leave out pairs_per_scene and seed")
         return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it takes some of the scenes or frames only."""
+        return self.scenes is not None or self.frames is not None
+
+    @property
+    def left_out(self) -> str:
+        """As Degradation.left_out."""
+        return "not among the scenes and frames that the task takes" if self.chooses else super().left_out
 
     @property
     def of_frames(self) -> bool:
@@ -63,8 +85,31 @@ class TimeLapse(Degradation):
         """As Degradation.lost: a lost frame takes no other frame with it, unless only one is left."""
         import pyarrow as pa
 
-        group = manifest["group"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices.to_numpy()
-        return deep | (np.bincount(group, ~deep)[group] < 2)
+        columns = ["dataset", "group", "scene", "sha256"]
+        taken = manifest.select(columns).take(pa.array(rows)).combine_chunks()
+        encoded = taken["group"].combine_chunks().dictionary_encode()
+        group = encoded.indices.to_numpy()
+        lost = deep | (np.bincount(group, ~deep)[group] < 2)
+        if not self.chooses:
+            return lost
+        names, videos, contents = (
+            encoded.dictionary.to_pylist(),
+            taken["scene"].to_pylist(),
+            taken["sha256"].to_pylist(),
+        )
+        members: dict[str, list[int]] = {}
+        for i in np.flatnonzero(~lost).tolist():
+            members.setdefault(names[group[i]], []).append(i)
+        number = self.scenes.get(taken["dataset"][0].as_py()) if isinstance(self.scenes, dict) else self.scenes
+        if number is not None:
+            of_video = {name: videos[frames[0]] for name, frames in members.items()}
+            members = {name: members[name] for name in chosen_scenes(of_video, number, seed=self.seed)}
+        lost[:] = True
+        for name, frames in members.items():
+            hashes = [contents[i] for i in frames]
+            kept = chosen_frames(hashes, self.frames or len(frames), seed=self.seed, scene=name)
+            lost[[frames[i] for i in kept]] = False
+        return lost
 
     def names(self, manifest: "pa.Table", rows: np.ndarray, first: np.ndarray) -> list[str] | None:
         """As Degradation.names: frame-<n>, or lq-<n> beside a target."""

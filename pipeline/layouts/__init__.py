@@ -17,12 +17,12 @@ from pipeline.layouts.pairs import Pairs
 from pipeline.layouts.rain13k import Rain13K
 from pipeline.layouts.rain100 import Rain100
 from pipeline.layouts.rain12000 import Rain12000
-from pipeline.layouts.rain14000 import Rain14000
+from pipeline.layouts.rain14000 import Rain14000, Rain14000Scenes
 from pipeline.layouts.raindrop import Raindrop
 from pipeline.layouts.realblur import RealBlur
 from pipeline.layouts.scenes import Scenes
 from pipeline.layouts.sidd import SIDD
-from pipeline.layouts.spa import SPA
+from pipeline.layouts.spa import SPA, SPAScenes
 from pipeline.layouts.srd import SRD
 from pipeline.layouts.testsets import BSD100, LIVE1, Classic5, Set5, Set14, Urban100
 from pipeline.layouts.timelap import TimeLap
@@ -49,6 +49,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         Rain12000,
         Rain13K,
         Rain14000,
+        Rain14000Scenes,
         Raindrop,
         RealBlur,
         Scenes,
@@ -56,6 +57,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         Set5,
         SIDD,
         SPA,
+        SPAScenes,
         SRD,
         TimeLap,
         Urban100,

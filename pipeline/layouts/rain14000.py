@@ -1,7 +1,11 @@
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.layouts.base import Count, Layout, Role, Row, Split
+from pipeline.layouts.files import natural, safe_key
+from pipeline.layouts.scenes import numbered
 
 FOLDERS: dict[Split, tuple[str, str]] = {"train": ("training", "Rain12600"), "test": ("testing", "Rain1400")}
 
@@ -32,3 +36,30 @@ class Rain14000(Layout):
             place = self.folder(*names)
             folders: dict[Role, Path] = {"lq": place / "rainy_image", "gt": place / "ground_truth"}
             yield from self.matched(split, folders, rules={"lq": "{image}_{rain}", "gt": "{image}"})
+
+
+class Rain14000Scenes(Layout):
+    """DDN's set as scenes without clean images: {training,testing}/rainy_image/<image>_<rain>.jpg, role frame.
+
+    The 14 rainy images that were rendered of one clean one are the frames of a scene, in the order of their numbers. The
+    clean images are not read. Folders and counts as of `rain14000`. The release of time-lapse deraining has a loader that
+    learns from them so. Source: Fu et al., Removing Rain from Single Images via a Deep Detail Network, CVPR 2017.
+    """
+
+    name = "rain14000-scenes"
+    home = Rain14000.home
+    tree = "{training,testing}/rainy_image/<image>_<rain>.jpg"
+    counts = (Count("train", "frame", 12600), Count("test", "frame", 1400))
+
+    def scan(self) -> Iterator[Row]:
+        for split, names in FOLDERS.items():
+            scenes = defaultdict(list)
+            folder = self.folder(*names) / "rainy_image"
+            for row in self.matched(split, {"frame": folder}, rules={"frame": "{image}_{rain}"}):
+                if row.reject_reason is not None:
+                    yield row
+                else:
+                    scenes[row.path.stem.partition("_")[0]].append(row)
+            for image in sorted(scenes, key=natural):
+                rows = [replace(row, scene=safe_key(image), group=safe_key(image)) for row in scenes[image]]
+                yield from numbered(sorted(rows, key=lambda row: natural(row.path.stem)))

@@ -1,8 +1,16 @@
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.layouts.base import Count, Layout, Role, Row
-from pipeline.layouts.files import files_under, subfolders
+from pipeline.layouts.base import Count, Layout, Role, Row, reject_same_key
+from pipeline.layouts.files import Rule, files_under, natural, safe_key, subfolders, unusable
+from pipeline.layouts.scenes import numbered
+
+PATCHES: Mapping[int, str] = {
+    638493: "the number of lines in real_world.txt; readmes say 638,492",
+    638500: "all images, some of which real_world.txt does not name",
+}
 
 
 class SPA(Layout):
@@ -21,15 +29,7 @@ class SPA(Layout):
     home = "https://github.com/stevewongv/SPANet"
     tree = "real_world/*/*/*.png, real_world_gt/*/*.png, real_world.txt, real_test_1000/{rain/*.png,gt/*gt.png}"
     counts = (
-        Count(
-            "train",
-            "lq",
-            638492,
-            causes={
-                638493: "the number of lines in real_world.txt; readmes say 638,492",
-                638500: "all images, some of which real_world.txt does not name",
-            },
-        ),
+        Count("train", "lq", 638492, causes=PATCHES),
         Count("test", "lq", 1000),
     )
 
@@ -58,3 +58,43 @@ class SPA(Layout):
             frames = sorted({path.parent for path in files_under(rainy / scene)}) or [rainy / scene]
             rules: dict[Role, str] = {"lq": f"{scene}-{{frame}}_{{x}}_{{y}}", "gt": f"{scene}_{{x}}_{{y}}"}
             yield from self.matched("train", {"lq": frames, "gt": clean / scene}, scene, rules)
+
+
+class SPAScenes(Layout):
+    """SPA-Data's training set as scenes without clean images: real_world/000/000-<f>/000-<f>_<x>_<y>.png, role frame.
+
+    Which time-lapse deraining learns from: what the videos' cameras saw of the place x, y is one scene, its frames in the
+    order of f. The scene column names the video. The clean images, the list of pairs and the test set are not read, and an
+    image without a clean one is as good as another. Both may lie in the folder Training, as published. The paper's 170
+    scenes are videos: `scenes: 170` in a task takes one place of each. Source: as of `spa`.
+    """
+
+    name = "spa-scenes"
+    home = SPA.home
+    tree = "real_world/<video>/<video>-<frame>/<video>-<frame>_<x>_<y>.png"
+    counts = (Count("train", "frame", 638492, causes=PATCHES),)
+
+    def scan(self) -> Iterator[Row]:
+        rainy = self.folder("Training", "") / "real_world"
+        yield from self.loose("train", "frame", rainy, "not in the folder of a video")
+        for video in subfolders(rainy):
+            rule = Rule(f"{video.name}-{{frame}}_{{x}}_{{y}}")
+            rows, orders = [], {}
+            for path in files_under(video):
+                flat = len(path.relative_to(video).parts) == 2
+                reason = unusable(path) if flat else "not directly in the folder of a frame"
+                found = rule.parse(path.stem)
+                if reason is None and found is None:
+                    reason = f"its name is not of the form {rule.pattern}"
+                if reason is not None or found is None:
+                    yield self.reject("train", "frame", path, reason or "")
+                    continue
+                key, place = path.stem.replace("_", "-"), f"{video.name}-{found['x']}-{found['y']}"  # as in `spa`
+                row = self.row("train", "frame", path, safe_key(key), safe_key(video.name))
+                rows.append(replace(row, group=safe_key(place)))
+                orders[path] = natural(found["frame"])
+            scenes = defaultdict(list)
+            for row in reject_same_key(rows, self.root):
+                scenes[row.group].append(row)
+            for place in sorted(scenes, key=natural):
+                yield from numbered(sorted(scenes[place], key=lambda row: orders[row.path]))

@@ -25,7 +25,7 @@ SMALLEST, LARGEST = 2**16, 2**26  # bytes: the limits of that size. A shard may 
 
 # The columns of the manifest that a plan needs.
 COLUMNS = ["dataset", "split", "key", "group", "role", "frame", "path", "part", "sha256", "width", "height", "channels"]
-COLUMNS += ["bit_depth"]
+COLUMNS += ["bit_depth", "scene"]
 BATCH = 100_000  # values that are Python objects at a time
 
 
@@ -180,7 +180,6 @@ def unused(manifest: pa.Table, rows: np.ndarray, task: Task) -> pa.Table:
     taken = manifest.select(["path", "part", "role", "bit_depth"]).take(pa.array(rows))
     roles = task.degradation.roles
     deep = "16 bits a channel, and the task's shards have 8: say bits: 16 in the task, or convert it to 8"
-    alone = "the only frame of its scene that can be used, and a sample needs two"
     why = pa.scalar(f"a task of kind {task.degradation.kind} takes {' and '.join(roles)}")
     reason = pc.if_else(
         pc.invert(pc.is_in(taken["role"], pa.array(roles))),
@@ -188,7 +187,7 @@ def unused(manifest: pa.Table, rows: np.ndarray, task: Task) -> pa.Table:
         pc.if_else(
             pc.greater(taken["bit_depth"], task.bits),
             deep,
-            pc.if_else(pc.equal(taken["role"], "frame"), alone, f"its partner has {deep}"),
+            pc.if_else(pc.equal(taken["role"], "frame"), task.degradation.left_out, f"its partner has {deep}"),
         ),
     )
     return taken.select(["path", "part"]).append_column("reason", reason)

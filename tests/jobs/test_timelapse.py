@@ -1,5 +1,7 @@
 import inspect
 import math
+import re
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from jobs.models.kmeans import kmeans
 from jobs.models.timelapse import Memory, TimeLapseNet, mean_l1, ssim
 from jobs.models.timelapse_profiles import PROFILES, TERMS, LossOptions, MemoryOptions, WhiteningOptions
 from jobs.models.whitening import batch_whitening, selective_whitening
+from jobs.recipe import RECIPES, build_model, read_recipe
 from jobs.training.loop import Objective
+from pipeline.task import read_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -543,14 +547,18 @@ def lowest_cluster(values: np.ndarray, clusters: int, lowest: int) -> np.ndarray
     return low
 
 
-def released_whitening(q_v: Tensor, q_w: Tensor) -> float:
+Lowest = Callable[[np.ndarray, int, int], np.ndarray]
+
+
+def released_whitening(q_v: Tensor, q_w: Tensor, lowest: Lowest = lowest_cluster) -> Tensor:
     """Of (B, C, H, W), in the release's order of steps."""
     B, C, H, W = q_v.shape
-    S = [np.einsum("bihw,bjhw->bij", q, q) / (H * W - 1) + 1e-5 * np.eye(C) for q in (q_v.numpy(), q_w.numpy())]
+    S = [torch.einsum("bihw,bjhw->bij", q, q) / (H * W - 1) + 1e-5 * torch.eye(C) for q in (q_v, q_w)]
     mean = (S[0] + S[1]) / 2
     V = ((S[0] - mean) ** 2 + (S[1] - mean) ** 2) / 2
-    mask = np.triu(lowest_cluster(V.reshape(-1), 50, 1).reshape(B, C, C))
-    return float(sum((np.abs(each) * mask).sum() / mask.sum() for each in S) / B)
+    low = lowest(V.detach().flatten().numpy(), 50, 1)
+    mask = torch.from_numpy(low).view(B, C, C).triu().double()
+    return sum((each * mask).abs().sum() / mask.sum() for each in S) / B
 
 
 def whole_whitening(q_v: Tensor, q_w: Tensor) -> float:
@@ -572,23 +580,18 @@ def triangle_whitening(q_v: Tensor, q_w: Tensor) -> float:
     return float(np.mean(losses))
 
 
-def padded_ssim(x: Tensor, y: Tensor) -> float:
+def padded_ssim(x: Tensor, y: Tensor) -> Tensor:
     """SSIM as a file of this name has it in deraining code: constants of the range 1, zeros around the image."""
-    from scipy.ndimage import correlate
+    g = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
+    window = torch.outer(g, g)[None, None] / g.sum() ** 2
 
-    g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
-    window = np.outer(g, g) / g.sum() ** 2
+    def mean(image: Tensor) -> Tensor:
+        return F.conv2d(image.flatten(0, 1)[:, None], window, padding=5)
 
-    def mean(image: np.ndarray) -> np.ndarray:
-        return correlate(image, window, mode="constant")
-
-    found = []
-    for a, b in zip(x.flatten(0, 1).numpy(), y.flatten(0, 1).numpy(), strict=True):
-        m_a, m_b = mean(a), mean(b)
-        v_a, v_b, both = mean(a * a) - m_a**2, mean(b * b) - m_b**2, mean(a * b) - m_a * m_b
-        top = (2 * m_a * m_b + 1e-4) * (2 * both + 9e-4)
-        found.append(top / ((m_a**2 + m_b**2 + 1e-4) * (v_a + v_b + 9e-4)))
-    return float(np.mean(found))
+    m_x, m_y = mean(x), mean(y)
+    v_x, v_y, both = mean(x * x) - m_x**2, mean(y * y) - m_y**2, mean(x * y) - m_x * m_y
+    top = (2 * m_x * m_y + 1e-4) * (2 * both + 9e-4)
+    return (top / ((m_x**2 + m_y**2 + 1e-4) * (v_x + v_y + 9e-4))).mean()
 
 
 def plain_ssim(x: Tensor, y: Tensor) -> float:
@@ -632,7 +635,6 @@ def test_the_objective_is_equation_14_as_the_profile_says(profile):
         "ssim": -similar(B_v, B_w),
     }
     for name, value in expected.items():
-        # of a single-precision kernel in SSIM, none elsewhere
         assert float(logs[f"l_{name}"]) == pytest.approx(float(value), rel=1e-9, abs=1e-12), name
     assert float(logs["l_s"]) == pytest.approx(crossed * float(expected["b"]), abs=1e-12)
     total = sum(weight * float(value) for weight, value in zip(weights, expected.values(), strict=True))
@@ -1232,3 +1234,48 @@ def test_the_controls_fail_in_220_steps(seed):
     assert cosine > 0.9
     assert rank < 2
     assert not healthy(model, first)
+
+
+# recipes
+
+
+ROWS = {  # of the paper's Tables IV and V: what the recipe is given, the terms that are computed, inputs, whether it remembers
+    "B_a": (["data.task=timelap-mean", "model.siamese=false", "model.memory=null"], "1", ("lq", "gt"), False),
+    "B_b": (["data.task=timelap-mean", "model.siamese=false"], "1", ("lq", "gt"), True),
+    "B_c": (["model.memory=null", "model.loss.w=0"], "bsc", ("frames",), False),
+    "B_d": (["model.loss.w=0"], "bsc", ("frames",), True),
+    "s, b": (["model.loss.c=0", "model.loss.w=0"], "bs", ("frames",), True),
+    "s, b, w": (["model.loss.c=0"], "bsw", ("frames",), True),
+    "b, c": (["model.loss.s=0", "model.loss.w=0"], "bc", ("frames",), True),
+    "b, c, w": (["model.loss.s=0"], "bcw", ("frames",), True),
+    "s, b, c": (["model.loss.w=0"], "bsc", ("frames",), True),
+    "s, b, c, w": ([], "bscw", ("frames",), True),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_rows_of_the_ablation_tables_are_values_of_one_recipe(row):
+    given, terms, inputs, remembers = ROWS[row]
+    page = Path(__file__).parents[2].joinpath("docs/papers.md").read_text()
+    assert f"{row} | {' '.join(f'`{each}`' for each in given)}".rstrip() in page
+    recipe = read_recipe("timelapse-derain", [*given, "model.channels=4"])
+    assert read_task(recipe.data.task).degradation.of_frames == (inputs == ("frames",))
+    model = build_model(recipe.model)
+    _, logs = model.training_loss(make_batch())
+    assert {name for name in logs if name.startswith("l_")} == {"l_s_literal", *(f"l_{term}" for term in terms)}
+    assert (model.inputs, model.memory is not None) == (inputs, remembers)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_has_a_recipe_that_says_where_each_value_is_from(profile):
+    name = "timelapse-derain" + ("" if profile == "ours" else f"-{profile}")
+    settings = build_model(read_recipe(name).model).settings
+    assert settings == PROFILES[profile]
+    text = (RECIPES / f"{name}.yaml").read_text()
+    body = text[text.index("model:\n") : text.index("evaluation:")].splitlines()
+    values = [line for line in body if ":" in line.split("#")[0] and not line.split("#")[0].rstrip().endswith(":")]
+    unsaid = [
+        line for line in values if not re.search(r"# (ours|(paper|release)( [\w./]+|:))", line) and "name:" not in line
+    ]
+    assert len(values) > 10
+    assert unsaid == []
