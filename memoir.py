@@ -41,6 +41,15 @@ Trust = Annotated[
     typer.Option("--trust", help="import this network of one's own, module:Class, or all of a module or package"),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from", help="start from a model's weights: as restore --model takes it, or a file that import reads"
+    ),
+]
+Partial = Annotated[
+    bool, typer.Option("--from-partial", help="take the tensors of --from that fit, and name those that do not")
+]
 
 
 @app.command()
@@ -161,6 +170,8 @@ def train(
     store: Store = None,
     runs: Runs = Path("runs"),
     strict: Annotated[bool, typer.Option("--strict", help="short for --set training.strict=true")] = False,
+    start: From = None,
+    partial: Partial = False,
     run: Annotated[str | None, typer.Option(help="of a job: the run that it must be")] = None,
 ) -> None:
     """Train a recipe with Ray Train, here or on the cluster at RAY_ADDRESS=http://...; resumes by itself."""
@@ -169,7 +180,8 @@ def train(
 
     overrides = [*(overrides or []), *(["training.strict=true"] if strict else [])]
     store = project_store(store)
-    pointer = train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run)
+    how: dict[str, Any] = {"overrides": overrides, "run": run, "start": start, "partial": partial}
+    pointer = train(recipe, data=data, store=store, runs=runs, **how)
     say(f"{pointer['run']}: {pointer['step']} steps; {store}/{pointer['checkpoint']} ({pointer['sha256'][:16]})")
 
 
@@ -181,18 +193,23 @@ def submit(
     data: TrainData = "data",
     store: Store = None,
     params: ParamsFile = Path("params.yaml"),
+    start: From = None,
+    partial: Partial = False,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Send recipes to the Ray cluster at RAY_ADDRESS=http://..., and leave; `memoir train` then follows its job."""
     from jobs.training.run import plan_run
+    from jobs.training.start import reader
     from jobs.training.submit import client, submit
     from pipeline.params import in_project, read_params
 
     if every == bool(recipes):
         raise UserError("submit: name recipes, or --all for those of params.yaml")
     store = store or in_project(read_params(params).store)
+    begins = reader(start, runs, store, partial=partial)
     cluster = client()
     for recipe in recipes or read_params(params).recipes:
-        planned = plan_run(recipe, data=data, store=store, overrides=overrides)
+        planned = plan_run(recipe, data=data, store=store, overrides=overrides, begins=begins)
         finished = "done.json" in planned.place.names("done.json")
         say(f"{planned.run}: finished" if finished else submit(planned, cluster))
 

@@ -69,6 +69,7 @@ class Pointer(OfStore):
     precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []
     source: Sha256 | None = None  # its digest, for a network of one's own
+    started_from: Sha256 | None = None  # of the weights that the run started from
     data: Trained
 
     @model_validator(mode="after")
@@ -103,6 +104,19 @@ class Promotion(Document):
     why: Line | None = None
 
 
+class StartedFrom(Document):
+    """The weights that a training started from, instead of its network's initialisation.
+
+    name: a version's or a checkpoint's place, or a file's name; weights: the sha256 of that file. sha256: of what of it the run
+    keeps. fresh: the tensors that it does not have, or not in that shape, which started from their initialisation.
+    """
+
+    name: Line
+    weights: Sha256
+    sha256: Sha256
+    fresh: list[Line] = []
+
+
 class Began(Document):
     """began.json of a run: who began it, when, with which code, on which data."""
 
@@ -117,6 +131,7 @@ class Began(Document):
     codec: Line | None = None
     licences: Licences = {}
     datasets: dict[Line, dict[str, Any]] | None = None
+    started_from: StartedFrom | None = None
 
 
 class Machine(Document):
@@ -129,10 +144,10 @@ class Machine(Document):
 
 
 class ProvenanceData(Document):
-    """What provenance.json says of the training data; what older versions of memoir did not say is None."""
+    """What provenance.json says of the training data; what older versions of memoir did not say, or nobody knows, is None."""
 
     task: Line | None = None
-    digest: Line
+    digest: Line | None = None
     location: Line | None = None
     licences: Licences = {}
 
@@ -142,6 +157,21 @@ class OwnNetwork(Document):
 
     name: Line
     source: Sha256 | None = None
+
+
+class Imported(Document):
+    """Where a version that was not trained here comes from.
+
+    file, sha256: the checkpoint's. location: what was given for it. release: whose weights they are, a module of
+    jobs/importing. licence, source: as whoever imported it states them.
+    """
+
+    file: Line
+    sha256: Sha256
+    location: Line
+    release: Line
+    licence: Line | None = None
+    source: Line | None = None
 
 
 class Provenance(Document):
@@ -159,6 +189,8 @@ class Provenance(Document):
     dirty: bool | None = None
     diff: Sha256 | None = None
     parent: VersionName | None = None
+    imported: Imported | None = None
+    started_from: StartedFrom | None = None
     overrides: Overrides = []
     precision: Literal["fp32", "bf16"] | None = None
     notes: list[Line] = []

@@ -28,6 +28,7 @@ def card(
     provenance: dict[str, Any],
 ) -> str:
     """The text of card.md. uri: the version's. scores: from metrics.json."""
+    told = Provenance.model_validate(provenance)
     options = dict(recipe["model"])
     architecture = options.pop("name")
     groups = {key: options.pop(key) for key, value in list(options.items()) if isinstance(value, dict) and value}
@@ -45,7 +46,8 @@ def card(
         uri=uri,
         version=uri.rsplit("/", 1)[1],
         architecture=architecture,
-        provenance=Provenance.model_validate(provenance),
+        provenance=told,
+        imported=told.imported,
         licence=_licence(provenance["data"].get("licences", {})),
         degradation=degradation,
         levels=f" ({levels})" if levels else "",

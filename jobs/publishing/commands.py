@@ -1,4 +1,4 @@
-"""The commands of published models: publish, models, promote."""
+"""The commands of published models: publish, import, models, promote."""
 
 import json
 from pathlib import Path
@@ -33,6 +33,31 @@ def publish(
     if not published["latest"]:
         version = published["model"].removeprefix("models/")
         say(f"{published['uri']}: of an experiment, so not the latest; `memoir promote {version} latest` makes it so")
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[str, typer.Argument(help="a checkpoint: .safetensors, .pth, .caffemodel; a path or a URI")],
+    recipe: Annotated[str, typer.Option("--as", help="the recipe whose network it is of")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="of the weights, as their publishers state it")] = None,
+    source: Annotated[str | None, typer.Option(help="where they were published, e.g. an address")] = None,
+    data: Annotated[str, typer.Option(help="of built data sets, for a recipe whose task is a file of yours")] = "data",
+    store: Store = None,
+) -> None:
+    """Put weights that somebody else has published into the store, as a version of a recipe; runs no code of the file."""
+    from jobs.publishing.foreign import import_version
+    from pipeline.params import project_store
+
+    to = project_store(store)
+    done = import_version(file, recipe, to, data=data, overrides=overrides, licence=licence, source=source)
+    state = f"imported, of release {done['release']}" if done["new"] else "already there"
+    say(f"{done['uri']}: {state} ({done['sha256'][:16]})")
+    if not done["latest"]:
+        version = done["model"].removeprefix("models/")
+        say(f"{done['uri']}: not the latest of its recipe; `memoir promote {version} latest` makes it so")
 
 
 @app.command()
@@ -87,10 +112,16 @@ def models(
             continue
         first = {name: (measured(score)[0], score) for name, score in version["scores"].items()}
         scores = "  ".join(f"{name} {m.text(score[m.name])} {m.unit}" for name, (m, score) in first.items())
+        foreign = version["lineage"].get("imported")
+        scores = "  ".join([*([f"imported from {foreign['file']}"] if foreign else []), *([scores] if scores else [])])
         say(f"{name}{''.join(f'  {label}' for label in version['names'])}  {scores}")
 
 
 def _say_lineage(name: str, version: dict[str, Any]) -> None:
     for key, value in {"task": version["task"], **version["lineage"]}.items():
+        if isinstance(value, dict):
+            for part, held in value.items():
+                say(f"{name}  {key} {part}: {'not stated' if held is None else held}")
+            continue
         shown = "not recorded" if value is None and key != "parent" else "none" if value is None else value
         say(f"{name}  {key}: {shown}")

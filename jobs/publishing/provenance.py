@@ -22,7 +22,8 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
     """Where a model comes from, as JSON.
 
     who, when, repository, commit, dirty, diff, machine: of the training, as it recorded them when it began; null, and one line
-    on stderr, where it did not. published: who and when. parent: the recipe's latest version until now. libraries: those of the
+    on stderr, where it did not. published: who and when. parent: the recipe's latest version until now. started_from: the
+    weights that the training started from, where it did. libraries: those of the
     training, or of this machine for a training that did not record them.
     """
     pointer, trained = checkpoint.pointer, checkpoint.recipe["training"]
@@ -42,6 +43,7 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
         "run": pointer["run"],
         "overrides": pointer.get("overrides", []),
         "parent": parent,
+        **({"started_from": start} if (start := began.get("started_from")) else {}),
         "published": {"who": author(), "when": now()},
         **(_network(checkpoint.recipe["model"], pointer) if is_own(checkpoint.recipe["model"].get("name")) else {}),
         "step": pointer["step"],
@@ -50,11 +52,12 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
         "precision": pointer.get("precision"),
         "portable": trained.get("portable", False),
         "machine": machine,
-        "libraries": machine["libraries"] if machine else _libraries(),
+        "libraries": machine["libraries"] if machine else libraries(),
     }
 
 
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
+    """The versions that are installed here."""
     return {
         "memoir": version("memoir"),
         "torch": torch.__version__,

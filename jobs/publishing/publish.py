@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,6 @@ from jobs.restoring.checkpoint import (
     LATEST,
     SUMS,
     WEIGHTS,
-    Checkpoint,
     assemble,
     find_version,
     labelled_version,
@@ -39,6 +39,7 @@ from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
 
 LINEAGE = ("run", "repository", "commit", "dirty", "who", "when", "parent")
+FROM_ELSEWHERE = ("started_from", "imported")  # of few versions: weights that did not begin here
 FILES = (WEIGHTS, "recipe.yaml", "task.yaml", "metrics.json", "provenance.json", "card.md")
 
 
@@ -61,35 +62,73 @@ def publish(recipe: str, to: str, runs: Path, store: str | None = None) -> dict[
     training = _results(
         lambda mend: read_document(path.read_bytes(), dict[str, Any], str(path), mend), f"memoir train {name}"
     )
-    task = checkpoint.task
     sha256 = checkpoint.pointer["sha256"]
     if any(row.get("weights", sha256) != sha256 for row in scores.values()):
         raise UserError(
             f"{runs / name}/protocols.json: scores of other weights; run `memoir evaluate --model {name}` again"
         )
-    content = {"model": sha256, "recipe": checkpoint.recipe, "task": task, "scores": scores}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    content = Content(
+        name=name,
+        recipe=checkpoint.recipe,
+        task=checkpoint.task,
+        metrics={"scores": scores, "training": training},
+        sha256=sha256,
+        where=checkpoint.store.uri,
+        download=checkpoint.download,
+        provenance=lambda parent: provenance(checkpoint, parent),
+    )
+    stored = put_version(content, to, trust)
+    latest = not in_experiment()
+    if latest:
+        point(storage(to), name, LATEST, stored["version"], sha256)
+    published = {key: stored[key] for key in ("model", "version", "sha256")}
+    write_bytes(runs / name / "published.json", _json(published))
+    return stored | {"latest": latest}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a version is to hold.
+
+    name: of the recipe in the store. recipe: resolved. task: see `jobs.restoring.checkpoint.Trained`. metrics: `scores` and
+    `training`. sha256: of the weights, which `download` copies to a path; where: their place, for messages. provenance: what
+    provenance.json says, given the latest version until now. origin: what else makes it another version.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    task: dict[str, Any]
+    metrics: dict[str, Any]
+    sha256: str
+    where: str
+    download: Callable[[Path], None]
+    provenance: Callable[[str | None], dict[str, Any]]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def put_version(content: Content, to: str, trust: Collection[str] = ()) -> dict[str, Any]:
+    """Write <to>/models/<name>/<version> unless it is there; returns its model, version, sha256, uri, and `new`.
+
+    trust: see `load_model`. Raises UserError for a version whose files are not these.
+    """
+    made_of = {"model": content.sha256, "recipe": content.recipe, "task": content.task}
+    made_of |= {"scores": content.metrics["scores"], **content.origin}
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
     target = storage(to)
-    model = f"models/{name}/{digest}"
+    model = f"models/{content.name}/{digest}"
     place = storage(f"{target.uri}/{model}")
-    metrics = {"scores": scores, "training": training}
     new = not place.names(SUMS)
     if new:
         try:
-            parent = labelled_version(target, LATEST, f"models/{name}/")
-        except UserError:  # a damaged one is replaced below
+            parent = labelled_version(target, LATEST, f"models/{content.name}/")
+        except UserError:  # a damaged one is replaced by whoever publishes
             parent = None
-        _upload(checkpoint, place, metrics, trust, None if parent == digest else parent)
+        _upload(content, place, trust, None if parent == digest else parent)
     else:
-        _compare(checkpoint, place, task, metrics)
-    latest = not in_experiment()
-    if latest:
-        point(target, name, LATEST, digest, sha256)
-    published = {"model": model, "version": digest, "sha256": sha256}
-    write_bytes(runs / name / "published.json", _json(published))
+        _compare(content, place)
     if line := pointers_only(to):
         sys.stderr.write(f"{printable(line)}\n")
-    return published | {"uri": place.uri, "new": new, "latest": latest}
+    return {"model": model, "version": digest, "sha256": content.sha256, "uri": place.uri, "new": new}
 
 
 def models(uri: str) -> list[dict[str, Any]]:
@@ -97,7 +136,8 @@ def models(uri: str) -> list[dict[str, Any]]:
 
     Each is {"recipe", "version", "latest" (whether latest.json names it), "names" (all that name it, sorted), "uri", "sha256"
     (of the weights), "task", "lineage" (data, run, repository, commit, dirty, who, when, parent: of its training, null where that
-    is not known), "scores": {"<data set>/<benchmark>": its metrics}}. Raises UserError for a store without models, and for a
+    is not known; and started_from or imported, where its weights began elsewhere), "scores": {"<data set>/<benchmark>": its
+    metrics}}. Raises UserError for a store without models, and for a
     damaged version.
     """
     store = storage(uri)
@@ -120,7 +160,11 @@ def models(uri: str) -> list[dict[str, Any]]:
                 "uri": held.store.uri,
                 "sha256": held.sums[WEIGHTS],
                 "task": origin["data"].get("task"),
-                "lineage": {"data": origin["data"]["digest"], **{key: origin.get(key) for key in LINEAGE}},
+                "lineage": {
+                    "data": origin["data"].get("digest"),
+                    **{key: origin.get(key) for key in LINEAGE},
+                    **{key: origin[key] for key in FROM_ELSEWHERE if origin.get(key)},
+                },
                 "scores": {key: {m.name: row[m.name] for m in measured(row)} for key, row in scores.items()},
             }
         )
@@ -139,12 +183,9 @@ def _results(read: Callable[[str], dict[str, Any]], command: str) -> dict[str, A
         raise UserError(f"{error.filename}: not found; `{command}` writes it") from None
 
 
-def _upload(
-    checkpoint: Checkpoint, place: Storage, metrics: dict[str, Any], trust: Collection[str], parent: str | None
-) -> None:
+def _upload(content: Content, place: Storage, trust: Collection[str], parent: str | None) -> None:
     """Write a version, or what is missing of it; files that another publisher of the same version wrote are kept."""
-    task = checkpoint.task
-    sums = {WEIGHTS: checkpoint.pointer["sha256"]}
+    sums = {WEIGHTS: content.sha256}
 
     def put(name: str, data: bytes) -> bytes:
         """What the version holds under this name in the end."""
@@ -157,35 +198,36 @@ def _upload(
 
     with TemporaryDirectory(prefix="memoir-") as folder:
         weights = Path(folder, WEIGHTS)
-        checkpoint.download(weights)
-        model = assemble(checkpoint.recipe, weights, checkpoint.store.uri, trust)
+        content.download(weights)
+        model = assemble(content.recipe, weights, content.where, trust)
         try:
             place.write_new(WEIGHTS, weights)
         except FileExistsError:
             if place.sha256(WEIGHTS) != sums[WEIGHTS]:
                 raise _conflict(place, WEIGHTS) from None
-    _check(place, "recipe.yaml", put("recipe.yaml", _yaml(checkpoint.recipe)), checkpoint.recipe)
-    _check(place, "task.yaml", put("task.yaml", _yaml(task)), task)
-    _check(place, "metrics.json", put("metrics.json", _json(metrics)), metrics["scores"])
-    told = put("provenance.json", _json(provenance(checkpoint, parent)))
+    _check(place, "recipe.yaml", put("recipe.yaml", _yaml(content.recipe)), content.recipe)
+    _check(place, "task.yaml", put("task.yaml", _yaml(content.task)), content.task)
+    scores = content.metrics["scores"]
+    _check(place, "metrics.json", put("metrics.json", _json(content.metrics)), scores)
+    told = put("provenance.json", _json(content.provenance(parent)))
     try:
         origin = read_document(told, Provenance, f"{place.uri}/provenance.json", AGAIN)
     except UserError:
         raise _conflict(place, "provenance.json") from None
-    put("card.md", card(place.uri, model, checkpoint.recipe, task, metrics["scores"], origin).encode())
+    put("card.md", card(place.uri, model, content.recipe, content.task, scores, origin).encode())
     lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(FILES)).encode()
     if put(SUMS, lines) != lines:
         raise _conflict(place, SUMS)
 
 
-def _compare(checkpoint: Checkpoint, place: Storage, task: dict[str, Any], metrics: dict[str, Any]) -> None:
+def _compare(content: Content, place: Storage) -> None:
     """Raise UserError unless a whole version holds this model."""
     held = find_version(place.uri)
     if lacking := sorted(set(FILES) - set(place.names())):
         raise UserError(f"{place.uri}: lacks {', '.join(lacking)}; remove the version and publish again")
-    if held.sums[WEIGHTS] != checkpoint.pointer["sha256"]:
+    if held.sums[WEIGHTS] != content.sha256:
         raise _conflict(place, WEIGHTS)
-    expected = {"recipe.yaml": checkpoint.recipe, "task.yaml": task, "metrics.json": metrics["scores"]}
+    expected = {"recipe.yaml": content.recipe, "task.yaml": content.task, "metrics.json": content.metrics["scores"]}
     for name, value in expected.items():
         _check(place, name, held.read(name), value)
 

@@ -29,7 +29,7 @@ def select(
     found = []
     for each in held:
         scores = {key: row for key, row in each["scores"].items() if benchmark is None or _is(key, benchmark)}
-        if task not in (None, each["task"]) or not scores:
+        if task not in (None, each["task"]) or (benchmark is not None and not scores):
             continue
         if min_psnr is not None and _psnr(scores) < min_psnr:
             continue

@@ -63,6 +63,12 @@ def read_original(version: str, store: str) -> Original:
     provenance = read_document(held.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)
     scores = read_document(held.read("metrics.json"), Metrics, f"{uri}/metrics.json", AGAIN)["scores"]
     where = f"{uri}/provenance.json"
+    if provenance.get("imported"):
+        raise UserError(f"{where}: it was imported, and not trained here; there is no training to reproduce")
+    if start := provenance.get("started_from"):
+        raise UserError(
+            f"{where}: its training started from other weights, {start['name']}; train it by hand, with `memoir train --from`"
+        )
     if not provenance.get("commit"):
         raise UserError(
             f"{where}: does not say from which commit it was trained (an older memoir, or no git); it cannot be reproduced"

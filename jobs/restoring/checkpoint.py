@@ -85,8 +85,9 @@ class Version:
 def load_model(reference: str, runs: Path, trust: Collection[str] = (), store: str | None = None) -> Trained:
     """A trained model, ready to restore.
 
-    reference: a recipe with runs/<recipe>/checkpoint.json; runs/<recipe>/published.json, for the version that it names; or the
-    folder or URI of a published version, or of <store>/models/<recipe>, which stands for its latest version. Only weights
+    reference: a recipe with runs/<recipe>/checkpoint.json; runs/<recipe>/published.json, for the version that it names; the
+    folder or URI of a published version, or of <store>/models/<recipe>, which stands for its latest version; or RECIPE@NAME or
+    RECIPE@VERSION, which is in the store. Only weights
     whose sha256 is the recorded one are loaded. store: where the checkpoints and versions are that files in `runs` name; that
     of params.yaml in the current directory by default.
     trust: networks of one's own, modules or packages that may be imported, beside those that a recipe file here names.
@@ -95,6 +96,16 @@ def load_model(reference: str, runs: Path, trust: Collection[str] = (), store: s
     """
     found = _find(reference, runs, store)
     return _trained(found, reference, trust) if isinstance(found, Checkpoint) else _published(found, trust)
+
+
+def copy_weights(reference: str, runs: Path, store: str | None, path: Path) -> str:
+    """Copy the weights of a trained model to a local file; returns the place they come from. Errors are those of `load_model`."""
+    found = _find(reference, runs, store)
+    if isinstance(found, Checkpoint):
+        found.download(path)
+    else:
+        found.download(WEIGHTS, path)
+    return found.store.uri
 
 
 def trained_portably(reference: str, runs: Path, store: str | None = None) -> bool:
@@ -113,6 +124,10 @@ def _find(reference: str, runs: Path, store: str | None) -> "Checkpoint | Versio
         return read_checkpoint(name, runs, store)
     if "/" in reference or Path(reference).is_dir():
         return find_version(reference)
+    recipe, at, label = reference.rpartition("@")
+    if at:
+        place = f"{project_store(store)}/models/{recipe}"
+        return find_version(f"{place}/{label}" if re.fullmatch("[0-9a-f]{12}", label) else f"{place}@{label}")
     recipe, _, values = name.partition("+")
     if (RECIPES / f"{recipe}.yaml").is_file():
         command = f"memoir train {recipe} --set ...` with its values" if values else f"memoir train {name}`"

@@ -47,8 +47,11 @@ CODE = (
 OWN = ("jobs/models/memorynet.py", "jobs/models/objective.py", "jobs/models/own.py")
 
 
-def origin(recipe: Recipe, shards: str) -> dict[str, Any]:
-    """What the weights of a run depend on: the recipe (all but how the run is carried out), the shards' digest, and code."""
+def origin(recipe: Recipe, shards: str, started_from: str | None = None) -> dict[str, Any]:
+    """What the weights of a run depend on: the recipe (all but how the run is carried out), the shards' digest, and code.
+
+    started_from: the sha256 of the weights it starts from, see `jobs.training.start`; None: from its initialisation.
+    """
     root = Path(__file__).parents[2]
     name = recipe.model.name
     code = (*CODE, *OWN) if is_own(name) else (*CODE, f"jobs/models/{name}.py")
@@ -57,6 +60,7 @@ def origin(recipe: Recipe, shards: str) -> dict[str, Any]:
         "seed": recipe.training.seed,
         "portable": recipe.training.portable,
         "shards": shards,
+        **({"started_from": started_from} if started_from else {}),
         "code": {name: file_sha256(path) for name, path in paths.items()},
     }
 
@@ -103,7 +107,7 @@ def other_run(recipe: Recipe, pointer: dict[str, Any], store: Storage) -> str | 
 
     pointer: checkpoint.json. The store has what the pointer's run is made of.
     """
-    ours, run = origin(recipe, pointer["samples"]), pointer["run"]
+    ours, run = origin(recipe, pointer["samples"], pointer.get("started_from")), pointer["run"]
     if run == f"{pointer['recipe']}-{digest(ours)}":
         return None
     where = f"runs/{run}/{FILE}"

@@ -43,6 +43,7 @@ def began(planned: Planned) -> None:
         "codec": listing["codec"],
         "licences": listing["licences"],
         "datasets": datasets,
+        **({"started_from": planned.start.told()} if planned.start else {}),
     }
     _write(planned.place, BEGAN, found)
 

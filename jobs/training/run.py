@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from jobs.recipe import Recipe, read_recipe
 from jobs.training.origin import digest, origin
+from jobs.training.start import Begins, Start
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name
 from pipeline.revisions.revision import dataset_of_task
@@ -17,6 +18,7 @@ class Planned(NamedTuple):
     name: the recipe's. variant: the name of its folder in runs/, which is another one if values were replaced; overrides: those
     that make the difference. run: the run's name in the store, with a digest of its origin: data, recipe and code. built,
     samples, listing: the dataset, its digest and what its shards.json lists. place: the run's folder in the store.
+    start: the weights that it starts from, where this process has read them.
     """
 
     name: str
@@ -30,18 +32,33 @@ class Planned(NamedTuple):
     listing: dict[str, Any]
     store: Storage
     place: Storage
+    start: Start | None = None
 
 
-def plan_run(recipe_name: str, *, data: str, store: str, overrides: list[str] | None = None) -> Planned:
-    """What `train` would do. data: as `dataset_of_task` takes it. Raises UserError for a mistake in the recipe, data or store."""
+def plan_run(
+    recipe_name: str,
+    *,
+    data: str,
+    store: str,
+    overrides: list[str] | None = None,
+    begins: Begins | None = None,
+) -> Planned:
+    """What `train` would do.
+
+    data: as `dataset_of_task` takes it. begins: has the weights that the recipe's run starts from, or their sha256. Raises
+    UserError for a mistake in the recipe, data, store or weights.
+    """
     recipe = read_recipe(recipe_name, overrides)
     name = bare_name(recipe_name)
     built = dataset_of_task(data, recipe.data.task)
     listing = read_shards_json(built)
     samples = samples_digest(listing)
-    made_of = origin(recipe, samples)
+    start = None if begins is None else begins(recipe)
+    sha256 = start.sha256 if isinstance(start, Start) else start
+    made_of = origin(recipe, samples, sha256)
     run = f"{name}-{digest(made_of)}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
     changed = overriding(overrides or [])
-    named = variant(name, recipe, changed)
-    return Planned(name, named, changed, recipe, run, made_of, built, samples, listing, storage(store), place)
+    named = variant(name, recipe, changed) + (f"+from={sha256[:8]}" if sha256 else "")
+    read = start if isinstance(start, Start) else None
+    return Planned(name, named, changed, recipe, run, made_of, built, samples, listing, storage(store), place, read)

@@ -31,6 +31,7 @@ from jobs.recipe import Recipe
 from jobs.source import files, is_own
 from jobs.training.record import began
 from jobs.training.run import Planned
+from jobs.training.start import keep_start
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError
@@ -145,6 +146,7 @@ def submit(planned: Planned, cluster: Client) -> str:
             _say(f"{job}: attached to the job on {_shown()}")
             return job
         if data is None:
+            keep_start(planned.place, planned.start)
             began(planned)
             data = _sent(planned)
         with working_dir(planned) as folder, _explained():

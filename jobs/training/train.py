@@ -12,6 +12,7 @@ from jobs.recipe import Recipe
 from jobs.training.origin import begin, own_source
 from jobs.training.record import began, on_this_machine
 from jobs.training.run import Planned, plan_run
+from jobs.training.start import keep_start, keeper, reader
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
@@ -27,17 +28,21 @@ def train(
     runs: Path,
     overrides: list[str] | None = None,
     run: str | None = None,
+    start: str | None = None,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
 
     data, store: a folder or s3://bucket/prefix; data may be dvc://REVISION. The run's name carries a digest of data, recipe and code: the same command
     continues a killed run, finds a finished one and never mixes two. With an http(s) address of a Ray cluster it trains
-    there. run: the name that it must have, for a job on that cluster. Writes runs/<recipe>/checkpoint.json (the pointer, which
+    there. run: the name that it must have, for a job on that cluster. start, partial: weights to start from, see `reader`; they are
+    part of what the run's name says, and a run that continues has its own. Writes runs/<recipe>/checkpoint.json (the pointer, which
     names the checkpoint by its path in the store, so that it is the same for all who share the store), metrics.json and
     curve.tsv; with overrides that make another model, into a folder of its own (see `jobs.variant`). Raises UserError for a
-    mistake in the recipe, data, store or cluster.
+    mistake in the recipe, data, store, cluster or weights.
     """
-    planned = plan_run(recipe_name, data=data, store=store, overrides=overrides)
+    begins = reader(start, runs, store, partial=partial) if run is None else keeper(f"{store.rstrip('/')}/runs/{run}")
+    planned = plan_run(recipe_name, data=data, store=store, overrides=overrides, begins=begins)
     name, place = planned.name, planned.place
     if run not in (None, planned.run):
         raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
@@ -50,6 +55,7 @@ def train(
         else:
             recipe = planned.recipe
             if run is None:
+                keep_start(planned.place, planned.start)
                 began(planned)
             else:
                 from jobs.training.submit import with_weights
@@ -111,6 +117,7 @@ def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "notes": state.get("notes", []),
         "samples": planned.samples,
         **({"source": source} if (source := own_source(planned.origin)) else {}),
+        **({"started_from": start} if (start := planned.origin.get("started_from")) else {}),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
         },

@@ -19,6 +19,7 @@ from jobs.training.board import Board
 from jobs.training.loop import Run, json_lines
 from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
+from jobs.training.start import load_start
 from jobs.training.watchdog import Watchdog
 from pipeline.errors import MENDABLE, UserError
 from pipeline.files import write_bytes
@@ -98,7 +99,7 @@ class Rank:
         return self.checkpoints.name(self.run.state.step)
 
     def resume(self) -> str | None:
-        """Load the newest whole checkpoint, the same on all ranks; returns its name, None where there is none."""
+        """Load the newest whole checkpoint, the same on all ranks, or else what the run starts from; returns which, if any."""
         with tempfile.TemporaryDirectory(prefix="memoir-checkpoint-") as copy:
             newest = [self.checkpoints.newest(Path(copy), self.note) if self.first else None]
             torch.distributed.broadcast_object_list(newest)  # rank 0's
@@ -106,6 +107,8 @@ class Rank:
                 if not self.first:
                     self.checkpoints.fetch(name, Path(copy))
                 self.run.load(Path(copy))
+            elif sha256 := load_start(self.run.model, self.store, Path(copy)):
+                return f"other weights ({sha256[:16]})"
         return name
 
     def begin(self, came_from: str | None) -> None:
