@@ -24,7 +24,7 @@ from jobs.models.elementwise import psnr
 from jobs.recipe import Optimisation, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
-from jobs.training.arithmetic import Precision, check_portable, choose_precision
+from jobs.training.arithmetic import Precision, check_portable, choose_precision, exact_fp32
 from jobs.training.meter import Meter
 from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError
@@ -66,6 +66,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, data: Path | str, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
+        exact_fp32()
         if recipe.training.portable:
             check_portable()
         self.precision: Precision = choose_precision(recipe.optimisation.precision, device)
