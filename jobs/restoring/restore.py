@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from jobs.models import Network
+from jobs.models.fp32 import exact_fp32
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.restoring.tiles import Watch, in_blended_tiles, restore_plane
-from jobs.training.arithmetic import exact_fp32
 from pipeline.degradations.scale import imresize
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError

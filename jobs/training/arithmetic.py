@@ -60,17 +60,6 @@ def check_portable() -> None:
         raise UserError(f"training.portable is for processes that were started with {wanted}")
 
 
-def exact_fp32() -> None:
-    """Have this process compute fp32 in fp32 on a GPU too.
-
-    TF32 has 10 bits of mantissa, and torch lets convolutions have it unless told otherwise: whoever moves a model to a device
-    calls this first, for training, evaluation and restoration alike.
-    """
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-
 def native_bf16(device: "torch.device") -> bool:
     """Whether the device multiplies bf16 numbers by itself: AVX512-BF16 or AMX, or a GPU that has it."""
     import torch

@@ -21,10 +21,11 @@ from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
 from jobs.models import Network, SparingDecay, collective
 from jobs.models.elementwise import psnr
+from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Optimisation, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
-from jobs.training.arithmetic import Precision, check_portable, choose_precision, exact_fp32
+from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from jobs.training.meter import Meter
 from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError
