@@ -17,6 +17,7 @@ from pipeline.errors import UserError, some
 
 RELEASES = (  # modules of this package
     "memnet",
+    "drcnet",
 )
 OURS = "memoir"  # the release of files that have our own names
 

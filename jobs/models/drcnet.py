@@ -434,7 +434,7 @@ class DRCNet(nn.Module):
             raise ValueError(f"levels {levels}: 2 to 5, so that an image of {SMALLEST} pixels a side is large enough")
         if dfr.sf_levels is not None and max(dfr.sf_levels, default=0) >= levels:
             raise ValueError(f"dfr.sf_levels {dfr.sf_levels}: the levels are 0 to {levels - 1}")
-        self.contrastive = contrastive
+        self.dfr, self.contrastive = dfr, contrastive
         intra = contrastive is not None and contrastive.negatives == "intra"
         self.inputs = ("lq", "gt", "intra negatives") if intra else ("lq", "gt")
         self.size_multiple = 2 ** (levels - 1)

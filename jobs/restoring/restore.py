@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jobs.models import Network
+from jobs.models.fp32 import exact_fp32
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.restoring.tiles import Watch, in_blended_tiles, restore_plane
 from pipeline.degradations.scale import imresize
@@ -148,7 +149,8 @@ def restore_image(
 
 
 def on_device(model: Network) -> Network:
-    """The model on the GPU, where there is one."""
+    """The model on the GPU, where there is one, where it computes in fp32 and not in TF32."""
+    exact_fp32()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

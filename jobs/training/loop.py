@@ -21,6 +21,7 @@ from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
 from jobs.models import Network, SparingDecay, collective
 from jobs.models.elementwise import psnr
+from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Optimisation, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
@@ -66,6 +67,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, data: Path | str, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
+        exact_fp32()
         if recipe.training.portable:
             check_portable()
         self.precision: Precision = choose_precision(recipe.optimisation.precision, device)

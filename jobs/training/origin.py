@@ -22,6 +22,7 @@ CODE = (
     "jobs/models/collective.py",
     "jobs/models/contrastive.py",
     "jobs/models/elementwise.py",
+    "jobs/models/fp32.py",
     "jobs/models/padding.py",
     "jobs/models/vgg.py",
     "pipeline/degradations/base.py",

@@ -76,7 +76,6 @@ class Rank:
             os.chdir(here)  # a recipe's relative paths are the project's
         recipe = unpacked(sent)
         torch.set_num_threads(recipe.training.cpus_per_worker)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         training = recipe.training
         self.training, self.place, self.feed = training, place, feed
         self.store = storage(place)

@@ -1,0 +1,12 @@
+"""fp32 that is fp32 on a GPU too."""
+
+import torch
+
+
+def exact_fp32() -> None:
+    """Have this process compute in fp32 where tensors are fp32.
+
+    TF32 has 10 bits of mantissa, and torch lets convolutions have it unless told otherwise: whoever moves a model to a device
+    calls this first, for training, evaluation and restoration alike.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
