@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -274,7 +276,7 @@ def test_a_mistake_is_one_line(options, said, project, cli):
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_start_from_the_weights_and_go_on_from_their_checkpoint(tmp_path, monkeypatch, cli):
+def test_the_workers_of_ray_start_from_the_weights(tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
     tiny_photographs(tmp_path)
     task = {
@@ -291,14 +293,11 @@ def test_two_workers_of_ray_start_from_the_weights_and_go_on_from_their_checkpoi
         assert cli(*command)[0] == 0
     model = build_model(read_recipe("tiny.yaml").model)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, "parent.safetensors")
-    pointer = train(
-        "tiny.yaml",
-        data="data",
-        store="store",
-        runs=Path("runs"),
-        start="parent.safetensors",
-        overrides=["optimisation.lr=1e-30"],
-    )
-    found = weights(pointer)
+    command = [sys.executable, "-m", "memoir", "train", "tiny.yaml", "--from", "parent.safetensors"]
+    done = subprocess.run([*command, "--set", "optimisation.lr=1e-30"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (pointer,) = Path("runs").glob("tiny*/checkpoint.json")
+    found = weights(json.loads(pointer.read_text()))
+    assert re.search("2 workers, from other weights", done.stdout + done.stderr)
     for name, parameter in model.named_parameters():
         assert torch.equal(found[name], parameter), name
