@@ -245,6 +245,10 @@ def test_weights_that_are_lost_or_changed_in_the_run_s_folder_are_one_line(tmp_p
     place.write("run.json", json.dumps({"started_from": "a" * 64}).encode())
     with pytest.raises(UserError, match=r"start.safetensors: missing; give --from again"):
         load_start(model, place, tmp_path)
+    place.write("run.json", json.dumps({"started_from": [1]}).encode())
+    with pytest.raises(UserError, match=r"run.json: damaged.*started_from"):
+        load_start(model, place, tmp_path)
+    place.write("run.json", json.dumps({"started_from": "a" * 64}).encode())
     place.write(FILE, b"other")
     with pytest.raises(UserError, match=r"start.safetensors: damaged \(its sha256 is not aaaaaaaaaaaaaaaa"):
         load_start(model, place, tmp_path)
