@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from caffe_files import caffemodel
 from conftest import TINY_PARAMS, photograph, tiny_photographs
@@ -20,11 +21,13 @@ from jobs.recipe import Recipe, build_model, read_recipe
 from jobs.training import submit
 from jobs.training import train as stage
 from jobs.training.loop import Run
+from jobs.training.origin import begin
 from jobs.training.record import recorded
 from jobs.training.resume import Checkpoints
 from jobs.training.run import Planned, plan_run
 from jobs.training.start import FILE, keep_start, keeper, load_start, read_start, reader
 from jobs.training.train import train
+from jobs.training.worker import Rank
 from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.storage import storage
@@ -131,6 +134,34 @@ def test_a_run_that_continues_has_its_own_weights(project, monkeypatch):
     monkeypatch.setattr("jobs.training.start.FILE", "gone")
     assert trained(project, start="tiny", overrides=length)["run"] == whole["run"]
     assert equal(weights(whole), expected)
+
+
+def test_a_rank_takes_them_where_there_is_no_checkpoint_and_says_so(project, tmp_path):
+    trained(project)
+    planned = plan_run(
+        "tiny.yaml",
+        data=str(project),
+        store="store",
+        begins=reader("tiny", Path("runs"), "store"),
+        overrides=["training.seed=5"],
+    )
+    keep_start(planned.place, planned.start)
+    begin(planned.store, planned.name, planned.origin)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        rank = Rank.__new__(Rank)  # its constructor belongs to Ray
+        rank.store, rank.first, rank.run = planned.place, True, Run(planned.recipe, planned.built.root, CPU)
+        rank.checkpoints = Checkpoints(planned.place, keep_last=1, keep_best=0)
+        assert rank.resume() == f"other weights ({planned.start.sha256[:16]})"
+        assert equal(rank.run.model.state_dict(), weights(json.loads(Path("runs/tiny/checkpoint.json").read_text())))
+        rank.checkpoints.save(0, Run(planned.recipe, planned.built.root, CPU).save(), {}, {})
+        rank.checkpoints.wait()
+        assert rank.resume() == "step-00000000"
+        assert not equal(
+            rank.run.model.state_dict(), weights(json.loads(Path("runs/tiny/checkpoint.json").read_text()))
+        )
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_job_on_a_cluster_has_the_weights_from_the_store(project, capsys):
