@@ -159,6 +159,12 @@ class OwnNetwork(Document):
     source: Sha256 | None = None
 
 
+class Origin(Document):
+    """The key that is read from the run.json of a run when it begins: the sha256 of the weights that it starts from."""
+
+    started_from: Sha256 | None = None
+
+
 class Imported(Document):
     """Where a version that was not trained here comes from.
 

@@ -1,11 +1,9 @@
 """Make a version of weights that somebody else has published: `memoir import`."""
 
-import shutil
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import hashlib
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from jobs.importing.weights import read_foreign
 from jobs.project import author, in_experiment, now
@@ -13,12 +11,12 @@ from jobs.publishing.promote import point
 from jobs.publishing.provenance import libraries
 from jobs.publishing.publish import Content, put_version
 from jobs.recipe import read_recipe
-from jobs.restoring.checkpoint import LATEST, WEIGHTS, labelled_version
+from jobs.restoring.checkpoint import LATEST, labelled_version
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name
 from pipeline.errors import UserError
 from pipeline.revisions.revision import dataset_of_task
-from pipeline.shards.format import file_sha256, read_shards_json
+from pipeline.shards.format import read_shards_json
 from pipeline.storage import storage
 from pipeline.task import TASKS, read_task
 
@@ -38,56 +36,49 @@ def import_version(
     """Put a published checkpoint into a store, as <to>/models/<recipe>/<version>.
 
     file: a path or URI. recipe_name: whose network, task and benchmarks are the checkpoint's. to: a folder, file:///path or
-    s3://bucket/prefix. data: where the recipe's data set is built, if its task is no file of pipeline/tasks. licence, source: what provenance and card say, as it is stated by the caller. The version is the recipe's
-    latest only if there is none: what was trained here stays. Returns what `put_version` does, with `release` and `latest`.
-    Raises UserError for what `read_foreign` refuses.
+    s3://bucket/prefix. data: where the recipe's data set is built, if its task is no file of pipeline/tasks. licence, source:
+    what provenance and card say, as it is stated by the caller. The version is the recipe's latest only if there is none: what
+    was trained here stays. Returns what `put_version` does, with `release` and `latest`. Raises UserError for what
+    `read_foreign` refuses.
     """
-    for option, text in (("--licence", licence), ("--source", source)):
+    for option, text in (("FILE", file), ("--licence", licence), ("--source", source)):
         if text is not None and not (text.isprintable() and 0 < len(text) <= 1000):
             raise UserError(f"{option}: expected one line of up to 1,000 characters")
     recipe = read_recipe(recipe_name, overrides)
-    task = _task(recipe.data.task, data)
-    foreign = read_foreign(file, recipe)
     changed = overriding(overrides or [])
     name = variant(bare_name(recipe_name), recipe, changed)
+    task = _task(recipe.data.task, data)
+    foreign = read_foreign(file, recipe)
+    weights = save(foreign.weights)
     stated = {"licence": licence, "source": source}
     imported = {"file": foreign.file, "sha256": foreign.sha256, "release": foreign.release, **stated}
-    with TemporaryDirectory(prefix="memoir-") as folder:
-        weights = Path(folder, WEIGHTS)
-        save_file(foreign.weights, weights)
-
-        def copy(path: Path) -> None:
-            shutil.copyfile(weights, path)
-
-        def provenance(parent: str | None) -> dict[str, Any]:
-            return {
-                "recipe": name,
-                "imported": {**imported, "location": file},
-                "data": {"task": recipe.data.task, "digest": None},
-                "overrides": changed,
-                "parent": parent,
-                "published": {"who": author(), "when": now()},
-                "step": 0,
-                "libraries": libraries(),
-            }
-
-        content = Content(
-            name=name,
-            recipe=recipe.model_dump(mode="json"),
-            task=task,
-            metrics={"scores": {}, "training": {}},
-            sha256=file_sha256(weights),
-            where=file,
-            download=copy,
-            provenance=provenance,
-            origin={"imported": imported},
-        )
-        stored = put_version(content, to, {recipe.model.name})
+    told = {
+        "recipe": name,
+        "imported": {**imported, "location": file},
+        "data": {"task": recipe.data.task, "digest": None},
+        "overrides": changed,
+        "published": {"who": author(), "when": now()},
+        "step": 0,
+        "libraries": libraries(),
+    }
+    content = Content(
+        name=name,
+        recipe=recipe.model_dump(mode="json"),
+        task=task,
+        metrics={"scores": {}, "training": {}},
+        sha256=hashlib.sha256(weights).hexdigest(),
+        where=file,
+        download=lambda path: path.write_bytes(weights),
+        provenance=lambda parent: {**told, "parent": parent},
+        origin={"imported": imported},
+    )
+    stored = put_version(content, to, {recipe.model.name})
     target = storage(to)
-    latest = labelled_version(target, LATEST, f"models/{name}/") in (None, stored["version"])
-    if latest and not in_experiment():
-        point(target, name, LATEST, stored["version"], stored["sha256"])
-    return stored | {"release": foreign.release, "latest": latest}
+    latest = labelled_version(target, LATEST, f"models/{name}/")
+    if latest is None and not in_experiment():
+        latest = stored["version"]
+        point(target, name, LATEST, latest, stored["sha256"])
+    return stored | {"release": foreign.release, "latest": latest == stored["version"]}
 
 
 def _task(name: str, data: str) -> dict[str, Any]:

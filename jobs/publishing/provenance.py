@@ -23,8 +23,8 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
 
     who, when, repository, commit, dirty, diff, machine: of the training, as it recorded them when it began; null, and one line
     on stderr, where it did not. published: who and when. parent: the recipe's latest version until now. started_from: the
-    weights that the training started from, where it did. libraries: those of the
-    training, or of this machine for a training that did not record them.
+    weights that the training started from, where it did. libraries: those of the training, or of this machine for a training
+    that did not record them.
     """
     pointer, trained = checkpoint.pointer, checkpoint.recipe["training"]
     began, machine = recorded(storage(f"{checkpoint.root.uri}/runs/{pointer['run']}"))

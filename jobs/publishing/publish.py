@@ -101,7 +101,7 @@ class Content:
     metrics: dict[str, Any]
     sha256: str
     where: str
-    download: Callable[[Path], None]
+    download: Callable[[Path], object]
     provenance: Callable[[str | None], dict[str, Any]]
     origin: dict[str, Any] = field(default_factory=dict)
 

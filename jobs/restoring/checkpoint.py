@@ -87,9 +87,8 @@ def load_model(reference: str, runs: Path, trust: Collection[str] = (), store: s
 
     reference: a recipe with runs/<recipe>/checkpoint.json; runs/<recipe>/published.json, for the version that it names; the
     folder or URI of a published version, or of <store>/models/<recipe>, which stands for its latest version; or RECIPE@NAME or
-    RECIPE@VERSION, which is in the store. Only weights
-    whose sha256 is the recorded one are loaded. store: where the checkpoints and versions are that files in `runs` name; that
-    of params.yaml in the current directory by default.
+    RECIPE@VERSION, which is in the store. Only weights whose sha256 is the recorded one are loaded. store: where the checkpoints
+    and versions are that files in `runs` and names stand for; that of params.yaml in the current directory by default.
     trust: networks of one's own, modules or packages that may be imported, beside those that a recipe file here names.
     Raises UserError, naming what there is instead, for another reference; for a checkpoint that is missing, changed, or of
     another architecture than its recipe; and for a network that is not to be trusted.

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from jobs.documents import SMALL, read_document
+from jobs.documents import SMALL, Origin, read_document
 from jobs.recipe import Recipe, build_model
 from pipeline.errors import UserError, printable, some
 from pipeline.shards.format import file_sha256
@@ -155,7 +155,7 @@ def load_start(model: "Network", place: Storage, folder: Path) -> str | None:
     place: the run's folder. folder: a local one for the copy. Raises UserError if they are missing or changed.
     """
     try:
-        made_of = read_document(place.read(ORIGIN, SMALL), dict[str, Any], f"{place.uri}/{ORIGIN}", "train again")
+        made_of = read_document(place.read(ORIGIN, SMALL), Origin, f"{place.uri}/{ORIGIN}", "train again")
     except FileNotFoundError:
         return None
     if (sha256 := made_of.get("started_from")) is None:

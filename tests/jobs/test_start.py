@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from caffe_files import caffemodel
 from conftest import TINY_PARAMS, photograph, tiny_photographs
@@ -18,11 +21,13 @@ from jobs.recipe import Recipe, build_model, read_recipe
 from jobs.training import submit
 from jobs.training import train as stage
 from jobs.training.loop import Run
+from jobs.training.origin import begin
 from jobs.training.record import recorded
 from jobs.training.resume import Checkpoints
 from jobs.training.run import Planned, plan_run
 from jobs.training.start import FILE, keep_start, keeper, load_start, read_start, reader
 from jobs.training.train import train
+from jobs.training.worker import Rank
 from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.storage import storage
@@ -129,6 +134,34 @@ def test_a_run_that_continues_has_its_own_weights(project, monkeypatch):
     monkeypatch.setattr("jobs.training.start.FILE", "gone")
     assert trained(project, start="tiny", overrides=length)["run"] == whole["run"]
     assert equal(weights(whole), expected)
+
+
+def test_a_rank_takes_them_where_there_is_no_checkpoint_and_says_so(project, tmp_path):
+    trained(project)
+    planned = plan_run(
+        "tiny.yaml",
+        data=str(project),
+        store="store",
+        begins=reader("tiny", Path("runs"), "store"),
+        overrides=["training.seed=5"],
+    )
+    keep_start(planned.place, planned.start)
+    begin(planned.store, planned.name, planned.origin)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        rank = Rank.__new__(Rank)  # its constructor belongs to Ray
+        rank.store, rank.first, rank.run = planned.place, True, Run(planned.recipe, planned.built.root, CPU)
+        rank.checkpoints = Checkpoints(planned.place, keep_last=1, keep_best=0)
+        assert rank.resume() == f"other weights ({planned.start.sha256[:16]})"
+        assert equal(rank.run.model.state_dict(), weights(json.loads(Path("runs/tiny/checkpoint.json").read_text())))
+        rank.checkpoints.save(0, Run(planned.recipe, planned.built.root, CPU).save(), {}, {})
+        rank.checkpoints.wait()
+        assert rank.resume() == "step-00000000"
+        assert not equal(
+            rank.run.model.state_dict(), weights(json.loads(Path("runs/tiny/checkpoint.json").read_text()))
+        )
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_job_on_a_cluster_has_the_weights_from_the_store(project, capsys):
@@ -243,6 +276,10 @@ def test_weights_that_are_lost_or_changed_in_the_run_s_folder_are_one_line(tmp_p
     place.write("run.json", json.dumps({"started_from": "a" * 64}).encode())
     with pytest.raises(UserError, match=r"start.safetensors: missing; give --from again"):
         load_start(model, place, tmp_path)
+    place.write("run.json", json.dumps({"started_from": [1]}).encode())
+    with pytest.raises(UserError, match=r"run.json: damaged.*started_from"):
+        load_start(model, place, tmp_path)
+    place.write("run.json", json.dumps({"started_from": "a" * 64}).encode())
     place.write(FILE, b"other")
     with pytest.raises(UserError, match=r"start.safetensors: damaged \(its sha256 is not aaaaaaaaaaaaaaaa"):
         load_start(model, place, tmp_path)
@@ -274,7 +311,7 @@ def test_a_mistake_is_one_line(options, said, project, cli):
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_start_from_the_weights_and_go_on_from_their_checkpoint(tmp_path, monkeypatch, cli):
+def test_the_workers_of_ray_start_from_the_weights(tmp_path, monkeypatch, cli):
     monkeypatch.chdir(tmp_path)
     tiny_photographs(tmp_path)
     task = {
@@ -291,14 +328,11 @@ def test_two_workers_of_ray_start_from_the_weights_and_go_on_from_their_checkpoi
         assert cli(*command)[0] == 0
     model = build_model(read_recipe("tiny.yaml").model)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, "parent.safetensors")
-    pointer = train(
-        "tiny.yaml",
-        data="data",
-        store="store",
-        runs=Path("runs"),
-        start="parent.safetensors",
-        overrides=["optimisation.lr=1e-30"],
-    )
-    found = weights(pointer)
+    command = [sys.executable, "-m", "memoir", "train", "tiny.yaml", "--from", "parent.safetensors"]
+    done = subprocess.run([*command, "--set", "optimisation.lr=1e-30"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (pointer,) = Path("runs").glob("tiny*/checkpoint.json")
+    found = weights(json.loads(pointer.read_text()))
+    assert re.search("2 workers, from other weights", done.stdout + done.stderr)
     for name, parameter in model.named_parameters():
         assert torch.equal(found[name], parameter), name
