@@ -171,13 +171,13 @@ def test_the_command_prints_what_was_measured(data, cli):
     assert all(words in out for words in ("samples/s", "MB/s", "of memcpy", "a device that takes 5 ms"))
 
 
-def test_images_that_hold_no_patch_are_named_and_an_error_if_that_is_asked_for(builder, cli):
+def test_images_smaller_than_a_patch_are_named_and_an_error_if_that_is_asked_for(builder, cli):
     files = FILES | {f"train/low-{i}.png": photograph(i, 20, 90, 1) for i in range(4)}
     folder = str(builder("bench-small", files))
     arguments = ("bench", "load", folder, "--patch", "24", "--seconds", "0.02")
     phrase = (
-        "4 of 9 images are smaller than a patch of 24x24: photos-train-low-0, photos-train-low-1, photos-train-low-2 "
-        "and 1 more"
+        "4 of 9 images are smaller than a patch of 24x24, and mirrored at their lower and right edges to fill it: "
+        "photos-train-low-0, photos-train-low-1, photos-train-low-2 and 1 more"
     )
     code, out, err = cli(*arguments)
     assert (code, err) == (0, f"{folder}: {phrase}\n")
@@ -226,7 +226,7 @@ def test_the_options_say_what_is_loaded(cli, monkeypatch, arguments, sampling, r
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere/shards.json: not found; `memoir build` writes it"),
-        (["{data}", "--patch", "61", "--crops", "1"], "no image of split 'train' holds a patch of 61x61"),
+        (["{data}", "--split", "val"], "the inputs of split 'val' cannot be turned"),
         (["{data}", "--split", "dev"], "no split 'dev'"),
         (["{data}", "--stride", "16", "--crops", "1"], "--stride and --crops: give one"),
     ],

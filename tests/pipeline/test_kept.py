@@ -31,7 +31,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def filled(workplace, without_ray) -> Workplace:
     """A dataset of several shards, built; its store is gone, as for whoever has pulled it."""
     for i in range(12):
-        workplace.add(f"train/{i}.png", photograph(i, 110, 110 + i))
+        workplace.add(f"train/{i}.png", photograph(i, 85, 85 + i))
     workplace.add("val/1.png", photograph(1000, 110, 110))
     workplace.ingest()
     assert workplace.build()["encoded"] > 5

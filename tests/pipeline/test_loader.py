@@ -42,7 +42,7 @@ NOISE = {"kind": "noise", "sigma": [30, 50]}
 
 @pytest.fixture(scope="session")
 def jpeg(builder) -> Path:
-    return builder("loader-jpeg", FILES)
+    return builder("loader-jpeg", FILES, shard_bytes=2**17)
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,9 @@ def test_the_index_says_where_the_pixels_are(whole):
     expected = {
         shard: members(whole / split / shard) for split, shard in {(row["split"], row["shard"]) for row in rows}
     }
-    assert [(row["role"], row["level"]) for row in rows[:4]] == [("gt", None), ("lq", 10), ("lq", 20), ("json", None)]
+    assert [(row["role"], row["level"]) for row in rows[:6]] == [
+        *(("gt", None), ("lq", 10), ("lq1", 10), ("lq", 20), ("lq1", 20), ("json", None))
+    ]
     for row in rows:
         value = expected[row["shard"]][row["key"]].pop(row["member"])
         shard = np.memmap(whole / row["split"] / row["shard"], np.uint8, mode="r")
@@ -135,7 +137,8 @@ def test_stock_webdataset_reads_every_sample(whole):
         for sample in webdataset.WebDataset(urls, shardshuffle=False).decode():
             wanted = expected.pop(sample["__key__"])
             assert sample["json"] == wanted.pop("json")
-            assert wanted.keys() == {"gt.npy", "lq-q10.npy", "lq-q20.npy"}
+            turned = {"lq1-q10.npy", "lq1-q20.npy"} if split == "train" else set()
+            assert wanted.keys() == {"gt.npy", "lq-q10.npy", "lq-q20.npy"} | turned
             for name, pixels in wanted.items():
                 assert sample[name].dtype == np.uint8
                 assert (sample[name] == pixels).all()
