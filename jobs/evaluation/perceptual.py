@@ -145,16 +145,17 @@ def _nothing_downloaded(weights: Path) -> Iterator[None]:
             f"{str(url).rsplit('/', 1)[-1]}: not in {weights}, and nothing is downloaded; bring it from {url}"
         )
 
-    folder, opens, offline = torch.hub.get_dir(), torch.hub.urlopen, os.environ.get("HF_HUB_OFFLINE")
-    with TemporaryDirectory(prefix="memoir-hub-") as hub:
-        Path(hub, "checkpoints").symlink_to(weights.resolve())
+    hub: Any = torch.hub
+    folder, opens, offline = hub.get_dir(), hub.urlopen, os.environ.get("HF_HUB_OFFLINE")
+    with TemporaryDirectory(prefix="memoir-hub-") as place:
+        Path(place, "checkpoints").symlink_to(weights.resolve())
         try:
-            torch.hub.set_dir(hub)
-            torch.hub.urlopen = refuse  # what its downloads, and those of pyiqa, begin with
+            hub.set_dir(place)
+            hub.urlopen = refuse  # what its downloads, and those of pyiqa, begin with
             os.environ["HF_HUB_OFFLINE"] = "1"
             yield
         finally:
-            torch.hub.set_dir(folder)
-            torch.hub.urlopen = opens
+            hub.set_dir(folder)
+            hub.urlopen = opens
             os.environ.pop("HF_HUB_OFFLINE")
             os.environ.update({"HF_HUB_OFFLINE": offline} if offline is not None else {})

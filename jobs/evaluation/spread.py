@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import chdir, nullcontext
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import skimage
 import torch
 
 from jobs.evaluation.scoring import Each, Image, Restorer, Scored, restorer, score_image
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 def libraries() -> dict[str, str]:
     """The versions of what decides a score."""
-    return versions() | {"torch": torch.__version__, "scikit-image": skimage.__version__}
+    return versions() | {"torch": torch.__version__, "scikit-image": version("scikit-image")}
 
 
 def spread(trained: Trained) -> Each | None:
@@ -117,7 +117,7 @@ def _result(image: Image, reference: Any) -> list[Scored]:
         raise UserError(f"{image[0].item.files[0].path}: {line}; it was tried {1 + RETRIES} times") from None
     if isinstance(found, str):
         raise UserError(found)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 # in a worker
@@ -127,7 +127,7 @@ def score_there(job: Job, image: Image) -> list[Scored] | str:
     """Score an image in a worker of Ray; a failure that a retry cannot mend is a line of text."""
     if (there := libraries()) != job.libraries:
         differ = [
-            f"{name} {there[name]} for {version}" for name, version in job.libraries.items() if there[name] != version
+            f"{name} {there[name]} for {wanted}" for name, wanted in job.libraries.items() if there[name] != wanted
         ]
         return f"node {platform.node()} has {', '.join(differ)}, and scores may differ: install the same"
     for file in (file for asked in image for file in asked.item.files):
