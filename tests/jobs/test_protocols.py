@@ -455,7 +455,7 @@ def test_the_errors_of_a_shadow_by_hand():
     output[:, :160] = 0  # black where L is 50.03
     values = score(ISTD, output, target, mask=half_mask()).values
     L = 50.03
-    assert list(values) == list(METRICS)
+    assert list(values) == [metric.name for metric in ISTD.metrics]
     for name, all_, shadow in (
         ("lab_rmse_pi_480", math.sqrt(L**2 / 4), L),
         ("lab_mae_pi_480", L / 4, L),
@@ -541,8 +541,8 @@ def test_a_mask_that_divides_nothing_is_named():
 
 @pytest.mark.parametrize("protocol", [Y_MATLAB, GRAY_FLOAT, *PAIRS.values()], ids=lambda protocol: protocol.name)
 def test_a_protocol_gives_the_metrics_that_it_declares(protocol):
-    image = photograph(32, 40, 3 if protocol.colour.endswith("RGB") else 1) / 255
-    mask = np.zeros((32, 40, 1), np.uint8)
+    image = photograph(40, 48, 3 if protocol.colour.endswith("RGB") else 1) / 255
+    mask = np.zeros((40, 48, 1), np.uint8)
     mask[:10] = 255
     values = score(protocol, image * 0.9, image, mask=mask).values
     assert list(values) == [metric.name for metric in protocol.metrics]
