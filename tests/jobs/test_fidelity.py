@@ -149,6 +149,7 @@ def test_a_frame_has_the_figures_of_the_table_by_channel():
     assert (found["fsim"], found["fsimc"]) == fsim(a, b)
     assert found["ssim_3d"] == ssim_3d(a, b)
     assert list(found) == [metric.name for metric in VIDEO.metrics]
+    assert [metric.name for metric in VIDEO.published] == ["psnr", "vif", "fsimc", "ssim_3d"]
 
 
 def test_the_frames_of_clips_in_folders_are_scored_one_by_one(tmp_path):
