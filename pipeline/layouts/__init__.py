@@ -24,7 +24,7 @@ from pipeline.layouts.scenes import Scenes
 from pipeline.layouts.sidd import SIDD
 from pipeline.layouts.spa import SPA
 from pipeline.layouts.srd import SRD
-from pipeline.layouts.testsets import BSD100, LIVE1, Classic5, Set5, Set14, Urban100
+from pipeline.layouts.testsets import BSD100, LIVE1, S14, T91, Classic5, Set5, Set14, Urban100
 from pipeline.layouts.timelap import TimeLap
 
 __all__ = ["LAYOUTS", "Layout", "Row", "layout", "safe_key"]
@@ -51,12 +51,14 @@ LAYOUTS: dict[str, type[Layout]] = {
         Rain14000,
         Raindrop,
         RealBlur,
+        S14,
         Scenes,
         Set14,
         Set5,
         SIDD,
         SPA,
         SRD,
+        T91,
         TimeLap,
         Urban100,
     )

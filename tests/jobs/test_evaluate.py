@@ -23,6 +23,7 @@ from jobs.evaluation.evaluate import (
     memory_sheets,
     score_folder,
 )
+from jobs.evaluation.items import items
 from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.evaluation.scores import read_scores
@@ -198,6 +199,33 @@ def test_pairs_that_cannot_give_a_comparable_mean_are_one_line(rain, tmp_path, b
     with pytest.raises(UserError, match=says) as error:
         evaluate("identity", run("pairs-y", rain, **more), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def fourteen(tmp_path: Path) -> Path:
+    """The release of MemNet with the 14 images of the denoising table, and a result beside them."""
+    rng = np.random.default_rng(3)
+    for i in range(1, 15):
+        path = tmp_path / f"MemNet/data/GaussianDenoising/S14/{i}.bmp"
+        write_image(path.with_suffix(".png"), rng.integers(0, 256, (16, 16, 1), np.uint8))
+    write_image(tmp_path / "MemNet/test/results/1_Noise30.png", np.zeros((16, 16, 1), np.uint8))
+    return tmp_path / "MemNet"
+
+
+def test_clean_images_are_found_by_the_layout_of_their_release(fourteen, tmp_path):
+    row = evaluate("identity", run("noise-30", fourteen, layout="s14"), tmp_path)
+    assert row["images"] == 14
+    assert row["psnr"] == pytest.approx(20 * np.log10(255 / 30), abs=0.3)
+    keys = [item.key for item in items(benchmark("noise-30"), run("noise-30", fourteen, layout="s14"))[0]]
+    assert keys == [str(n) for n in range(1, 15)]
+
+
+def test_clean_images_that_are_not_as_many_as_published_are_one_line(fourteen, tmp_path):
+    (fourteen / "data/GaussianDenoising/S14/3.png").unlink()
+    with pytest.raises(UserError, match="13 test images in layout s14, 14 published; complete them"):
+        evaluate("identity", run("noise-30", fourteen, layout="s14"), tmp_path)
+    with pytest.raises(UserError, match="0 test images in layout t91; complete them"):
+        evaluate("identity", run("noise-30", fourteen / "data/GaussianDenoising/S14", layout="t91"), tmp_path)
 
 
 # shadows
