@@ -163,9 +163,9 @@ class BenchmarkRun(Frozen):
 
     benchmark: str = Field(description="its name, e.g. jpeg-q10, sr-x3, noise-50, pairs-y")
     data: str = Field(description="folder of clean images; of pairs-..., of a data set in its published layout")
-    layout: str | None = Field(None, description="of published pairs: name, or name:variant, of pipeline/layouts")
-    split: Literal["val", "test"] = Field("test", description="of published pairs")
-    subset: str | None = Field(None, description="of published pairs: only the test images of this subset")
+    layout: str | None = Field(None, description="of a published set: name, or name:variant, of pipeline/layouts")
+    split: Literal["val", "test"] = Field("test", description="of a published set")
+    subset: str | None = Field(None, description="of a published set: only the test images of this subset")
 
 
 class Evaluation(Frozen):

@@ -40,7 +40,9 @@ def items(which: Benchmark, run: BenchmarkRun) -> tuple[list[Item], list[str]]:
     folder = Path(run.data)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder of images")
-    return (published(which, run), []) if which.kind == "pairs" else clean(folder)
+    if which.kind == "pairs":
+        return published(which, run), []
+    return clean(folder) if run.layout is None else (published_clean(run), [])
 
 
 def clean(folder: Path) -> tuple[list[Item], list[str]]:
@@ -59,6 +61,29 @@ def clean(folder: Path) -> tuple[list[Item], list[str]]:
     if not found:
         raise UserError(f"{folder}: no images in it (searched: {', '.join(sorted(SUFFIXES))})")
     return found, others
+
+
+def published_clean(run: BenchmarkRun) -> list[Item]:
+    """The clean images of a split of a data set in its published layout, which the benchmark degrades itself.
+
+    Raises UserError if there are none, if one is amiss, or if they are not as many as were published: a mean over others is
+    no row of a table.
+    """
+    name, _, variant = (run.layout or "").partition(":")
+    found = layout(name, "clean", Path(run.data), variant or None)
+    rows = [row for row in found.rows() if row.split == run.split and row.role == "gt"]
+    rows = [row for row in rows if run.subset in (None, row.scene)]
+    amiss = next((row for row in rows if row.reject_reason), None)
+    if amiss is not None:
+        raise UserError(f"{amiss.path}: {amiss.reject_reason}")
+    counts = [each.number for each in found.published() if (each.split, each.role) == (run.split, "gt")]
+    wanted = sum(counts) if run.subset is None else 0
+    if not rows or wanted not in (0, len(rows)):
+        raise UserError(
+            f"{run.data}: {len(rows)} {run.split} images in layout {run.layout}{f', {wanted} published' if wanted else ''}; "
+            "complete them, or score what is there without the layout"
+        )
+    return [Item(row.key, (File(row.path, row.part),)) for row in sorted(rows, key=lambda row: natural(row.key))]
 
 
 def published(which: Benchmark, run: BenchmarkRun) -> list[Item]:

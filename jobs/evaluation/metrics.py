@@ -62,6 +62,15 @@ SSIM = Metric("ssim", "SSIM", "", "higher", 4)
 SSIM_3D = Metric("ssim_3d", "SSIM 3-D", "", "higher", 4)
 
 
+VIF = Metric("vif", "VIF", "", "higher", 4)
+
+
+FSIM = Metric("fsim", "FSIM", "", "higher", 4)
+
+
+FSIMC = Metric("fsimc", "FSIMc", "", "higher", 4)
+
+
 # pi: per image, the mean of each image's figure; pp: per pixel, over the pixels of all images at once. 480 and 256: resized
 # to 480x640 or 256x256. Papers on shadows print any of the three as RMSE.
 LAB_RMSE_PI_480 = Metric("lab_rmse_pi_480", "Lab RMSE pi 480", "", "lower", 2)
@@ -76,7 +85,10 @@ LAB_MAE_PP_256 = Metric("lab_mae_pp_256", "Lab MAE pp 256", "", "lower", 2)
 REGIONAL = [by_region(metric) for metric in (PSNR, SSIM_3D, LAB_RMSE_PI_480, LAB_MAE_PI_480, LAB_MAE_PP_256)]
 
 
-METRICS = {metric.name: metric for metric in (PSNR, SSIM, *(each[i] for i in range(3) for each in REGIONAL))}
+SHADOW = tuple(dict.fromkeys((PSNR, SSIM, *(each[i] for i in range(3) for each in REGIONAL))))
+
+
+METRICS = {metric.name: metric for metric in (*SHADOW, VIF, FSIM, FSIMC)}
 
 
 def measured(row: Mapping[str, Any]) -> list[Metric]:

@@ -13,14 +13,18 @@ import cv2
 import numpy as np
 
 from jobs.evaluation.alignment import aligned, masked_psnr, masked_ssim
+from jobs.evaluation.fsim import fsim
 from jobs.evaluation.metrics import (
+    FSIM,
+    FSIMC,
     LAB_RMSE_PI_480,
-    METRICS,
     PSNR,
     REGIONS,
+    SHADOW,
     SIMILARITIES,
     SSIM,
     SSIM_3D,
+    VIF,
     Metric,
     by_region,
     psnr,
@@ -28,6 +32,7 @@ from jobs.evaluation.metrics import (
     ssim_3d,
     ssim_channels,
 )
+from jobs.evaluation.vif import vif
 from pipeline.degradations.colour import rgb2ycbcr_y
 from pipeline.degradations.scale import imresize
 from pipeline.errors import UserError
@@ -69,13 +74,14 @@ class Protocol:
     published: tuple[Metric, ...] = (PSNR, SSIM)  # the metrics that a published row gives, in its order
     regions: bool = False  # measured at two sizes, also in the shadow and outside it, see `_regional`
     aligned: bool = False  # the output is first brought onto its target, see jobs.evaluation.alignment
+    video: bool = False  # VIF and FSIM, too, and PSNR of each channel, see `_frame`
 
     def __str__(self) -> str:
         regions = " regions=shadow size=480x640,256x256" if self.regions else ""
-        alignment = " alignment=gain,ecc" if self.aligned else ""
+        more = " alignment=gain,ecc" if self.aligned else " psnr=channels vif=channels,3x3" if self.video else ""
         return (
             f"{self.name}@{self.version} "
-            f"(colour={self.colour} border={self.border} rounding={self.rounding} ssim={self.ssim}{regions}{alignment})"
+            f"(colour={self.colour} border={self.border} rounding={self.rounding} ssim={self.ssim}{regions}{more})"
         )
 
 
@@ -102,12 +108,22 @@ ISTD = replace(
     RGB,
     name="istd",
     version=1,
-    metrics=tuple(METRICS.values()),
+    metrics=SHADOW,
     published=(*by_region(PSNR), *by_region(SSIM_3D), *by_region(LAB_RMSE_PI_480)),
     regions=True,
 )
 # evaluate_RealBlur.py of MPRNet's release
 REALBLUR = Protocol("realblur", 1, colour="RGB", border="none", rounding="uint8", ssim="wang2004", aligned=True)
+# metrics.m of the release of MS-CSC (Li et al., CVPR 2018), whose clips and table Cho et al. 2022 take; what it calls FSIM is
+# FSIMc, and its SSIM is MATLAB's
+VIDEO = replace(
+    RGB,
+    name="video",
+    version=1,
+    metrics=(PSNR, SSIM, SSIM_3D, VIF, FSIM, FSIMC),
+    published=(PSNR, VIF, FSIMC, SSIM_3D),
+    video=True,
+)
 PAIRS = {
     "pairs-y": Y_RGB,
     "pairs-y-rcd": Y_RCD,
@@ -116,6 +132,7 @@ PAIRS = {
     "pairs-rgb-float": RGB_FLOAT,
     "pairs-istd": ISTD,
     "pairs-realblur": REALBLUR,
+    "pairs-video": VIDEO,
 }  # benchmarks of published pairs
 
 
@@ -172,7 +189,19 @@ def score(
         return Score({"psnr": masked_psnr(together), "ssim": masked_ssim(together)})
     # first: it names what is too small
     similarity = {name: measure(a, b) for name, measure in SIMILARITIES[protocol.ssim].items()}
-    return Score({"psnr": psnr(a, b)} | similarity)
+    values = {"psnr": psnr(a, b)} | similarity
+    return Score(values | _frame(a, b) if protocol.video else values)
+
+
+def _frame(output: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """PSNR and VIF, each the mean of the channels', FSIM and FSIMc of a frame: whole levels, (H, W, 3).
+
+    The peak of a channel's PSNR is the target's maximum in that channel.
+    """
+    channels = [(output[..., c], target[..., c]) for c in range(3)]
+    each = [psnr(a, b) + 20 * math.log10(max(b.max(), 1) / 255) for a, b in channels]
+    information = math.fsum(vif(a, b) for a, b in channels) / 3
+    return {"psnr": math.fsum(each) / 3, "vif": information} | fsim(output, target)._asdict()
 
 
 def _regional(protocol: Protocol, output: np.ndarray, target: np.ndarray, mask: np.ndarray) -> Score:

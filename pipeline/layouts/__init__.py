@@ -24,7 +24,7 @@ from pipeline.layouts.scenes import Scenes
 from pipeline.layouts.sidd import SIDD
 from pipeline.layouts.spa import SPA, SPAScenes
 from pipeline.layouts.srd import SRD
-from pipeline.layouts.testsets import BSD100, LIVE1, Classic5, Set5, Set14, Urban100
+from pipeline.layouts.testsets import BSD100, LIVE1, S14, T91, Classic5, Set5, Set14, Urban100
 from pipeline.layouts.timelap import TimeLap
 
 __all__ = ["LAYOUTS", "Layout", "Row", "layout", "safe_key"]
@@ -52,6 +52,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         Rain14000Scenes,
         Raindrop,
         RealBlur,
+        S14,
         Scenes,
         Set14,
         Set5,
@@ -59,6 +60,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         SPA,
         SPAScenes,
         SRD,
+        T91,
         TimeLap,
         Urban100,
     )

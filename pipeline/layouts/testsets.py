@@ -1,17 +1,17 @@
-"""The small test sets of super-resolution and of JPEG: one tree, in one of several forms."""
+"""The small sets of super-resolution, denoising and JPEG: one tree, in one of several forms."""
 
 import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from pipeline.layouts.base import Count, Layout, Row
+from pipeline.layouts.base import Count, Layout, Row, Split
 from pipeline.layouts.files import SIDE_FILES, files_under, safe_key, unusable
 
 SHARP = ("HR", "GTmod12", "image_SRF_2", "image_SRF_3", "image_SRF_4")
 
 
 class SharpSet(Layout):
-    """Sharp images to test on: [<set>/][{HR,GTmod12,image_SRF_<scale>}/]<name>.{png,bmp,jpg}, role gt, split test.
+    """Sharp images: [<set>/][{HR,GTmod12,image_SRF_<scale>}/]<name>.{png,bmp,jpg}, role gt, all of one split.
 
     The first of HR, GTmod12 and image_SRF_<scale> that exists is taken; without any, the images in <set> itself.
     Other folders (LR_bicubic, LRbicx4, results) are passed by, and so are low-resolution images and results named
@@ -20,6 +20,7 @@ class SharpSet(Layout):
     """
 
     tree = "{HR,GTmod12,image_SRF_<scale>}/*.png, or images only"
+    split: ClassVar[Split] = "test"
     folders: ClassVar[tuple[str, ...]]  # the names of the set in archives; {variant} stands for the variant
 
     def scan(self) -> Iterator[Row]:
@@ -34,9 +35,35 @@ class SharpSet(Layout):
             if path.suffix.lower() in SIDE_FILES or re.search(r"_SRF_\d_(?!HR$)", path.stem):
                 continue
             if reason:
-                yield self.reject("test", "gt", path, reason)
+                yield self.reject(self.split, "gt", path, reason)
             else:
-                yield self.row("test", "gt", path, safe_key(re.sub(r"(_SRF_\d_HR|_GT)$", "", path.stem)))
+                yield self.row(self.split, "gt", path, safe_key(re.sub(r"(_SRF_\d_HR|_GT)$", "", path.stem)))
+
+
+class T91(SharpSet):
+    """The 91 training images of Yang et al., Image Super-Resolution via Sparse Representation, TIP 2010.
+
+    Folders named Train_291 hold these and 200 of BSDS500 together, DRRN's eight turned versions of each (`_00` to `_07`):
+    neither is this set.
+    """
+
+    name = "t91"
+    split = "train"
+    folders = ("T91", "Train_91", "91")
+    counts = (Count("train", "gt", 91, causes={291: "with the 200 of BSDS500: layout bsds500 has those"}),)
+
+
+class S14(SharpSet):
+    """The 14 grey images on which RED and MemNet denoise, 1.bmp to 14.bmp; other images than Set14's and Set12's.
+
+    MemNet's release has them in data/GaussianDenoising/S14, without a licence of the images. Source: Mao et al., Image
+    Restoration Using Very Deep Convolutional Encoder-Decoder Networks with Symmetric Skip Connections, NIPS 2016.
+    """
+
+    name = "s14"
+    home = "https://github.com/tyshiwo/MemNet"
+    folders = ("data/GaussianDenoising/S14", "GaussianDenoising/S14", "S14")
+    counts = (Count("test", "gt", 14),)
 
 
 class Set5(SharpSet):
@@ -68,7 +95,8 @@ class BSD100(SharpSet):
 
 
 class Urban100(SharpSet):
-    """img_001 to img_100. Source: Huang et al., Single Image Super-Resolution from Transformed Self-Exemplars, CVPR 2015."""
+    """img_001 to img_100. The publication has them cut for the scales 2 and 4, in image_SRF_2 and image_SRF_4, and not for 3:
+    tables take x3 from whole images (HR), or from image_SRF_2, where a row or a column may be lacking. Source: Huang et al., Single Image Super-Resolution from Transformed Self-Exemplars, CVPR 2015."""
 
     name = "urban100"
     home = "https://github.com/jbhuang0604/SelfExSR"

@@ -24,7 +24,8 @@ from jobs.evaluation.evaluate import (
     memory_sheets,
     score_folder,
 )
-from jobs.evaluation.metrics import METRICS, psnr
+from jobs.evaluation.items import items
+from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.evaluation.scores import read_scores
 from jobs.evaluation.scoring import here, score_runs
@@ -202,6 +203,33 @@ def test_pairs_that_cannot_give_a_comparable_mean_are_one_line(rain, tmp_path, b
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture
+def fourteen(tmp_path: Path) -> Path:
+    """The release of MemNet with the 14 images of the denoising table, and a result beside them."""
+    rng = np.random.default_rng(3)
+    for i in range(1, 15):
+        path = tmp_path / f"MemNet/data/GaussianDenoising/S14/{i}.bmp"
+        write_image(path.with_suffix(".png"), rng.integers(0, 256, (16, 16, 1), np.uint8))
+    write_image(tmp_path / "MemNet/test/results/1_Noise30.png", np.zeros((16, 16, 1), np.uint8))
+    return tmp_path / "MemNet"
+
+
+def test_clean_images_are_found_by_the_layout_of_their_release(fourteen, tmp_path):
+    row = evaluate("identity", run("noise-30", fourteen, layout="s14"), tmp_path)
+    assert row["images"] == 14
+    assert row["psnr"] == pytest.approx(20 * np.log10(255 / 30), abs=0.3)
+    keys = [item.key for item in items(benchmark("noise-30"), run("noise-30", fourteen, layout="s14"))[0]]
+    assert keys == [str(n) for n in range(1, 15)]
+
+
+def test_clean_images_that_are_not_as_many_as_published_are_one_line(fourteen, tmp_path):
+    (fourteen / "data/GaussianDenoising/S14/3.png").unlink()
+    with pytest.raises(UserError, match="13 test images in layout s14, 14 published; complete them"):
+        evaluate("identity", run("noise-30", fourteen, layout="s14"), tmp_path)
+    with pytest.raises(UserError, match="0 test images in layout t91; complete them"):
+        evaluate("identity", run("noise-30", fourteen / "data/GaussianDenoising/S14", layout="t91"), tmp_path)
+
+
 # shadows
 
 
@@ -223,7 +251,7 @@ def shadow(tmp_path: Path) -> Path:
 def test_a_shadow_is_scored_by_its_own_mask(shadow, tmp_path):
     row = evaluate("identity", run("pairs-istd", shadow, layout="istd:istd"), tmp_path)
     assert (row["images"], row["dataset"], row["protocol"]) == (2, "shadow-istd", str(ISTD))
-    assert set(METRICS) <= row.keys()
+    assert {metric.name for metric in ISTD.metrics} <= row.keys()
     each = []
     for i in (1, 2):
         a, b, c = (read_image(shadow / f"test/test_{letter}/9{i}-1.png")[0] for letter in "ABC")
@@ -261,7 +289,7 @@ def test_the_command_prints_a_line_for_each_metric(shadow, photos, cli):
     head, columns, *lines = out.splitlines()
     assert head == f"shadow-istd/pairs-istd (2 images, {ISTD})"
     assert columns.split() == ["input", "output", "as", "published"]
-    assert [line[2:48].strip() for line in lines] == [metric.heading for metric in METRICS.values()]
+    assert [line[2:48].strip() for line in lines] == [metric.heading for metric in ISTD.metrics]
     assert all(re.fullmatch(r"  .{46} +(\S+) +\1 ± \d+[.]\d+", line) for line in lines)
     named = photos.rename(photos.parent / "Classic5")
     _, out, _ = cli(*asked, "jpeg-q10", "--data", str(named))

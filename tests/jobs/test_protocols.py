@@ -66,12 +66,17 @@ def test_the_degraded_input_scores_what_was_published(dataset, name):
         pytest.skip(f"needs {FOLDERS[dataset]} in the folder named by MEMOIR_DATA")
     files = [file for file in sorted(Path(root, FOLDERS[dataset]).iterdir()) if file.suffix in SUFFIXES]
     column = benchmark(name)
-    scores = [column.score(pair.lq, pair) for file in files for pair in column.prepare(read_image(file)[0])]
+    scores = []
+    for file in files:
+        image = read_image(file)[0]
+        for pair in column.prepare(image):
+            # the published bicubic images were RGB in between, whose Y is 16..235: it tells in the white of Set14's ppt3
+            studio = column.kind == "sr" and image.shape[2] == 3
+            scores.append(column.score(pair.lq.clip(16 / 255, 235 / 255) if studio else pair.lq, pair))
     found = mean(scores).values
     published_psnr, published_ssim = next(iter(beside()[dataset, name].values()))
-    assert found["psnr"] == pytest.approx(published_psnr, abs=0.01 if column.kind == "jpeg" else 0.02)
-    # every SSIM agrees to 0.0005 but Set14's, published 0.0002 to 0.0009 higher
-    assert found["ssim"] == pytest.approx(published_ssim, abs=0.001 if dataset == "Set14" else 0.0005)
+    assert found["psnr"] == pytest.approx(published_psnr, abs=0.01)
+    assert found["ssim"] == pytest.approx(published_ssim, abs=0.0005 if column.kind == "jpeg" else 0.00015)
 
 
 # the measures
@@ -455,7 +460,7 @@ def test_the_errors_of_a_shadow_by_hand():
     output[:, :160] = 0  # black where L is 50.03
     values = score(ISTD, output, target, mask=half_mask()).values
     L = 50.03
-    assert list(values) == list(METRICS)
+    assert list(values) == [metric.name for metric in ISTD.metrics]
     for name, all_, shadow in (
         ("lab_rmse_pi_480", math.sqrt(L**2 / 4), L),
         ("lab_mae_pi_480", L / 4, L),
@@ -541,8 +546,8 @@ def test_a_mask_that_divides_nothing_is_named():
 
 @pytest.mark.parametrize("protocol", [Y_MATLAB, GRAY_FLOAT, *PAIRS.values()], ids=lambda protocol: protocol.name)
 def test_a_protocol_gives_the_metrics_that_it_declares(protocol):
-    image = photograph(32, 40, 3 if protocol.colour.endswith("RGB") else 1) / 255
-    mask = np.zeros((32, 40, 1), np.uint8)
+    image = photograph(40, 48, 3 if protocol.colour.endswith("RGB") else 1) / 255
+    mask = np.zeros((40, 48, 1), np.uint8)
     mask[:10] = 255
     values = score(protocol, image * 0.9, image, mask=mask).values
     assert list(values) == [metric.name for metric in protocol.metrics]

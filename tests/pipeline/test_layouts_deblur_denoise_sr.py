@@ -16,7 +16,7 @@ from pipeline.layouts.gopro import GoPro
 from pipeline.layouts.hide import HIDE
 from pipeline.layouts.realblur import FOLDERS, RealBlur
 from pipeline.layouts.sidd import SIDD
-from pipeline.layouts.testsets import BSD100, LIVE1, Classic5, Set5, Set14, Urban100
+from pipeline.layouts.testsets import BSD100, LIVE1, S14, T91, Classic5, Set5, Set14, Urban100
 
 ODD_NAMES = ["a.1", "a 1", "-1", "é"]
 
@@ -512,17 +512,19 @@ def test_files_that_are_no_images_of_a_set_are_rejects_there(kind, folder, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [(Set5, 5), (Set14, 14), (BSD100, 100), (Urban100, 100), (Classic5, 5), (LIVE1, 29)]
+    ("kind", "number"),
+    [(Set5, 5), (Set14, 14), (BSD100, 100), (Urban100, 100), (Classic5, 5), (LIVE1, 29), (S14, 14), (T91, 91)],
 )
-def test_a_test_set_is_found_in_its_folder_flat_or_in_hr(kind, number, tmp_path):
+def test_a_small_set_is_found_in_its_folder_flat_or_in_hr(kind, number, tmp_path):
     variant = kind.variants[0] if kind.variants else None
     for n, folder in enumerate(("", *(each.format(variant=variant) + "/" for each in kind.folders))):
         for m, place in enumerate(("", "HR/", "GTmod12/")):
             root = tree(tmp_path / f"{n}{m}", f"{folder}{place}1.bmp", f"{folder}{place}README.md", "licence.txt")
             found = rows(kind, root, variant)
-            assert used(found, root) == [("test", "1", "gt", f"{folder}{place}1.bmp")]
+            split = "train" if kind is T91 else "test"
+            assert used(found, root) == [(split, "1", "gt", f"{folder}{place}1.bmp")]
             assert len(found) == 1
-            assert numbers(kind, root, variant) == [("test", "gt", number)]
+            assert numbers(kind, root, variant) == [(split, "gt", number)]
 
 
 def test_a_test_set_passes_by_its_low_resolution_images(tmp_path):
