@@ -27,7 +27,7 @@ def _state(name: str, suite: Table | Figure, places: Places) -> State:
     if isinstance(suite, Figure):
         named = [*suite.sets]
         missing = [line for line in (lacking(each, places.datasets) for each in named) if line]
-        computable = suite.draw is not None
+        computable = bool(suite.draw)
     else:
         measured = [group for group in suite.columns if group.set and not group.average_of]
         named = list(dict.fromkeys(str(group.set) for group in measured))

@@ -234,5 +234,5 @@ def _sample(table: Table, places: Places, found: Findings) -> Grid:
         _priced(variant.recipe.model, table.size, values)
         columns += [name for name in values if name not in columns]
         rows.append(ResultRow(method=variant.method, source="here", values=values, note=variant.name))
-    title = f"at the size of the samples ({table.sample}): it shows that each variant trains, and does not rank them"
+    title = f"at the size of the samples ({', '.join(table.sample)}): it shows that each variant trains, and does not rank them"
     return Grid(title=title, columns=columns, rows=rows)
