@@ -15,13 +15,21 @@ from pydantic import TypeAdapter
 
 from jobs.documents import Pointer, Published, read_document
 from jobs.evaluation.metrics import METRICS, Metric, measured
+from jobs.evaluation.published import suites as published_suites
 from jobs.evaluation.scores import AllScores, Figures, Scores, read_scores
 from jobs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
+from jobs.report.results import Result, ResultRow, grouped, read_results
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")
+TITLES = {
+    "memnet": "MemNet (ICCV 2017)",
+    "memorynet": "MemoryNet: memory augment is all you need",
+    "timelapse": "Time-lapse deraining (TIP 2022)",
+    "drcnet": "DRCNet (ECCV 2022)",
+}
 
 IMAGES = 10**6  # the most that a table of scores has
 
@@ -58,6 +66,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A suite's result on the page. tables: of each grid its title, headings and lines of cells; pictures and data: its files."""
+
+    result: Result
+    tables: list[tuple[str, list[tuple[str, list[str]]], list[ResultRow]]]
+    pictures: list[Picture]
+    data: list[Picture]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the page has of one paper: results of its suites, and its recipes."""
+
+    name: str
+    title: str
+    suites: list[Shown]
+    sections: list["Section"]
+
+
+@dataclass(frozen=True)
 class Section:
     """What the page says of one recipe."""
 
@@ -70,10 +98,11 @@ class Section:
     restored: list[Picture]
 
 
-def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
+def write_report(recipes: list[str], runs: Path, out: Path, suites: Path = Path("suites")) -> Path:
     """Write the page out/index.html, with copies of its pictures below `out`; returns its path.
 
-    recipes: in the order of the page; runs/<recipe> holds what their stages wrote. The bytes depend on those files alone.
+    recipes: in the order of the page, by paper; runs/<recipe> holds what their stages wrote. suites: the results of
+    `memoir suite`, if there are any. The bytes depend on those files alone.
     The folder appears as a whole, in the place of an older report.
     Raises UserError for a file that is missing, damaged or of another checkpoint, with the stage that makes it, and for a
     folder `out` that is not a report.
@@ -91,7 +120,8 @@ def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
         shutil.rmtree(left, ignore_errors=True)
     try:
         sections = [_section(recipe, runs / recipe, partial) for recipe in recipes]
-        write_bytes(partial / "index.html", _page(sections).encode())
+        shown = [_shown(result, suites / result.suite, partial) for result in read_results(suites)]
+        write_bytes(partial / "index.html", _page(_papers(sections, shown)).encode())
         if target.exists():
             target.rename(old)
         partial.rename(target)
@@ -101,7 +131,51 @@ def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
     return out / "index.html"
 
 
-def _page(sections: list[Section]) -> str:
+def _papers(sections: list[Section], shown: list[Shown]) -> list[Paper]:
+    """The page by paper, in the order of PAPERS; recipes of networks of one's own last."""
+    order = {name: i for i, name in enumerate(published_suites())}
+    shown = sorted(shown, key=lambda each: order.get(each.result.suite, len(order)))
+    papers = [
+        Paper(
+            name,
+            title,
+            [each for each in shown if each.result.paper == name],
+            [section for section in sections if _paper_of(section) == name],
+        )
+        for name, title in TITLES.items()
+    ]
+    others = [section for section in sections if _paper_of(section) not in TITLES]
+    return [
+        *(each for each in papers if each.suites or each.sections),
+        *([Paper("", "Other networks", [], others)] if others else []),
+    ]
+
+
+def _paper_of(section: Section) -> str:
+    """The paper of a recipe, by its name: they begin with the paper's."""
+    return section.recipe.partition("-")[0]
+
+
+def _shown(result: Result, folder: Path, out: Path) -> Shown:
+    """A suite's result, with copies of its files."""
+    place = PurePosixPath("suites", result.suite)
+    tables = [(grid.title, grouped(grid.columns), grid.rows) for grid in result.grids]
+    files = [(name, _file(folder / name, out, place / name)) for name in result.files]
+    pictures = [file for name, file in files if name.endswith((".png", ".svg"))]
+    return Shown(result, tables, pictures, [file for name, file in files if not name.endswith((".png", ".svg"))])
+
+
+def _file(source: Path, out: Path, place: PurePosixPath) -> Picture:
+    """Copy a file of a suite to out/place; sizes of plots are their own."""
+    if source.suffix == ".png":
+        return _copy(source, out, place)
+    target = out / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return Picture(place.as_posix(), place.name, 560, 320)
+
+
+def _page(papers: list[Paper]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,9 +186,10 @@ def _page(sections: list[Section]) -> str:
     )
     environment.filters |= {"figure": _figure, "signed": _signed}
     plot = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+    sections = [section for paper in papers for section in paper.sections]
     protocols = sorted({row.scores.protocol for section in sections for row in section.rows})
     template = environment.get_template("page.html")
-    return template.render(sections=sections, plot=plot, protocols=protocols, generator=GENERATOR)
+    return template.render(papers=papers, sections=sections, plot=plot, protocols=protocols, generator=GENERATOR)
 
 
 def _figure(value: float | None, metric: Metric) -> str:

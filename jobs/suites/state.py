@@ -51,4 +51,5 @@ def _state(name: str, suite: Table | Figure, places: Places) -> State:
                 f"weights: `{first.command}`" + (" and the other rows'" if len(variants) - len(trained) > 1 else "")
             )
     lines = [f"{word}: {', '.join([images, *weights[:1]])}", *(f"lacks {line}" for line in [*missing, *weights[1:]])]
+    lines += ["`--scale sample` runs on the samples"] * bool(suite.sample)
     return State(name, suite.title, suite.caption, word, lines)

@@ -221,7 +221,7 @@ def test_images_with_other_metrics_than_their_row_are_an_error(runs):
 
 def test_a_report_of_no_recipes_says_so(tmp_path):
     page = Page(write_report([], tmp_path / "runs", tmp_path / "report"))
-    assert "There is nothing yet: params.yaml names no recipes." in page.text
+    assert "There is nothing yet: params.yaml names no recipes, and no suite has run." in page.text
     assert (page.open, page.rows) == ([], [])
     assert "There is nothing yet" not in Page(write_report(["one"], run_of(tmp_path), tmp_path / "report")).text
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jobs.evaluation.benchmark import benchmark
 from jobs.evaluation.evaluate import to_uint8
+from jobs.evaluation.items import items
 from jobs.evaluation.published import Figure
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.suites.places import Places
+from jobs.suites.sets import SETS, run_of
 from jobs.suites.variants import Scale, Variant, make_variant, trained_variant
 from pipeline.errors import UserError
-from pipeline.images import SUFFIXES, read_image
+from pipeline.images import source_image
 
 CELL = 220  # pixels of the longer side of a picture in a sheet, at least
 BAND = 22  # pixels of the line with its name
@@ -64,19 +68,19 @@ class Drawing:
         return make_variant("", given, tuple(overrides))
 
     def image(self) -> tuple[str, np.ndarray]:
-        """The image of the suite's first set that is at hand, or of the sample photographs: its name, uint8 (H, W, C)."""
-        from jobs.suites.sets import root_of
+        """The first degraded image of the suite's sets that are at hand, or of the samples: its name, uint8 (H, W, C).
 
-        folders = [root_of(name, self.places.datasets) for name in self.figure.sets]
-        for folder in [
-            *folders,
-            self.places.datasets / "photos/test",
-            self.places.datasets / "rain/test/Rain100L/input",
-        ]:
-            found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-            if found:
-                return f"{folder.name}/{found[0].name}", read_image(found[0], bits=8)[0]
-        raise UserError(f"no image in {', '.join(map(str, folders))}; `memoir sample` writes some")
+        Raises UserError if there is none.
+        """
+        runs = [run_of(name, _benchmark(name), self.places.datasets) for name in self.figure.sets]
+        runs += [make_variant("", name, ()).recipe.evaluation.benchmarks[0] for name in self.figure.sample]
+        for run in runs:
+            if Path(run.data).is_dir():
+                file = items(benchmark(run.benchmark), run)[0][0].files[0]
+                return f"{file.path.parent.name}/{file.path.name}", source_image(file.path, file.part, bits=8)[0]
+        raise UserError(
+            f"no image in {', '.join(dict.fromkeys(run.data for run in runs))}; `memoir sample` writes some"
+        )
 
     def csv(self, name: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Numbers as a table."""
@@ -90,27 +94,39 @@ class Drawing:
         """A plot."""
         self.files[name] = text.encode()
 
-    def sheet(self, name: str, cells: Sequence[tuple[str, np.ndarray]], columns: int) -> None:
+    def sheet(self, name: str, cells: Sequence[tuple[str, np.ndarray]], columns: int, least: int = CELL) -> None:
         """Pictures in rows of `columns`, each under its name. cells: (name, uint8 or float [0, 1], (H, W, 1 or 3) or (H, W))."""
-        encoded = cv2.imencode(".png", cv2.cvtColor(sheet(cells, columns), cv2.COLOR_RGB2BGR))[1]
+        encoded = cv2.imencode(".png", cv2.cvtColor(sheet(cells, columns, least), cv2.COLOR_RGB2BGR))[1]
         self.files[name] = encoded.tobytes()
 
 
-def sheet(cells: Sequence[tuple[str, np.ndarray]], columns: int) -> np.ndarray:
-    """See Drawing.sheet; uint8 (H, W, 3)."""
-    framed = [_cell(name, picture) for name, picture in cells]
-    high, wide = (max(each.shape[i] for each in framed) for i in (0, 1))
-    padded = [np.pad(c, ((0, high - c.shape[0]), (0, wide - c.shape[1]), (0, 0)), constant_values=255) for c in framed]
-    padded += [np.full_like(padded[0], 255)] * (-len(padded) % columns)
-    rows = [np.concatenate(padded[i : i + columns], 1) for i in range(0, len(padded), columns)]
-    return np.concatenate(rows)
+def _benchmark(name: str) -> str:
+    """One that finds the images of a test set: pairs by their layout, clean images by any degradation."""
+    return "jpeg-q10" if SETS[name].layout is None else "pairs-rgb"
 
 
-def _cell(name: str, picture: np.ndarray) -> np.ndarray:
+def sheet(cells: Sequence[tuple[str, np.ndarray]], columns: int, least: int = CELL) -> np.ndarray:
+    """See Drawing.sheet; uint8 (H, W, 3). least: smaller pictures are enlarged to this longer side."""
+    framed = [_cell(name, picture, least) for name, picture in cells]
+    rows = [framed[i : i + columns] for i in range(0, len(framed), columns)]
+    widths = [max(row[c].shape[1] for row in rows if c < len(row)) for c in range(min(columns, len(framed)))]
+    strips = []
+    for row in rows:
+        high = max(each.shape[0] for each in row)
+        blank = np.full((high, 0, 3), 255, np.uint8)
+        padded = [
+            np.pad(each, ((0, high - each.shape[0]), (0, width - each.shape[1]), (0, 0)), constant_values=255)
+            for each, width in zip([*row, *[blank] * (len(widths) - len(row))], widths, strict=True)
+        ]
+        strips.append(np.concatenate(padded, 1))
+    return np.concatenate(strips)
+
+
+def _cell(name: str, picture: np.ndarray, least: int) -> np.ndarray:
     picture = picture if picture.dtype == np.uint8 else to_uint8(picture)
     picture = picture.reshape(*picture.shape[:2], -1)
     picture = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
-    factor = CELL / max(picture.shape[:2])
+    factor = least / max(picture.shape[:2])
     if factor > 1:
         size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST)

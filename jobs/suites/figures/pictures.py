@@ -31,7 +31,7 @@ def compare(drawing: Drawing) -> None:
         which = benchmark(picture.benchmark)
         item = _item(picture, which, drawing)
         pair = item.pairs(which, 8)[0]
-        x, y, w, h = picture.crop or _middle(pair.gt)
+        x, y, w, h = _crop(picture, pair.gt)
         part = np.s_[y : y + h, x : x + w]
         scores = {"input": which.score(pair.lq, pair)}
         cells = [(f"{picture.set} {item.key}", _framed(pair.gt, (x, y, w, h))), ("ground truth", pair.gt[part])]
@@ -40,7 +40,7 @@ def compare(drawing: Drawing) -> None:
             output = restore(pair.lq, which.tile)
             scores[name] = which.score(output, pair)
             cells.append((f"{name}  {_text(scores[name])}", output[part]))
-        drawing.sheet(f"{picture.set}-{item.key}-{picture.benchmark}.png", cells, len(cells))
+        drawing.sheet(f"{picture.set}-{item.key}-{picture.benchmark}.png", cells, len(cells), least=360)
         rows += [
             [picture.set, item.key, method, "printed", *text.split("/")] for method, text in picture.printed.items()
         ]
@@ -91,8 +91,11 @@ def _text(score: Score) -> str:
     return "/".join(METRICS[name].text(score.values[name]) for name in ("psnr", similarity))
 
 
-def _middle(image: np.ndarray) -> tuple[int, int, int, int]:
+def _crop(picture: Picture, image: np.ndarray) -> tuple[int, int, int, int]:
+    """The part that is shown large: the figure's, or the middle where that is not known or not in an image of this size."""
     h, w = image.shape[:2]
+    if picture.crop is not None and picture.crop[0] + picture.crop[2] <= w and picture.crop[1] + picture.crop[3] <= h:
+        return picture.crop
     side = min(SIDE, h, w)
     return (w - side) // 2, (h - side) // 2, side, side
 
