@@ -18,7 +18,7 @@ from jobs.publishing.commands import Store
 from jobs.publishing.commands import app as publishing
 from jobs.reproducing.commands import app as reproducing
 from jobs.sharing.commands import gc, share, store
-from jobs.suites.commands import app as suites
+from jobs.suites.commands import app as suite
 from pipeline.checkout import hand_over
 from pipeline.console import Json, say
 from pipeline.errors import MENDABLE, UserError, some
@@ -294,7 +294,7 @@ def evaluate(
 
 app.add_typer(publishing)
 app.add_typer(reproducing)
-app.add_typer(suites)
+app.add_typer(suite)
 
 
 @app.command()
@@ -349,12 +349,13 @@ def report(
     params: ParamsFile = Path("params.yaml"),
     runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="folder for the page")] = Path("report"),
+    suites: Annotated[Path, typer.Option(help="folder of the results of `memoir suite`")] = Path("suites"),
 ) -> None:
-    """The page: scores, curves and pictures of every recipe."""
+    """The page: the papers' tables and figures that were run, and scores, curves and pictures of every recipe."""
     from jobs.report import write_report
     from pipeline.params import read_params
 
-    say(str(write_report(recipes or list(read_params(params).recipes), runs, out)))
+    say(str(write_report(recipes or list(read_params(params).recipes), runs, out, suites)))
 
 
 @app.command()

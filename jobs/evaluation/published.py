@@ -93,7 +93,7 @@ class Row(Frozen):
 class Suite(Frozen):
     """What tables and figures have in common.
 
-    recipe: the one at the paper's size, or several, of which each measures its own sets; sample: the one for the samples.
+    recipe: the one at the paper's size, or several, of which each measures its own sets; sample: those for the samples.
     lacking: what this version of memoir does not have for it.
     """
 
@@ -101,7 +101,7 @@ class Suite(Frozen):
     section: str
     caption: str
     recipe: tuple[str, ...] = ()
-    sample: str | None = None
+    sample: tuple[str, ...] = ()
     lacking: str | None = None
     note: str | None = None
     size: tuple[int, int] = Field((256, 256), description="height and width of the image whose cost is given")
@@ -135,12 +135,27 @@ class Table(Suite):
         return {n: text for n, text in zip(names, self.rows[method].values.split(), strict=True) if text != NONE}
 
 
+class Picture(Frozen):
+    """An image that a figure shows. key: the start of its file's name; None where the paper does not say which: the first.
+
+    crop: x, y, width and height of the part that is shown large; the papers print no coordinates, so they are ours, read off the
+    figure. printed: PSNR/SSIM by method.
+    """
+
+    set: str
+    benchmark: str
+    key: str | None = None
+    crop: tuple[int, int, int, int] | None = None
+    printed: dict[str, str] = Field(default_factory=dict)
+
+
 class Figure(Suite):
-    """A figure of a paper. draw: what makes it, of jobs/suites/figures; None where nothing is to be computed."""
+    """A figure of a paper. draw: what makes it, functions of jobs/suites/figures; none where nothing is to be computed, as `lacking` says."""
 
     kind: Literal["figure"]
-    draw: str | None = None
+    draw: tuple[str, ...] = ()
     sets: tuple[str, ...] = Field((), description="the images that the figure is of")
+    pictures: tuple[Picture, ...] = ()
 
 
 def number(text: str) -> float | None:
@@ -162,7 +177,7 @@ def suites() -> Mapping[str, Table | Figure]:
     found: dict[str, Table | Figure] = {}
     for paper in PAPERS:
         files = [(path.stem.rstrip("0123456789"), path) for path in (FOLDER / paper).glob("*.yaml")]
-        for kind, path in sorted(files, key=lambda each: (each[0] != "table", _place(each[1]))):
+        for kind, path in sorted(files, key=lambda each: (not each[0].startswith("table"), _place(each[1]))):
             found[f"{paper}-{path.stem}"] = read_yaml(path, Table if kind == "table" else Figure)
     return found
 

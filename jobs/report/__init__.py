@@ -15,16 +15,23 @@ from pydantic import TypeAdapter
 
 from jobs.documents import Pointer, Published, read_document
 from jobs.evaluation.metrics import METRICS, Metric, measured
+from jobs.evaluation.published import suites as published_suites
 from jobs.evaluation.scores import AllScores, Figures, Scores, read_scores
+from jobs.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
+from jobs.report.results import Result, ResultRow, grouped, read_results
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
 GENERATOR = '<meta name="generator" content="memoir">'  # in the page: a folder without it is not replaced
 ROLES = ("input", "output", "target")
+TITLES = {
+    "memnet": "MemNet (ICCV 2017)",
+    "memorynet": "MemoryNet: memory augment is all you need",
+    "timelapse": "Time-lapse deraining (TIP 2022)",
+    "drcnet": "DRCNet (ECCV 2022)",
+}
 
 IMAGES = 10**6  # the most that a table of scores has
-WIDTH, HEIGHT = 440, 260  # of a chart, in units of its SVG
-LEFT, RIGHT, TOP, BOTTOM = 58, 414, 12, 218  # edges of the plot in it
 
 
 @dataclass(frozen=True)
@@ -59,34 +66,23 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A mark on an axis: its place in SVG units, and its label."""
+class Shown:
+    """A suite's result on the page. tables: of each grid its title, headings and lines of cells; pictures and data: its files."""
 
-    at: float
-    label: str
+    result: Result
+    tables: list[tuple[str, list[tuple[str, list[str]]], list[ResultRow]]]
+    pictures: list[Picture]
+    data: list[Picture]
 
 
 @dataclass(frozen=True)
-class Line:
-    """A curve in SVG units. marks: (x, y, text) of its points, where there are few; first and last: of its values."""
+class Paper:
+    """What the page has of one paper: results of its suites, and its recipes."""
 
     name: str
-    path: str
-    marks: list[tuple[float, float, str]]
-    first: str
-    last: str
-    lost: int  # values that are not finite and are not drawn
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart as the page draws it; without lines if there is nothing to draw."""
-
     title: str
-    unit: str
-    x: list[Tick]
-    y: list[Tick]
-    lines: list[Line]
+    suites: list[Shown]
+    sections: list["Section"]
 
 
 @dataclass(frozen=True)
@@ -102,10 +98,11 @@ class Section:
     restored: list[Picture]
 
 
-def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
+def write_report(recipes: list[str], runs: Path, out: Path, suites: Path = Path("suites")) -> Path:
     """Write the page out/index.html, with copies of its pictures below `out`; returns its path.
 
-    recipes: in the order of the page; runs/<recipe> holds what their stages wrote. The bytes depend on those files alone.
+    recipes: in the order of the page, by paper; runs/<recipe> holds what their stages wrote. suites: the results of
+    `memoir suite`, if there are any. The bytes depend on those files alone.
     The folder appears as a whole, in the place of an older report.
     Raises UserError for a file that is missing, damaged or of another checkpoint, with the stage that makes it, and for a
     folder `out` that is not a report.
@@ -123,7 +120,8 @@ def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
         shutil.rmtree(left, ignore_errors=True)
     try:
         sections = [_section(recipe, runs / recipe, partial) for recipe in recipes]
-        write_bytes(partial / "index.html", _page(sections).encode())
+        shown = [_shown(result, suites / result.suite, partial) for result in read_results(suites)]
+        write_bytes(partial / "index.html", _page(_papers(sections, shown)).encode())
         if target.exists():
             target.rename(old)
         partial.rename(target)
@@ -133,7 +131,51 @@ def write_report(recipes: list[str], runs: Path, out: Path) -> Path:
     return out / "index.html"
 
 
-def _page(sections: list[Section]) -> str:
+def _papers(sections: list[Section], shown: list[Shown]) -> list[Paper]:
+    """The page by paper, in the order of PAPERS; recipes of networks of one's own last."""
+    order = {name: i for i, name in enumerate(published_suites())}
+    shown = sorted(shown, key=lambda each: order.get(each.result.suite, len(order)))
+    papers = [
+        Paper(
+            name,
+            title,
+            [each for each in shown if each.result.paper == name],
+            [section for section in sections if _paper_of(section) == name],
+        )
+        for name, title in TITLES.items()
+    ]
+    others = [section for section in sections if _paper_of(section) not in TITLES]
+    return [
+        *(each for each in papers if each.suites or each.sections),
+        *([Paper("", "Other networks", [], others)] if others else []),
+    ]
+
+
+def _paper_of(section: Section) -> str:
+    """The paper of a recipe, by its name: they begin with the paper's."""
+    return section.recipe.partition("-")[0]
+
+
+def _shown(result: Result, folder: Path, out: Path) -> Shown:
+    """A suite's result, with copies of its files."""
+    place = PurePosixPath("suites", result.suite)
+    tables = [(grid.title, grouped(grid.columns), grid.rows) for grid in result.grids]
+    files = [(name, _file(folder / name, out, place / name)) for name in result.files]
+    pictures = [file for name, file in files if name.endswith((".png", ".svg"))]
+    return Shown(result, tables, pictures, [file for name, file in files if not name.endswith((".png", ".svg"))])
+
+
+def _file(source: Path, out: Path, place: PurePosixPath) -> Picture:
+    """Copy a file of a suite to out/place; sizes of plots are their own."""
+    if source.suffix == ".png":
+        return _copy(source, out, place)
+    target = out / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return Picture(place.as_posix(), place.name, 560, 320)
+
+
+def _page(papers: list[Paper]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -144,9 +186,10 @@ def _page(sections: list[Section]) -> str:
     )
     environment.filters |= {"figure": _figure, "signed": _signed}
     plot = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+    sections = [section for paper in papers for section in paper.sections]
     protocols = sorted({row.scores.protocol for section in sections for row in section.rows})
     template = environment.get_template("page.html")
-    return template.render(sections=sections, plot=plot, protocols=protocols, generator=GENERATOR)
+    return template.render(papers=papers, sections=sections, plot=plot, protocols=protocols, generator=GENERATOR)
 
 
 def _figure(value: float | None, metric: Metric) -> str:
@@ -292,68 +335,4 @@ def _charts(path: Path) -> list[Chart]:
         raise _damaged(path, "train", "not a table of step, loss, psnr and val_psnr") from None
     loss = {"training batches": points["loss"]}
     psnr = {"training batches": points["psnr"], "validation images": points["val_psnr"]}
-    return [_chart("Loss", "log scale", loss, logarithmic=True), _chart("PSNR", "dB", psnr)]
-
-
-def _chart(title: str, unit: str, curves: dict[str, list[tuple[int, float]]], *, logarithmic: bool = False) -> Chart:
-    """Scale the curves, lists of (step, value), to a chart. Values that have no place on it are counted, not drawn."""
-    drawn = {
-        name: [(step, value) for step, value in points if math.isfinite(value) and (value > 0 or not logarithmic)]
-        for name, points in curves.items()
-    }
-    values = [value for points in drawn.values() for _, value in points]
-    if not values:
-        return Chart(title, unit, [], [], [])
-    end = max(1, *(step for points in drawn.values() for step, _ in points))
-    on_axis = math.log10 if logarithmic else float
-    low, high = on_axis(min(values)), on_axis(max(values))
-    least = 0.02 if logarithmic else 0.001 * abs(high) or 1.0  # a constant has an axis too
-    margin = max(0.05 * (high - low), least)
-    low, high = low - margin, high + margin
-
-    def x(step: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * step / end, 2)
-
-    def y(value: float) -> float:
-        return round(BOTTOM - (BOTTOM - TOP) * (on_axis(value) - low) / (high - low), 2)
-
-    lines = []
-    for name, points in drawn.items():
-        if not points:
-            continue
-        path = " ".join(f"{x(step)},{y(value)}" for step, value in points)
-        few = points if len(points) <= 40 else []
-        marks = [(x(step), y(value), f"step {step:,}: {_number(value)}") for step, value in few]
-        first, last = (f"{_number(value)} at step {step:,}" for step, value in (points[0], points[-1]))
-        lines.append(Line(name, path, marks, first, last, lost=len(curves[name]) - len(points)))
-    ticks = _log_ticks(10**low, 10**high) if logarithmic else _ticks(low, high, 7)
-    steps = [Tick(x(step), f"{step:,.0f}") for step in _ticks(0, end, min(5, end))]
-    return Chart(title, unit, steps, [Tick(y(value), _number(value, 9)) for value in ticks], lines)
-
-
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high, in up to `most` steps."""
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
-    return [float(f"{i * step:.9g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, with their 2- and 5-fold if there are few, and any round numbers if there are none."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 2, 5)):
-        ticks = [factor * 10.0**power for power in powers for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 3:
-            return ticks
-    return _ticks(low, high, 7)
-
-
-def _number(value: float, digits: int = 4) -> str:
-    """The number with up to `digits` digits, and with a power of ten if it is very small or large."""
-    mantissa, power = f"{value:.{digits - 1}e}".split("e")
-    if -3 <= int(power) < digits:
-        return f"{float(f'{mantissa}e{power}'):,.{digits}g}".replace("-", "−")
-    exponent = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"{float(mantissa):.{digits}g}·10{exponent}".replace("-", "−")
+    return [chart("Loss", "log scale", loss, logarithmic=True), chart("PSNR", "dB", psnr)]

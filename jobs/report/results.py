@@ -45,6 +45,19 @@ class Result(Document):
     files: list[Name] = Field(default_factory=list)
 
 
+def grouped(columns: list[str]) -> list[tuple[str, list[str]]]:
+    """Columns that differ only in their metric as one: (Classic5 jpeg-q10 psnr/ssim, its columns)."""
+    groups: dict[str, list[str]] = {}
+    for column in columns:
+        where, _, metric = column.rpartition(" ")
+        plain = where and metric.islower() and metric.replace("_", "").isalnum() and not metric[0].isdigit()
+        groups.setdefault(where if plain else column, []).append(column)
+    return [
+        (f"{where} {'/'.join(c.rpartition(' ')[2] for c in each)}" if where != each[0] else where, each)
+        for where, each in groups.items()
+    ]
+
+
 def read_results(folder: Path) -> list[Result]:
     """The results in suites/<name>/result.json, by name. Raises UserError for a file that is damaged."""
     found = []

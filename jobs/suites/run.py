@@ -7,11 +7,12 @@ from pathlib import Path
 from jobs.evaluation.published import Table, suites
 from jobs.report.results import Result
 from jobs.suites.places import Places
+from jobs.suites.variants import Scale
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 
 
-def run_suite(name: str, places: Places, model: str | None, scale: str | None, out: Path) -> Result:
+def run_suite(name: str, places: Places, model: str | None, scale: Scale | None, out: Path) -> Result:
     """The table or figure of this name; writes out/<name>/result.json and what else there is of it.
 
     model, scale: see jobs.suites.tables.run_table. Raises UserError for what cannot be computed here.
@@ -29,7 +30,12 @@ def run_suite(name: str, places: Places, model: str | None, scale: str | None, o
         files: dict[str, bytes] = {}
         result = Result(**said, grids=found.grids, ran=found.ran, lacking=found.lacking, notes=found.notes)
     else:
-        raise UserError(f"{name}: {suite.lacking or 'not drawn yet'}")
+        from jobs.suites.figures.draw import draw
+
+        drawn = draw(name, suite, places, model, scale)
+        files = drawn.files
+        notes = [*([suite.note] if suite.note else []), *drawn.notes]
+        result = Result(**said, ran=drawn.ran, lacking=drawn.lacking, notes=notes, files=sorted(files))
     shutil.rmtree(folder, ignore_errors=True)
     for each, data in files.items():
         write_bytes(folder / each, data)

@@ -27,7 +27,7 @@ def _state(name: str, suite: Table | Figure, places: Places) -> State:
     if isinstance(suite, Figure):
         named = [*suite.sets]
         missing = [line for line in (lacking(each, places.datasets) for each in named) if line]
-        computable = suite.draw is not None
+        computable = bool(suite.draw)
     else:
         measured = [group for group in suite.columns if group.set and not group.average_of]
         named = list(dict.fromkeys(str(group.set) for group in measured))
@@ -51,4 +51,5 @@ def _state(name: str, suite: Table | Figure, places: Places) -> State:
                 f"weights: `{first.command}`" + (" and the other rows'" if len(variants) - len(trained) > 1 else "")
             )
     lines = [f"{word}: {', '.join([images, *weights[:1]])}", *(f"lacks {line}" for line in [*missing, *weights[1:]])]
+    lines += ["`--scale sample` runs on the samples"] * bool(suite.sample)
     return State(name, suite.title, suite.caption, word, lines)

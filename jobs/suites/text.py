@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from jobs.report.results import Grid, Result
+from jobs.report.results import Grid, Result, grouped
 
 WIDTH = 120
 HEADING = 3  # lines of a heading: images, benchmark, metrics
@@ -25,19 +25,6 @@ def lines(result: Result) -> Iterator[str]:
     ):
         yield from [""] * bool(each)
         yield from (f"{heading}: {line}" for line in each)
-
-
-def grouped(columns: list[str]) -> list[tuple[str, list[str]]]:
-    """Columns that differ only in their metric as one: (Classic5 jpeg-q10 psnr/ssim, its columns)."""
-    groups: dict[str, list[str]] = {}
-    for column in columns:
-        where, _, metric = column.rpartition(" ")
-        plain = where and metric.islower() and metric.replace("_", "").isalnum() and not metric[0].isdigit()
-        groups.setdefault(where if plain else column, []).append(column)
-    return [
-        (f"{where} {'/'.join(c.rpartition(' ')[2] for c in each)}" if where != each[0] else where, each)
-        for where, each in groups.items()
-    ]
 
 
 def _grid(grid: Grid) -> Iterator[str]:

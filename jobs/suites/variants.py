@@ -7,6 +7,7 @@ from jobs.evaluation.published import Table
 from jobs.recipe import Recipe, read_recipe
 from jobs.suites.places import Places
 from jobs.variant import overriding, variant
+from pipeline.config import bare_name
 from pipeline.errors import UserError
 
 Scale = Literal["paper", "sample"]
@@ -35,19 +36,23 @@ def variants_of(table: Table, scale: Scale, lacking: list[str]) -> list[Variant]
     for method, row in table.rows.items():
         if row.role != "paper":
             continue
-        given = [table.sample] if scale == "sample" else [row.recipe] if row.recipe else [*table.recipe]
+        given = [*table.sample] if scale == "sample" else [row.recipe] if row.recipe else [*table.recipe]
         overrides = row.sample_overrides if scale == "sample" and row.sample_overrides is not None else row.overrides
         if row.lacking:
             lacking.append(f"{method}: {row.lacking}")
             continue
-        for name in filter(None, given):
+        for name in given:
             try:
-                recipe = read_recipe(name, [*overrides])
+                found.append(make_variant(method, name, overrides))
             except UserError as error:
                 lacking.append(f"{method}: {name} {' '.join(overrides)}: {error}")
-                continue
-            found.append(Variant(method, name, overrides, recipe, variant(name, recipe, overriding([*overrides]))))
     return found
+
+
+def make_variant(method: str, given: str, overrides: tuple[str, ...]) -> Variant:
+    """A recipe with these values. Raises UserError for what the recipe does not take."""
+    recipe = read_recipe(given, [*overrides])
+    return Variant(method, given, overrides, recipe, variant(bare_name(given), recipe, overriding([*overrides])))
 
 
 def trained_variant(which: Variant, places: Places, *, train: bool) -> str | None:

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.evaluation.scores import write_scores
-from jobs.report import BOTTOM, LEFT, RIGHT, TOP, _chart, _number, write_report
+from jobs.report import write_report
+from jobs.report.charts import BOTTOM, LEFT, RIGHT, TOP, chart, number
 from pipeline.errors import UserError
 from pipeline.images import write_image
 
@@ -220,7 +221,7 @@ def test_images_with_other_metrics_than_their_row_are_an_error(runs):
 
 def test_a_report_of_no_recipes_says_so(tmp_path):
     page = Page(write_report([], tmp_path / "runs", tmp_path / "report"))
-    assert "There is nothing yet: params.yaml names no recipes." in page.text
+    assert "There is nothing yet: params.yaml names no recipes, and no suite has run." in page.text
     assert (page.open, page.rows) == ([], [])
     assert "There is nothing yet" not in Page(write_report(["one"], run_of(tmp_path), tmp_path / "report")).text
 
@@ -363,30 +364,30 @@ def test_a_curve_has_its_first_and_last_value_in_words(runs):
 )
 def test_a_curve_lies_in_its_plot_and_its_ticks_are_round_and_distinct(values, every, logarithmic):
     points = [(every * i, value) for i, value in enumerate(values, start=1)]
-    chart = _chart("Loss", "", {"training": points}, logarithmic=logarithmic)
-    drawn = [tuple(map(float, point.split(","))) for point in chart.lines[0].path.split()]
+    made = chart("Loss", "", {"training": points}, logarithmic=logarithmic)
+    drawn = [tuple(map(float, point.split(","))) for point in made.lines[0].path.split()]
     assert len(drawn) == len(values)
     assert all(LEFT <= x <= RIGHT and TOP <= y <= BOTTOM for x, y in drawn)
     order = np.argsort(values, kind="stable")
     assert all(drawn[b][1] <= drawn[a][1] for a, b in pairwise(order))
-    for ticks, low, high in ((chart.x, LEFT, RIGHT), (chart.y, TOP, BOTTOM)):
+    for ticks, low, high in ((made.x, LEFT, RIGHT), (made.y, TOP, BOTTOM)):
         assert 2 <= len(ticks) <= 30
         assert all(low - 0.01 <= tick.at <= high + 0.01 for tick in ticks)
         assert len({tick.label for tick in ticks}) == len(ticks)
 
 
 def test_a_logarithmic_axis_gives_each_decade_the_same_length():
-    chart = _chart("Loss", "", {"training": [(1, 1.0), (2, 0.1), (3, 0.01)]}, logarithmic=True)
-    y = [float(point.split(",")[1]) for point in chart.lines[0].path.split()]
+    made = chart("Loss", "", {"training": [(1, 1.0), (2, 0.1), (3, 0.01)]}, logarithmic=True)
+    y = [float(point.split(",")[1]) for point in made.lines[0].path.split()]
     assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.02)
-    assert [(tick.label, tick.at) for tick in chart.y if tick.label in ("1", "0.1", "0.01")] == [
+    assert [(tick.label, tick.at) for tick in made.y if tick.label in ("1", "0.1", "0.01")] == [
         *zip(("0.01", "0.1", "1"), reversed(y), strict=True)
     ]
 
 
 def test_values_without_a_place_on_the_axis_are_counted_not_drawn(runs):
     points = [(1, 0.5), (2, math.nan), (3, math.inf), (4, 0.0), (5, 0.25)]
-    (line,) = _chart("Loss", "", {"training": points}, logarithmic=True).lines
+    (line,) = chart("Loss", "", {"training": points}, logarithmic=True).lines
     assert (line.lost, len(line.path.split())) == (3, 2)
     (runs / "one/curve.tsv").write_text(CURVE + "150\tnan\t\t\t0.1\n")
     assert "1 values are not finite" in report(runs).text
@@ -402,7 +403,7 @@ def test_a_curve_without_a_value_says_so(runs):
     [(28.2812, "28.28"), (0.001, "0.001"), (1e-5, "1·10⁻⁵"), (9999.9, "1·10⁴"), (-3.5, "−3.5"), (0, "0")],
 )
 def test_a_number_is_written_shortly(value, text):
-    assert _number(value) == text
+    assert number(value) == text
 
 
 def page_of(runs: Path) -> str:

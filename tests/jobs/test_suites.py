@@ -1,21 +1,30 @@
 """Suites: the papers' tables as data, the degraded input that reproduces them, and the rows that are trained."""
 
+import json
 import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jobs.evaluation.published import Table, beside, decimals, number, suites
+from jobs.report import write_report
+from jobs.report.results import Grid, Result, ResultRow, grouped, read_results
+from jobs.suites import tables
 from jobs.suites.cost import cost
 from jobs.suites.places import Places
+from jobs.suites.run import run_suite
 from jobs.suites.sets import SETS, home, lacking
+from jobs.suites.state import states
 from jobs.suites.tables import compare, run_table
-from jobs.suites.variants import variants_of
+from jobs.suites.text import lines
+from jobs.suites.variants import trained_variant, variants_of
 from pipeline.config import read_yaml
 from pipeline.errors import UserError
+from pipeline.images import write_image
 
 TABLES = {name: suite for name, suite in suites().items() if isinstance(suite, Table)}
 DATA = os.environ.get("MEMOIR_DATA")
@@ -47,14 +56,9 @@ def test_a_table_measures_on_sets_that_are_known_and_says_whose_rows_are_the_pap
 
 
 def test_a_number_as_printed():
-    assert [number(text) for text in ("29.69", "84.90%", "1,774K", "0.37M", "-", "100")] == [
-        29.69,
-        0.849,
-        1.774e6,
-        0.37e6,
-        None,
-        100,
-    ]
+    printed = ("29.69", "84.90%", "1,774K", "0.37M", "100")
+    assert [number(text) for text in printed] == pytest.approx([29.69, 0.849, 1.774e6, 0.37e6, 100])
+    assert number("-") is None
     assert [decimals(text) for text in ("29.69", "84.90%", "665K", "0.940")] == [2, 2, 0, 3]
 
 
@@ -229,7 +233,7 @@ def test_each_row_of_a_paper_is_a_recipe_of_its_own(name, scale):
     missing: list[str] = []
     found = variants_of(TABLES[name], scale, missing)
     rows = [row for row in TABLES[name].rows.values() if row.role == "paper"]
-    if scale == "sample" and TABLES[name].sample is None:
+    if scale == "sample" and not TABLES[name].sample:
         assert not found
         return
     assert not missing
@@ -319,3 +323,172 @@ def test_macs_are_those_of_the_convolutions():
     gates = [(m + 1 + R) * C * C for m in range(M)]
     each = extract + M * units + sum(gates) + M * 9 * C
     assert cost(which.recipe.model, (24, 40)).macs == each * pixels
+
+
+# running a table
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch) -> Places:
+    """Of the test sets only Set5, of one small image."""
+    monkeypatch.chdir(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (36, 48, 3), np.uint8)
+    write_image(Path("datasets/Set5/baby.png"), image)
+    return Places()
+
+
+def test_a_table_has_the_degraded_input_after_the_printed_one_and_says_what_lacks(places):
+    found = run_table(TABLES["memnet-table4"], places, "identity", None)
+    rows = found.grids[0].rows
+    assert [row.method for row in rows][:3] == ["Bicubic", "degraded input", "SRCNN"]
+    assert [row.source for row in rows][:3] == ["printed", "here", "printed"]
+    assert {*rows[1].values} == {f"Set5 sr-x{s} {m}" for s in (2, 3, 4) for m in ("psnr", "ssim")}
+    assert rows[0].values["BSD100 sr-x2 psnr"] == "29.56"
+    assert "LapSRN" in {row.method for row in rows}
+    assert [line.partition(":")[0] for line in found.lacking] == ["Set14", "BSD100", "Urban100"]
+    assert found.ran[0].startswith("Set5, sr-x2: 1 images, y-matlab@1")
+    assert found.ran[-1].startswith(
+        "the row Bicubic recomputed: 0 of 6 figures to the last printed digit; Set5 sr-x2 psnr"
+    )
+
+
+def test_a_table_without_weights_says_how_to_train_them_and_what_they_would_cost(places):
+    found = run_table(TABLES["memnet-table1"], places, None, None)
+    rows = {row.method: row.values for row in found.grids[0].rows}
+    assert rows["MemNet: memnet-sr, not trained"]["parameters"] == "695,497"
+    assert rows["MemNet: memnet-sr, not trained"]["GMACs at 256x256"] == "189.5"
+    fewer = rows["MemNet_NL: memnet-sr+model.long_term=false, not trained"]["parameters"]
+    assert int(fewer.replace(",", "")) < 695_497
+    assert (
+        "MemNet_NL: weights; memoir train memnet-sr --set model.long_term=false, or --model of a version"
+        in found.lacking
+    )
+
+
+def fake_scores(monkeypatch) -> list[tuple[str, str]]:
+    """evaluate() answers with the number of its call; returns (model, benchmark) of each."""
+    asked: list[tuple[str, str]] = []
+
+    def evaluate(model, run, runs, trust, store):
+        asked.append((model, run.benchmark))
+        figures = {"psnr": 30.0 + len(asked), "ssim": 0.9}
+        return {**figures, "images": 1, "protocol": "p@1", "baseline": {"psnr": 20.0, "ssim": 0.5}}
+
+    monkeypatch.setattr(tables, "evaluate", evaluate)
+    return asked
+
+
+def test_at_sample_size_the_variants_are_trained_and_scored_by_their_recipe(places, monkeypatch):
+    asked, trained = fake_scores(monkeypatch), []
+    monkeypatch.setattr(
+        tables, "trained_variant", lambda which, _, train: trained.append((which.command, train)) or which.name
+    )
+    found = run_table(TABLES["memnet-table1"], places, None, "sample")
+    grid = found.grids[1]
+    assert [command for command, _ in trained] == [
+        "memoir train memnet-sr-sample --set model.long_term=false",
+        "memoir train memnet-sr-sample --set model.short_term=false",
+        "memoir train memnet-sr-sample",
+    ]
+    assert all(train for _, train in trained)
+    assert [row.method for row in grid.rows] == ["degraded input", "MemNet_NL", "MemNet_NS", "MemNet"]
+    assert grid.rows[0].values["photos-test sr-x2 psnr"] == "20.00"
+    assert grid.rows[1].values["photos-test sr-x3 psnr"] == "32.00"
+    assert asked[:3] == [("memnet-sr-sample+model.long_term=false", f"sr-x{s}") for s in (2, 3, 4)]
+
+
+def test_what_is_trained_is_taken_as_it_is(places, monkeypatch):
+    which = variants_of(TABLES["memnet-table1"], "sample", [])[0]
+    assert trained_variant(which, places, train=False) is None
+    folder = places.runs / which.name
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text("{}")
+    assert trained_variant(which, places, train=True) == which.name == "memnet-sr-sample+model.long_term=false"
+
+
+def test_a_column_of_averages_is_their_mean_where_all_sets_are_there():
+    one = TABLES["drcnet-table1"]
+    values = {
+        f"{each} pairs-y psnr": str(30 + i) for i, each in enumerate(("Test100", "Rain100H", "Rain100L", "Test2800"))
+    }
+    assert tables._averages(one, values) == {}
+    assert tables._averages(one, values | {"Test1200 pairs-y psnr": "35"}) == {"Average psnr": "32.20"}
+
+
+def test_the_state_of_a_suite_says_what_it_lacks(places):
+    found = {each.suite: each for each in states(places)}
+    assert found["memnet-table1"].state == "runs"
+    assert found["memnet-table4"].state == "in part"
+    assert found["memnet-table5"].state == "lacks images"
+    assert found["timelapse-fig5"].state == "not computable"
+    assert any("DND: its targets are secret" in line for line in found["drcnet-table2"].lines)
+    assert any("memoir train memnet-sr --set model.long_term=false" in line for line in found["memnet-table1"].lines)
+    (places.runs / "memnet-sr").mkdir(parents=True)
+    (places.runs / "memnet-sr/checkpoint.json").write_text("{}")
+    again = next(each for each in states(places) if each.suite == "memnet-table4")
+    assert again.lines[0] == "in part: 1 of 4 image sets here, 1 of 1 models trained"
+
+
+# results
+
+
+def test_a_result_is_written_read_and_shown_by_its_paper(places, tmp_path):
+    result = run_suite("memnet-table4", places, "identity", None, Path("suites"))
+    assert read_results(Path("suites")) == [result]
+    text = "\n".join(lines(result))
+    assert "degraded input (here)" in text
+    assert "lacking: Urban100" in text
+    assert max(map(len, text.partition("ran:")[0].splitlines()[1:])) <= 120
+    page = write_report([], Path("runs"), Path("report")).read_text()
+    assert page.index("MemNet (ICCV 2017)") < page.index('id="memnet-table4"') < page.index("degraded input, here")
+    assert "33.66 / 0.9299" in page
+    again = run_suite("memnet-table4", places, "identity", None, Path("suites"))
+    assert again == result
+
+
+def test_a_result_whose_file_is_gone_or_damaged_is_one_line(tmp_path):
+    folder = tmp_path / "memnet-fig5"
+    folder.mkdir()
+    said = {"suite": "memnet-fig5", "paper": "memnet", "title": "t", "section": "s", "caption": "c"}
+    (folder / "result.json").write_text(Result(**said, files=["a.csv"]).model_dump_json())
+    with pytest.raises(UserError, match=r"memnet-fig5/a.csv: not found, .*`memoir suite memnet-fig5`"):
+        read_results(tmp_path)
+    (folder / "result.json").write_text(json.dumps(said | {"files": ["../../x"]}))
+    with pytest.raises(UserError, match=r"result.json: .*files.*`memoir suite memnet-fig5`"):
+        read_results(tmp_path)
+
+
+def test_a_folder_of_other_files_is_left_alone(places):
+    Path("suites/memnet-table4").mkdir(parents=True)
+    Path("suites/memnet-table4/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"suites/memnet-table4: holds other files"):
+        run_suite("memnet-table4", places, "identity", None, Path("suites"))
+
+
+def test_columns_of_one_set_and_level_are_shown_together():
+    found = grouped(["Set5 sr-x2 psnr", "Set5 sr-x2 ssim", "Set5 sr-x3 psnr", "params", "GMACs at 256x256"])
+    assert [heading for heading, _ in found] == [
+        "Set5 sr-x2 psnr/ssim",
+        "Set5 sr-x3 psnr",
+        "params",
+        "GMACs at 256x256",
+    ]
+    grid = Grid(
+        title="",
+        columns=["a b psnr", "a b ssim"],
+        rows=[ResultRow(method="M", source="printed", values={"a b psnr": "1"})],
+    )
+    assert any(
+        "1/-" in line for line in lines(Result(suite="s", paper="p", title="t", section="s", caption="c", grids=[grid]))
+    )
+
+
+def test_the_command_knows_its_suites(cli, places):
+    code, _, err = cli("suite", "memnet-table55")
+    assert code == 1
+    assert "no suite 'memnet-table55'; did you mean 'memnet-table5'?" in err
+    code, out, _ = cli("suite", "--list", "--json")
+    assert code == 0
+    assert [each["suite"] for each in json.loads(out)] == [*suites()]
+    code, out, _ = cli("suite", "memnet-table1", "--model", "identity", "--json")
+    assert json.loads(out)["suite"] == "memnet-table1"
