@@ -3,10 +3,10 @@
 The names are MPRNet's (see `mprnet`), and those of the memory: memory.memory.weight, the part bank (100, 3);
 memory.memory.reweight_layer_part and reweight_layer_ins, the gates, convolutions of kernel 1 over parts and over instances.
 
-Our network computes what the release does with `profile: released`: the memory is read with the pixels, by their dot product, in a
+Our network computes what the release does with `memory.profile: released`: the memory is read with the pixels, by their dot product, in a
 bank that is not normalised and whose rows the release reshapes, and outputs are residuals to what is read. What departs: the
-release's shrinkage divides by |w - threshold| + 1e-12, and we by nothing: a difference in the last digits. The release's file of
-weights, of cloud removal, has no memory by its name; its tensors tell, and `mprnet` reads such.
+release's shrinkage divides by |w - threshold| + 1e-12, and ours by |w - threshold|: 1e-8 of a read, at most. A file of the release without a memory
+is an MPRNet, and `mprnet` reads it.
 """
 
 from collections.abc import Collection
@@ -33,7 +33,7 @@ def fits(names: Collection[str]) -> bool:
 
 
 def translate(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The state_dict of our MemoryNet of the profile `released`. network: a `jobs.models.memorynet.MemoryNet`.
+    """The state_dict of our MemoryNet with memory.profile `released`. network: a `jobs.models.memorynet.MemoryNet`.
 
     Raises UserError for tensors that are missing, left over or of another shape, and for a network of other options, which it
     names.
@@ -43,7 +43,7 @@ def translate(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tenso
         raise UserError(f"lacks {missing[0]}, which the release's memory has; download it again")
     memory: Any = network.memory
     if memory is None:
-        raise UserError("has a memory, and the recipe's network has none; say --set model.profile=released")
+        raise UserError("has a memory, and the recipe's network has none; say --set model.memory.profile=released")
     parts, instances = (weights[MEMORY[f"memory.gate_{level}.bias"]].numel() for level in ("part", "instance"))
     rows = weights[MEMORY["memory.part"]].shape[0]
     mprnet.check_options(

@@ -67,14 +67,17 @@ def release(n: int, u: int, o: int, cabs: int, *, memory: bool) -> State:
     return state
 
 
-def shrunk(logits: Tensor) -> Tensor:
+def shrunk(logits: Tensor, epsilon: float) -> Tensor:
     w = logits.softmax(1)
-    w = F.relu(w - 0.0025) * w / ((w - 0.0025).abs() + 1e-12)
+    w = F.relu(w - 0.0025) * w / ((w - 0.0025).abs() + epsilon)
     return w / w.sum(1, keepdim=True)
 
 
-def reads(state: State, x: Tensor) -> list[Tensor]:
-    """What the three levels of the release's memory read for x (B, 3, H, W)."""
+def reads(state: State, x: Tensor, epsilon: float) -> list[Tensor]:
+    """What the three levels of the release's memory read for x (B, 3, H, W).
+
+    epsilon: of the shrinkage, 1e-12 in the release.
+    """
     bank = state["memory.memory.weight"]
     w, b = (state[f"memory.memory.reweight_layer_part.{end}"] for end in ("weight", "bias"))
     # The release's reshape: an instance's 5 x 3 numbers become 3 x 5, so that a "part" has numbers of several.
@@ -86,12 +89,12 @@ def reads(state: State, x: Tensor) -> list[Tensor]:
     f = x.permute(0, 2, 3, 1).reshape(-1, 3)
     found = []
     for level in (bank, ins, sem):
-        f = shrunk(f @ level.T) @ level
+        f = shrunk(f @ level.T, epsilon) @ level
         found.append(f.reshape(len(x), *x.shape[2:], 3).permute(0, 3, 1, 2))
     return found
 
 
-def outputs(state: State, x: Tensor) -> list[Tensor]:
+def outputs(state: State, x: Tensor, epsilon: float = 1e-12) -> list[Tensor]:
     """The images of stages 3, 2, 1 of the release for x (B, 3, H, W), in the tensors' precision."""
     memory = "memory.memory.weight" in state
 
@@ -142,7 +145,7 @@ def outputs(state: State, x: Tensor) -> list[Tensor]:
     def shallow(s: int, image: Tensor) -> Tensor:
         return cab(f"shallow_feat{s}.1", conv(f"shallow_feat{s}.0", image))
 
-    one, two, three = reads(state, x) if memory else [x, x, x]
+    one, two, three = reads(state, x, epsilon) if memory else [x, x, x]
     H, W = x.shape[2] // 2, x.shape[3] // 2
     feats, decoded, sams, first = [], [], [], []
     for rows in (slice(0, H), slice(H, None)):
