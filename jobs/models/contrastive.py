@@ -45,8 +45,12 @@ def ratio(
 
 
 def _means(d_p: Tensor, d_n: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-    """The means of each layer's distances over the samples that are taken, of all ranks: (L, 1) twice."""
-    kept = torch.where(taken, torch.cat((d_p, d_n, torch.ones_like(d_p[:1]))), 0)  # (2L + 1, B)
+    """The means of each layer's distances over the samples that are taken, of all ranks: (L, 1) twice.
+
+    A sample whose distances are not finite has a ratio that is not, too, and spoils no other's, so that it can be told.
+    """
+    finite = (d_p.isfinite() & d_n.isfinite()).all(0)
+    kept = torch.where(taken & finite, torch.cat((d_p, d_n, torch.ones_like(d_p[:1]))), 0)  # (2L + 1, B)
     sums = all_gather(kept.sum(1)).sum(0)
     means = sums[:-1, None] / sums[-1].clamp_min(1)
     return means[: len(d_p)], means[len(d_p) :]

@@ -3,11 +3,17 @@
 The network, MPRNet (Zamir et al., CVPR 2021) with a memory of three granularities, and its objective. The paper leaves much
 open and its release is unfinished (no L_recon, no contrastive loss): where the two differ or both are silent, a comment
 there says what is taken.
+
+The memory is one chain from the image, whose reads the stages convolve, as in Fig. 2, section IV-B and the release. It departs from
+them in this: the banks are standardised and the pixels centred, as three reads of a fresh memory shrink a contrast of 0.288 to
+0.035, 2.6e-4 and 2.6e-7; the cosine of eq. 1 has a constant coordinate more, without which a pixel and its double read the same;
+and the similarity is the release's dot product, as cosines weigh all prototypes nearly alike. The sum over pixels in eq. 2, the
+modalities and S are left out. `memory.profile: paper` has the cosine, `released` the release's memory without departures.
 """
 
 import itertools
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from jobs.models.contrastive import Over, ratio
 from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
@@ -24,6 +31,7 @@ Batch = dict[str, Tensor]
 LEVELS = ("part", "instance", "semantic")
 EPS = 1e-3  # of eqs. 8, 9; the paper prints "10_3^()", the release has 1e-3
 VGG_LAYERS = (1, 6, 11, 20, 29)  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
+SPREAD = 1 / math.sqrt(12)  # the standard deviation of a uniform pixel
 OMEGA = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
 
 
@@ -45,22 +53,50 @@ def exact(x: Tensor) -> Tensor:
 # options
 
 
+# What the memory's options are where they are not given.
+PROFILES: dict[str, dict[str, Any]] = {
+    "ours": {},  # the defaults below
+    "paper": {"similarity": "cos"},  # eq. 1; normalised, as else it learns nothing
+    "released": {"normalise": False, "order": "released", "shrink": 0.0025},
+}
+
+
 class MemoryOptions(Frozen):
     """The memory. The paper gives no numbers of prototypes: these are the release's."""
 
+    profile: Literal["ours", "paper", "released"] = Field(
+        "ours", description="all options that are not given, see PROFILES"
+    )
     parts: int = Field(5, ge=1, description="P, parts of an instance; the bank has N_c I P prototypes")
     instances: int = Field(2, ge=1, description="I, instances of a class")
     classes: int = Field(10, ge=1, description="N_c")
     levels: Literal[1, 2, 3] = Field(
         3, description="stages with a memory, from the first: parts in stage 1, instances in 2, semantics in 3"
     )
-    space: Literal["feature", "image"] = Field(
-        "feature",
-        description="feature: read with each stage's shallow features; stage 1 encodes what it reads, stages 2 and 3 add it "
-        "(eq. 5; stage 3 before the fusion, whose output is wider). image: read with the pixels, as released; the stages get "
-        "what they read as their images, and the outputs are residuals to those, not to the input",
+    space: Literal["image", "feature"] = Field(
+        "image",
+        description="image: one chain from the pixels, and the stages convolve what it reads (Fig. 2, section IV-B, eq. 4; the "
+        "release). feature: each stage reads with its own convolved features; stage 1 encodes what it reads, stages 2 and 3 "
+        "add it (eq. 5; stage 3 before the fusion, whose output is wider)",
     )
-    similarity: Literal["cos", "dot"] = Field("cos", description="cos: eq. 1; dot: the release. Space image needs dot")
+    similarity: Literal["cos", "dot"] = Field(
+        "dot", description="dot: the release; cos: eq. 1, whose weights are almost the same for all prototypes"
+    )
+    normalise: bool = Field(
+        True,
+        description="ours: each bank is standardised over its prototypes, and pixels by the spread of uniform ones, so that no "
+        "read loses contrast to the next; cosines are those of (f, 1) and (m, 1), which tell a pixel from its double",
+    )
+    base: Literal["read", "input"] = Field(
+        "read",
+        description="what the stages' images are residuals to. read: what the next stage (the last: its own) reads, as "
+        "released, so that all of an image passes the memory; input: as in MPRNet, with L_recon off",
+    )
+    order: Literal["class", "released"] = Field(
+        "class",
+        description="rows of the part bank: class, instance, part; released: its reshape, which takes the C P numbers of an "
+        "instance as C rows of P and so mixes parts with channels",
+    )
     shrink: float = Field(
         0.0,
         ge=0,
@@ -71,12 +107,22 @@ class MemoryOptions(Frozen):
         description="stage 1 encodes its features plus what it reads, not the latter alone; in space feature only",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_profile(cls, given: Any) -> Any:
+        return PROFILES.get(str(given.get("profile")), {}) | given if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        if self.space == "image" and self.similarity == "cos":
+        if self.space == "image" and self.similarity == "cos" and not self.normalise:
             raise ValueError(
-                "similarity cos with space image: a pixel and its double would read the same; set similarity: dot"
+                "similarity cos with space image: a pixel and its double would read the same; set normalise: true, or "
+                "similarity: dot"
             )
+        if self.normalise and self.classes == 1:
+            raise ValueError("classes 1 with normalise: one prototype has no spread; at least 2, or normalise: false")
+        if self.base == "read" and self.space == "feature":
+            raise ValueError("space feature with base read: features are read there, not an image; set base: input")
         if self.space == "image" and self.residual:
             raise ValueError("residual with space image: what is read replaces the image there; drop one of the two")
         items = self.classes * self.instances * self.parts
@@ -93,8 +139,9 @@ class LossOptions(Frozen):
     lambda_edge: float = Field(0.05, ge=0, description="lambda, the weight of L_edge: MPRNet's and the release's value")
     recon: Literal["net", "pretrain"] | None = Field(
         "net",
-        description="L_recon (eq. 6), the same network on clean images. net: in every step; pretrain: alone for the first "
-        "pretrain_share of the run (the two phases of section III.A), then in every step; null: never, as released",
+        description="L_recon (eq. 6), the same network on clean images; needs memory.base read, as a residual to the input would "
+        "make it 0 without a memory. net: in every step; pretrain: alone for the first pretrain_share of the run (the two "
+        "phases of section III.A), then in every step; null, and without a memory: never, as released",
     )
     pretrain_share: float = Field(0.1, gt=0, lt=1, description="of the run's steps")
 
@@ -110,6 +157,11 @@ class ContrastiveOptions(Frozen):
         description="the share of the run over which the weight grows from 0: output and negative are close at first, and "
         "their distance is the loss's denominator",
     )
+    ratio: Over = Field(
+        "batch",
+        description="batch: of the means of all samples' distances, as in the losses of AECR-Net; sample: the mean of each "
+        "sample's ratio, most of whose gradient goes to samples with little degradation",
+    )
     vgg: VGGOptions = Field(VGGOptions(), description="the features; read at the first training step")
 
 
@@ -120,8 +172,10 @@ class HierarchicalMemory(nn.Module):
     """The prototypes of three granularities and their reads (eqs. 1 to 4), in float32 whatever autocast does.
 
     The part bank (N_c I P, C) is learned; an instance summarises its P parts and a class its I instances (eq. 3), with weights
-    alpha = sigmoid of a linear layer over the parts, as released. The bank's rows are in the order class, instance, part
-    (the release's reshape mixes parts with channels). The paper's factor 2 (two modalities) and S are 1.
+    alpha = sigmoid of a linear layer over the parts, as released. The paper's factor 2 (two modalities) and S are 1.
+
+    Normalised, each bank has mean 0 and variance 1 over its prototypes, and pixels are read as (x - 1/2) / SPREAD, so that a
+    query and the prototypes have about the same spread at each level. What pixels read is an image again: 1/2 + SPREAD y.
 
     Gates that no read needs are not built.
     """
@@ -132,6 +186,7 @@ class HierarchicalMemory(nn.Module):
         self.parts, self.instances, self.levels = P, I, options.levels
         self.space, self.residual = options.space, options.residual
         self.similarity, self.shrink = options.similarity, options.shrink
+        self.normalise, self.base, self.order = options.normalise, options.base, options.order
         bound = 1 / math.sqrt(channels)
         self.part = nn.Parameter(torch.empty(N_c * I * P, channels).uniform_(-bound, bound))
         if self.levels >= 2:
@@ -140,30 +195,46 @@ class HierarchicalMemory(nn.Module):
             self.gate_instance = nn.Linear(I, I)  # A_I
 
     def banks(self) -> list[Tensor]:
-        """The banks of the built levels: (N_c I P, C), (N_c I, C), (N_c, C)."""
+        """The banks of the built levels, as they are read: (N_c I P, C), (N_c I, C), (N_c, C)."""
         banks = [exact(self.part)]
         with torch.autocast(self.part.device.type, enabled=False):
             if self.levels >= 2:
-                banks.append(_summary(banks[0], self.parts, self.gate_part))
+                rows = banks[0].unflatten(0, (-1, self.parts))  # (N_c I, P, C)
+                if self.order == "released":
+                    rows = rows.reshape(len(rows), -1, self.parts).mT
+                banks.append(_summary(rows, self.gate_part))
             if self.levels >= 3:
-                banks.append(_summary(banks[1], self.instances, self.gate_instance))
-        return banks
+                banks.append(_summary(banks[1].unflatten(0, (-1, self.instances)), self.gate_instance))
+        return [_standard(bank) for bank in banks] if self.normalise else banks
 
     def forward(self, f: Tensor, banks: list[Tensor]) -> Tensor:
-        """Read f (B, C, H, W) through these banks in turn; each read is the query of the next (eq. 4); float32, f's shape."""
+        """Read f (B, C, H, W) through these banks in turn; each read is the query of the next (eq. 4); float32, f's shape.
+
+        f is an image of pixels in [0, 1] with space image, and so is what is read, if normalised.
+        """
         with torch.autocast(f.device.type, enabled=False):
-            q = exact(f).permute(0, 2, 3, 1)  # (B, H, W, C): no copy for channels_last tensors
+            q = self._query(f)
             for bank in banks:
                 q = self._read(q, bank)
-            return q.permute(0, 3, 1, 2)
+            return (0.5 + q * SPREAD if self.by_pixels else q).permute(0, 3, 1, 2)
 
     def weights(self, f: Tensor, banks: list[Tensor]) -> Tensor:
         """The weights (B, K, H, W) of the last read of forward(f, banks), over the K prototypes of its bank."""
         with torch.autocast(f.device.type, enabled=False):
-            q = exact(f).permute(0, 2, 3, 1)
+            q = self._query(f)
             for bank in banks[:-1]:
                 q = self._read(q, bank)
             return self._weights(q, banks[-1]).permute(0, 3, 1, 2)
+
+    @property
+    def by_pixels(self) -> bool:
+        """Whether queries are pixels that are standardised."""
+        return self.space == "image" and self.normalise
+
+    def _query(self, f: Tensor) -> Tensor:
+        """f (B, C, H, W) -> (B, H, W, C), without a copy for channels_last tensors; pixels standardised if banks are."""
+        q = exact(f).permute(0, 2, 3, 1)
+        return (q - 0.5) / SPREAD if self.by_pixels else q
 
     def _read(self, q: Tensor, bank: Tensor) -> Tensor:
         """y = sum_j w_j m_j for each pixel (eq. 2; its sum over pixels is dropped: it would leave one vector an image)."""
@@ -172,9 +243,11 @@ class HierarchicalMemory(nn.Module):
                 lambda q, bank: self._weights(q, bank) @ bank, q, bank, use_reentrant=False, preserve_rng_state=False
             )
         query, key = self._compared(q, bank)
+        # Fused kernels take values of the keys' width: where keys have a coordinate more, so have values, of zeros.
+        bank = F.pad(bank, (0, key.shape[1] - bank.shape[1]))
         # A row of pixels is one head: enough of them to fill a GPU, in the layout that q has.
         key, value = (rows.expand(*q.shape[:2], *rows.shape) for rows in (key, bank))
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., : q.shape[-1]]
 
     def _weights(self, q: Tensor, bank: Tensor) -> Tensor:
         query, key = self._compared(q, bank)
@@ -188,15 +261,22 @@ class HierarchicalMemory(nn.Module):
         """Queries and keys whose dot product is d(f, m) of eq. 1."""
         if self.similarity == "dot":
             return q, bank
+        if self.by_pixels:
+            q, bank = (F.pad(v, (0, 1), value=1.0) for v in (q, bank))
         # eps bounds the gradient at 0: a black area has features of 0, as no convolution has a bias.
         return F.normalize(q, dim=-1, eps=1e-6), F.normalize(bank, dim=-1, eps=1e-6)
 
 
-def _summary(bank: Tensor, group: int, gate: nn.Linear) -> Tensor:
-    """Mean of each `group` of consecutive rows, weighted by alpha = sigmoid(A rows), for each channel (eq. 3)."""
-    rows = bank.unflatten(0, (-1, group))  # (K / group, group, C)
+def _summary(rows: Tensor, gate: nn.Linear) -> Tensor:
+    """Mean (K, C) of groups of rows (K, G, C), weighted by alpha = sigmoid(A rows), for each channel (eq. 3)."""
     alpha = torch.sigmoid(F.linear(rows.mT, exact(gate.weight), exact(gate.bias)).mT)
     return (alpha * rows).mean(1)
+
+
+def _standard(bank: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the prototypes, for each channel."""
+    centred = bank - bank.mean(0)
+    return centred * torch.rsqrt(centred.square().mean(0) + 1e-12)
 
 
 # the backbone: MPRNet; convolutions have no bias, and all share one PReLU, whose slope `a` is passed along
@@ -368,13 +448,18 @@ def reconstruction(difference: Tensor) -> Tensor:
     return root(difference.square().mean((1, 2, 3)) + 1e-12)
 
 
-def contrast(anchor: list[Tensor], positive: list[Tensor], negative: list[Tensor]) -> Tensor:
+def contrast(
+    anchor: list[Tensor], positive: list[Tensor], negative: list[Tensor], weight: Tensor, over: Over
+) -> Tensor:
     """sum_l omega_l |anchor_l - positive_l| / |anchor_l - negative_l|, of feature maps (B, C_l, H_l, W_l): (B,).
 
     The paper names a contrastive loss and gives no formula; this is AECR-Net's (Wu et al., CVPR 2021), which it cites.
+    weight, over: of `contrastive.ratio`.
     """
-    ratios = [distance(x, y) / (distance(x, z) + 1e-7) for x, y, z in zip(anchor, positive, negative, strict=True)]
-    return torch.stack([omega * ratio for omega, ratio in zip(OMEGA, ratios, strict=True)]).sum(0)
+    to_positive, to_negative = (
+        [distance(x, y) for x, y in zip(anchor, other, strict=True)] for other in (positive, negative)
+    )
+    return ratio(to_positive, to_negative, OMEGA, weight, over)
 
 
 class MemoryNet(nn.Module):
@@ -410,6 +495,11 @@ class MemoryNet(nn.Module):
         super().__init__()
         if n < 4 or min(u, o) < 0 or cabs < 1:
             raise ValueError(f"n {n}, u {u}, o {o}, cabs {cabs}: at least 4, 0, 0 and 1")
+        if memory is not None and memory.base == "input" and loss.recon is not None:
+            raise ValueError(
+                "loss.recon with memory.base input: a clean image is its own residual's base, whatever the memory holds; set "
+                "memory.base: read, or loss.recon: null"
+            )
         self.loss, self.contrastive, self.decay_all = loss, contrastive, decay_all
         self._vgg: tuple[VGG19Features, ...] = ()  # at most one; no module, so in no state_dict
 
@@ -423,6 +513,11 @@ class MemoryNet(nn.Module):
         self.fusion2, self.fusion3 = conv(2 * n, n), conv(2 * n, n + o)
         self.tail = conv(n + o, 3)
         self.memory = None if memory is None else HierarchicalMemory(n if memory.space == "feature" else 3, memory)
+
+    @property
+    def recon(self) -> Literal["net", "pretrain"] | None:
+        """When L_recon is taken; never without a memory, which it is to teach."""
+        return None if self.memory is None else self.loss.recon
 
     def no_decay(self) -> set[str]:
         """Names of the parameters without weight decay: the prototypes and all 1-D ones; none with decay_all.
@@ -444,21 +539,27 @@ class MemoryNet(nn.Module):
         a = self.slope
         banks = self.memory.banks() if self.memory is not None else []
         images = self._images(x, banks)
-        f = self._remember(0, self.shallow[0](split(split(images[0], 2), 3), a), banks)  # quarters
+        bases = images if self.memory is not None and self.memory.base == "read" else [x] * 3
+        f = self._remember(0, self.shallow[0](split(split(self._seen(0, images, banks), 2), 3), a), banks)  # quarters
         enc = [join(m, 3) for m in self.encoder1(f, a)]
         dec = self.decoder1(enc, a)  # halves, as is the rest of stage 1
-        sam, image1 = self.sam1(dec[0], split(images[1], 2))
+        sam, image1 = self.sam1(dec[0], split(bases[1], 2))
 
-        f = self._remember(1, self.shallow[1](split(images[1], 2), a), banks)
+        f = self._remember(1, self.shallow[1](split(self._seen(1, images, banks), 2), a), banks)
         f = self.fusion2(torch.cat((f, sam), 1))
         enc = [join(m, 2) for m in self.encoder2(f, a, enc, dec)]
         dec = self.decoder2(enc, a)  # the whole
-        sam, image2 = self.sam2(dec[0], images[2])
+        sam, image2 = self.sam2(dec[0], bases[2])
 
-        f = self._remember(2, self.shallow[2](images[2], a), banks)
+        f = self._remember(2, self.shallow[2](self._seen(2, images, banks), a), banks)
         f = self.fusion3(torch.cat((f, sam), 1))
-        image3 = images[2] + self.tail(self.orsnet(f, a, enc, dec))
+        image3 = bases[2] + self.tail(self.orsnet(f, a, enc, dec))
         return image3, image2, join(image1, 2)
+
+    def _seen(self, s: int, images: list[Tensor], banks: list[Tensor]) -> Tensor:
+        """What stage s + 1 convolves of its image: a normalised read around 0, where bf16 is fine."""
+        centred = self.memory is not None and self.memory.by_pixels and s < len(banks)
+        return images[s] - 0.5 if centred else images[s]
 
     def _images(self, x: Tensor, banks: list[Tensor]) -> list[Tensor]:
         """The images of stages 1, 2, 3: x, or with space image what the memory reads for it."""
@@ -473,8 +574,8 @@ class MemoryNet(nn.Module):
         """Shallow features of stage s + 1 -> the same with what they read from levels 1..s + 1 (eqs. 4, 5)."""
         if self.memory is None or self.memory.space == "image" or s >= len(banks):
             return f
-        y = self.memory(f, banks[: s + 1]).to(f.dtype)
-        return y if s == 0 and not self.memory.residual else f + y
+        y = self.memory(f, banks[: s + 1])
+        return (y if s == 0 and not self.memory.residual else exact(f) + y).to(f.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore x (B, 3, H, W) in [0, 1], H and W multiples of 8; not clipped."""
@@ -489,24 +590,25 @@ class MemoryNet(nn.Module):
         """
         J, Y = batch["lq"], batch["gt"]
         terms: dict[str, Tensor] = {}  # each (B,)
-        if self.loss.recon == "pretrain" and float(batch["progress"]) < self.loss.pretrain_share:
+        recon = self.recon
+        if recon == "pretrain" and float(batch["progress"]) < self.loss.pretrain_share:
             X = self.stages(Y)[0]
             terms["recon"] = objective = reconstruction(X - Y)
             others = ("char", "edge") if self.contrastive is None else ("char", "edge", "cr")
             terms |= {name: torch.zeros_like(objective) for name in others}
         else:
-            images = self.stages(J if self.loss.recon is None else torch.cat((J, Y)))  # clean ones in the same pass
+            images = self.stages(J if recon is None else torch.cat((J, Y)))  # clean ones in the same pass
             X = images[0][: len(J)]
             with torch.autocast(J.device.type, enabled=False):
                 errors = torch.cat([image[: len(J)] - Y for image in images])  # (3B, 3, H, W)
                 terms["char"] = charbonnier(errors).view(3, -1).sum(0)
                 terms["edge"] = charbonnier(laplacian(errors)).view(3, -1).sum(0)  # the Laplacian is linear
                 objective = terms["char"] + self.loss.lambda_edge * terms["edge"]
-                if self.loss.recon is not None:
+                if recon is not None:
                     terms["recon"] = reconstruction(images[0][len(J) :] - Y)
                     objective = objective + terms["recon"]
             if self.contrastive is not None:
-                terms["cr"] = self._contrast(self.contrastive.vgg, X, Y, J)
+                terms["cr"] = self._contrast(self.contrastive, X, Y, J, batch["weight"])
                 objective = objective + self._lambda_cr(self.contrastive, batch) * terms["cr"]
         weight, count = batch["weight"], batch["count"]
         with torch.no_grad():
@@ -516,19 +618,20 @@ class MemoryNet(nn.Module):
             logs["psnr"] = psnr(mse) * (true / count)
         return (objective * weight).sum() / count, logs
 
-    def _contrast(self, vgg: VGGOptions, X: Tensor, Y: Tensor, J: Tensor) -> Tensor:
+    def _contrast(self, options: ContrastiveOptions, X: Tensor, Y: Tensor, J: Tensor, weight: Tensor) -> Tensor:
         """The contrastive loss (B,): output X near the clean Y (positive), away from the degraded input J (negative)."""
         if not self._vgg:
-            self._vgg = (VGG19Features(VGG_LAYERS, vgg),)
+            self._vgg = (VGG19Features(VGG_LAYERS, options.vgg),)
         with torch.no_grad():
             pairs = [maps.chunk(2) for maps in self._vgg[0](torch.cat((Y, J)))]
-        return contrast(self._vgg[0](X), [positive for positive, _ in pairs], [negative for _, negative in pairs])
+        positive, negative = ([pair[k] for pair in pairs] for k in (0, 1))
+        return contrast(self._vgg[0](X), positive, negative, weight, options.ratio)
 
     def _lambda_cr(self, options: ContrastiveOptions, batch: Batch) -> Tensor | float:
         """The contrastive loss's weight at this point of the run."""
         if not options.ramp:
             return options.lambda_cr
-        start = self.loss.pretrain_share if self.loss.recon == "pretrain" else 0.0
+        start = self.loss.pretrain_share if self.recon == "pretrain" else 0.0
         return options.lambda_cr * ((batch["progress"] - start) / options.ramp).clamp(0, 1)
 
     @torch.no_grad()

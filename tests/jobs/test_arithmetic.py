@@ -60,7 +60,7 @@ print(json.dumps(digests))
 # Of torch 2.13.0 under Linux, seen on Intel CPUs with AVX-512 and AMX and on an emulated Haswell and EPYC.
 WEIGHTS = {
     "memnet": "a4cec0b6c50e1672",
-    "memorynet": "0334dfb1130a90e7",
+    "memorynet": "b009db084c01175a",
     "timelapse": "f6ee42ec9a2d3d48",
     "drcnet": "6af3d1b56a53a4a1",
 }

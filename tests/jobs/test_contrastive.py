@@ -81,6 +81,13 @@ def test_distances_of_0_have_no_ratio():
         assert ratio(zeros, zeros, OMEGA, torch.zeros(3), over).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("over", ["sample", "batch"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_only_the_sample_that_is_not_finite_has_a_ratio_that_is_not(over, value):
+    d_p, d_n = torch.tensor([0.5, value, 0.25]), torch.tensor([1.0, 1.0, 1.0])
+    assert ratio([d_p], [d_n], (1.0,), torch.ones(3), over).isfinite().tolist() == [True, False, True]
+
+
 def share(over: str) -> float:
     """Of four crops, the last without a shadow but a little darker than its target: its share of the gradient's norms.
 
