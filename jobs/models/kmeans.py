@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LARGEST = 1e100  # of which float64 holds sums of squares
 FAN = 16  # of m in one refinement: few steps, for each is some kernels of a GPU
 
 
@@ -19,11 +20,11 @@ def kmeans(values: Tensor, clusters: int, weight: Tensor | None = None) -> Tenso
     """The cluster (B, n) of each value (B, n), row by row; cluster 0 has the lowest centroid.
 
     weight: (B, n), how often each value counts, 0 or more, in whole numbers; once by default. The sum of squared distances
-    to the centroids is the least there is, but for the rounding of float64 sums. Equal values are in one cluster; as many
+    to the centroids is the least there is, but for the rounding of float64 sums. NaN counts as 0. Equal values are in one cluster; as many
     distinct values as clusters, or fewer, are a cluster each. No randomness, no order of sums that a device may choose, no
     round trip to the CPU.
     """
-    ordered, order = values.double().sort(dim=1)
+    ordered, order = values.double().nan_to_num().clamp(-LARGEST, LARGEST).sort(dim=1)
     # number of each value among the distinct ones, which have slots; those left over at the end weigh nothing
     number = F.pad((ordered[:, 1:] > ordered[:, :-1]).long().cumsum(1), (1, 0))
     counts = torch.ones_like(ordered) if weight is None else weight.double().gather(1, order)
@@ -87,7 +88,8 @@ def _layer(before: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         a = torch.arange(0, n + 1, stride * FAN, device=device)
         G = len(a)
         t = torch.arange(n - 1 + G, device=device).expand(B, -1).contiguous()
-        group = torch.searchsorted(start[:, a] + torch.arange(G, device=device), t, right=True) - 1
+        lo = start[:, a].cummax(1).values  # where costs are equal but for rounding, one may be before the last
+        group = torch.searchsorted(lo + torch.arange(G, device=device), t, right=True) - 1
         j = t - group
         fan = torch.arange(1, FAN, device=device)[:, None]
         m = a[group][:, None] + stride * fan  # (B, FAN - 1, T)

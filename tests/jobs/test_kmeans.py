@@ -117,6 +117,28 @@ def test_a_weight_is_how_often_a_value_counts():
     assert np.array_equal(np.repeat(run(values, 5, times.astype(float)), times), label)
 
 
+@pytest.mark.parametrize("clusters", [4, 30])
+def test_costs_that_differ_by_rounding_alone_lead_to_no_other_cut(clusters):
+    """Which of them is the least then no longer grows with the number of values."""
+    rng = np.random.default_rng(0)
+    for values in (1 + 1e-9 * rng.random(500), np.append(0, 1e6 + 1e-6 * np.arange(300)), rng.random(400).round(2)):
+        found = cost(values, np.ones(len(values)), run(values, clusters))
+        least = plain_programme(values, clusters)
+        assert found <= least * (1 + 1e-9) + 1e-13 * float(((values - values.min()) ** 2).sum())
+
+
+def test_so_many_values_as_clusters_are_one_each_however_near():
+    assert run(np.array([2.0, 0, 1, 1 + 1e-15, 0]), 4).tolist() == [3, 0, 1, 2, 0]
+    assert run(np.array([2.0, 0, 1, 1 + 1e-15, 0]), 9).tolist() == [3, 0, 1, 2, 0]
+
+
+def test_values_that_are_no_numbers_are_no_defect():
+    values = torch.tensor([[np.nan, np.inf, -np.inf, *range(60)]])
+    label = kmeans(values, 4)[0]
+    assert (label[2], label[1]) == (0, label.max())
+    assert not kmeans(torch.full((2, 40), np.nan), 4).any()
+
+
 def test_the_sums_are_those_of_cumsum():
     values = torch.rand(2, 3, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sums = module._prefix_sums(values)
