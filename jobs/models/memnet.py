@@ -4,7 +4,7 @@ The network and its objective. Where the authors' release differs from the paper
 place says so; the paper's 677K parameters are the convolution weights of M6R6 (the 667K of its text is a misprint).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,13 @@ from jobs.models.batchnorm import BatchNorm2d, Statistics, batch_statistics
 from jobs.models.elementwise import psnr
 
 Batch = dict[str, Tensor]
+
+# What a profile says of the options that are null.
+PROFILES: dict[str, dict[str, Any]] = {
+    "ours": {"fe_preact": True, "ensemble_init": "mean", "loss_scale": "mean"},
+    "paper": {"fe_preact": False, "ensemble_init": "mean", "loss_scale": "mean"},
+    "released": {"fe_preact": True, "ensemble_init": "unit", "loss_scale": "sum"},
+}
 
 
 class PreActConv(nn.Module):
@@ -108,13 +115,19 @@ class MemNet(nn.Module):
         MemNet_NS (B_0..B_{m-1} and H_R).
     multi_supervision: predict from every block and learn their ensemble; off: the basic MemNet, y = x + recon(B_M).
     predict_at: restore with the intermediate prediction y_m instead of the ensemble (Fig. 6), 1..M.
+    profile: what the next three options are where they are null. "paper": false, mean, mean; "released": true, unit, sum;
+        "ours": true, mean, mean. All else that paper or release state is the default here.
     fe_preact: BatchNorm and ReLU before the first convolution too, as released; off: a plain convolution, as eq. 1.
-    ensemble_init: "mean" starts the ensemble weights at 1/M, so that the untrained ensemble of identities is the identity;
-        "unit" at 1, as Caffe's default in the release.
+    ensemble_init: "mean" starts the ensemble weights at 1/M, so that the untrained ensemble of identities is the identity (the
+        paper has a weighted average, and no initial weights); "unit" at 1, as Caffe's default in the release.
+    loss_scale: "mean" weighs the M + 1 terms of the objective 1 / (M + 1) each, as eq. 12 with the paper's alpha; "sum" 1 each,
+        as released, which matters where the clipping does not decide the length of a step.
     recon_init: "he" starts the reconstruction like every other convolution, as released; the untrained output is then noise
         of the image's own range. "zero" starts from the identity, which short runs need.
-    share_bn: one BatchNorm pair for all recursions of a block; a negative control.
-    bn_momentum: share of the new batch in the running statistics; 0.001 as released, 0.01 to 0.1 for short runs.
+    share_bn: one BatchNorm pair for all recursions of a block; a negative control. In the release each recursion has its own;
+        the paper says that recursions share their weights, and counts no BatchNorm among them.
+    bn_momentum: share of the new batch in the running statistics; 0.001 as released (Caffe's default; the paper has none). They
+        are bias-corrected, as Caffe's; up to 0.1 where the weights change fast until the end.
     """
 
     inputs = ("lq", "gt")
@@ -131,8 +144,10 @@ class MemNet(nn.Module):
         short_term: bool = True,
         multi_supervision: bool = True,
         predict_at: int | None = None,
-        fe_preact: bool = True,
-        ensemble_init: Literal["mean", "unit"] = "mean",
+        profile: Literal["ours", "paper", "released"] = "ours",
+        fe_preact: bool | None = None,
+        ensemble_init: Literal["mean", "unit"] | None = None,
+        loss_scale: Literal["mean", "sum"] | None = None,
         recon_init: Literal["he", "zero"] = "he",
         share_bn: bool = False,
         bn_momentum: float = 0.001,
@@ -149,15 +164,22 @@ class MemNet(nn.Module):
             raise ValueError(f"predict_at {predict_at}: needs multi_supervision and a block from 1 to {M}")
         if recon_init not in ("he", "zero"):
             raise ValueError(f"recon_init {recon_init!r}: he or zero")
-        if ensemble_init not in ("mean", "unit"):
+        if profile not in PROFILES:
+            raise ValueError(f"profile {profile!r}: {', '.join(PROFILES)}")
+        given = {"fe_preact": fe_preact, "ensemble_init": ensemble_init, "loss_scale": loss_scale}
+        chosen = PROFILES[profile] | {name: value for name, value in given.items() if value is not None}
+        if chosen["ensemble_init"] not in ("mean", "unit"):
             raise ValueError(f"ensemble_init {ensemble_init!r}: mean or unit")
+        if chosen["loss_scale"] not in ("mean", "sum"):
+            raise ValueError(f"loss_scale {loss_scale!r}: mean or sum")
         self.in_channels, self.multi_supervision, self.predict_at = in_channels, multi_supervision, predict_at
+        self.loss_scale = chosen["loss_scale"]
         self.depth = M * (2 * R + 1) + 2
         # 3x3 convolutions in a row: 2R a block, the feature extraction and the reconstruction; gates are 1x1.
         self.receptive_field = 1 + 2 * (2 * R * (predict_at or M) + 2)
         self.feature = (
             PreActConv(in_channels, channels, 3, bn_momentum)
-            if fe_preact
+            if chosen["fe_preact"]
             else nn.Conv2d(in_channels, channels, 3, padding=1)
         )
         self.blocks = nn.ModuleList(
@@ -172,7 +194,7 @@ class MemNet(nn.Module):
         )
         self.recon = nn.Conv2d(channels, in_channels, 3, padding=1)
         if multi_supervision:
-            self.ensemble = nn.Parameter(torch.full((M,), 1 / M if ensemble_init == "mean" else 1.0))
+            self.ensemble = nn.Parameter(torch.full((M,), 1 / M if chosen["ensemble_init"] == "mean" else 1.0))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)  # He normal, fan_in: Caffe's msra
@@ -207,14 +229,15 @@ class MemNet(nn.Module):
     def training_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective (eqs. 4, 12): squared error summed over pixels, halved, averaged over the batch.
 
-        With alpha = 1/(M+1) the M predictions and the ensemble all weigh the same. Logs `psnr` (dB) of the output, times
+        With alpha = 1/(M+1) the M predictions and the ensemble all weigh the same; see `loss_scale`. Logs `psnr` (dB) of the output, times
         this rank's share of the true samples, so that the mean over the ranks is the mean over the samples.
         """
         y = self.predictions(batch["lq"])
         output = self._output(y)
         terms = [*y, output] if self.multi_supervision else [output]
         errors = torch.stack([(batch["gt"] - term).square().sum((1, 2, 3)) for term in terms])  # (M + 1, B)
-        loss = (errors.mean(0) * batch["weight"]).sum() / (2 * batch["count"])
+        each = errors.mean(0) if self.loss_scale == "mean" else errors.sum(0)
+        loss = (each * batch["weight"]).sum() / (2 * batch["count"])
         true = batch["weight"].sum()
         mse = (errors[-1].detach() * batch["weight"]).sum() / true.clamp_min(1) / batch["gt"][0].numel()
         return loss, {"psnr": psnr(mse) * (true / batch["count"])}

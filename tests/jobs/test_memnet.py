@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d, batch_statistics
 from jobs.models.memnet import MemNet, Memory
+from jobs.recipe import build_model, read_recipe
 
 VARIANTS = (
     {},
@@ -146,6 +147,8 @@ def test_the_initial_state_is_caffes():
         {"predict_at": 7},
         {"predict_at": 2, "multi_supervision": False},
         {"ensemble_init": "sum"},
+        {"loss_scale": "none"},
+        {"profile": "printed"},
         {"bn_momentum": 0.0},
         {"bn_momentum": 2.0},
     ],
@@ -345,6 +348,29 @@ def test_the_objective_is_equation_12(M):
     terms = [float((t - term).square().sum()) / (2 * N) for term in (*y, output)]
     assert float(loss) == pytest.approx(sum(terms) / (M + 1), rel=1e-6)  # all weigh the same
     assert float(logs["psnr"]) == pytest.approx(-10 * math.log10(float((t - output).square().mean())), rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("M", [1, 2, 6])
+def test_the_releases_objective_has_every_term_with_weight_1(M):
+    released = tiny(memory_blocks=M, recursions=1, loss_scale="sum").double()
+    ours = tiny(memory_blocks=M, recursions=1).double()
+    batch = make_batch(dtype=torch.float64)
+    assert float(released.training_loss(batch)[0]) == pytest.approx((M + 1) * float(ours.training_loss(batch)[0]))
+
+
+def test_a_profile_is_its_options_and_what_is_given_beside_it():
+    def of(**options: object) -> tuple[bool, float, str]:
+        model = MemNet(memory_blocks=2, recursions=1, channels=2, **options)
+        return isinstance(model.feature, nn.Conv2d), model.ensemble[0].item(), model.loss_scale
+
+    assert of() == of(profile="ours") == (False, 0.5, "mean")
+    assert of(profile="paper") == (True, 0.5, "mean")
+    assert of(profile="released") == (False, 1, "sum")
+    assert of(profile="released", fe_preact=False, ensemble_init="mean", loss_scale="mean") == (True, 0.5, "mean")
+    options = read_recipe("memnet-jpeg", ["model.profile=released"]).model
+    again = type(options).model_validate(options.model_dump(mode="json"))  # as checkpoints keep it
+    assert build_model(again).loss_scale == "sum"
 
 
 @torch.no_grad()
