@@ -101,7 +101,7 @@ def _dimensions(message: memoryview) -> list[int]:
             sides.append(value)
         else:
             at = 0
-            while at < len(value) and len(sides) <= AXES:
+            while at < len(value):
                 side, at = _varint(value, at)
                 sides.append(side)
         if len(sides) > AXES:
