@@ -205,7 +205,7 @@ class Wind:
     seen = set()
     for i in range(0, len(loader), 3):
         batch = loader.cut(Position(0, i))
-        for sample, gt, lq in zip(batch["sample"].tolist(), batch["gt"], batch["lq"], strict=True):
+        for sample, lq in zip(batch["sample"].tolist(), batch["lq"], strict=True):
             version = int(np.searchsorted(loader.first, sample, side="right")) - 1
             number = np.array([sample - loader.first[version]])
             places = loader.sampling.place(number, loader.sizes[[version]], number, 0, 0)
@@ -219,7 +219,7 @@ class Wind:
     assert seen == set(range(8))
     write("haze/wind.py", wind.replace('"none"', '"rows"'))
     with pytest.raises(
-        UserError, match="haze/wind.py: Wind: turns is 'rows', and not one of all, flips, half turn, none"
+        UserError, match=r"haze/wind\.py: Wind: turns is 'rows', and not one of all, flips, half turn, none"
     ):
         place.build(degradation={"kind": "haze.wind:Wind"})
 
@@ -345,7 +345,7 @@ def test_a_mistake_in_it_is_one_line_that_names_the_file(place, cli, source, pro
         (fog(densty=1), "haze/fog.py: Fog has no option 'densty'; did you mean 'density'?"),
         (fog(density="thick"), "haze/fog.py: Fog: density: Input should be a valid number"),
         (fog(density=float("nan")), "haze/fog.py: Fog: with these options it raises ValueError: Out of range float"),
-        (fog(source="x"), "options, made_at and source are what a build records"),
+        (fog(source="x"), "options, made_at, turned and source are what a build records"),
         ({"kind": "haze/fog.py:Fog"}, "String should match pattern"),
         (
             {"kind": "fog"},
