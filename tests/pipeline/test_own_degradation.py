@@ -102,6 +102,7 @@ def test_a_class_degrades_each_image_at_its_levels_and_is_recorded_with_its_sour
         "kind": "haze.fog:Fog",
         "options": {"density": 0.5, "seed": 0},
         "made_at": [1, 2],
+        "turned": "all",
         "source": hashlib.sha256(FOG.encode()).hexdigest(),
     }
     assert list(verify(OUT)) == []
