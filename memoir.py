@@ -236,6 +236,8 @@ def inspect(
     say(f"{path}: task {found['task']}, {planes}, digest {found['digest'][:16]}")
     for name, licence in found["licences"].items():
         say(f"  {name}: licence {licence or f'not known; say `licence:` beside {name} in params.yaml'}")
+    if found["orientations"]:
+        say(f"  {found['orientations']}")
     for split, values in found["splits"].items():
         sizes = ", ".join(f"{name} {w}x{h}" for name, (w, h) in values["sizes"].items())
         levels = ", ".join(f"{level}: {n:,}" for level, n in values["levels"].items())

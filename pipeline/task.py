@@ -69,7 +69,8 @@ class Negatives(Frozen):
         (1.0, 0.95, 0.90), description="of I; so many as `number` are taken, drawn by `seed` if there are more"
     )
     kept: Literal["planned", "stored"] = Field(
-        "planned", description="as rows of a table, from which the loader mixes, or mixed, in the shards"
+        "planned",
+        description="as rows of a table, from which the loader mixes in float, or mixed, in the shards, rounded to 1/16384",
     )
     seed: int = Field(0, description="of what is drawn: weights, partners")
 

@@ -110,6 +110,14 @@ class Degradation(Frozen):
         return (0,) if self.online else apart(self.turns)
 
     @property
+    def orientations(self) -> str:
+        """How `memoir inspect` and a card tell that images are degraded in several views; empty where they are not."""
+        number = len(self.views)
+        return (
+            f"degraded in {number} orientations for training, for its artefacts have a direction" if number > 1 else ""
+        )
+
+    @property
     def fixed(self) -> bool:
         """Whether inputs are stored as `pipeline.depth.fixed` numbers, and not as levels."""
         return False

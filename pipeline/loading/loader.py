@@ -106,6 +106,10 @@ class Loader:
         self.per_shard = np.zeros(len(s.shards), np.int64)
         np.add.at(self.per_shard, s.version_shard, counts)
         self.samples = int(self.first[-1])
+        if s.degradation.fixed and not s.fixed[s.planes["lq"]].all():
+            raise UserError(
+                f"{place}: its inputs are rounded to levels, as no build does it now; run `memoir build` again"
+            )
         self.turned = s.turned() if sampling.dihedral else np.zeros(8, np.int64)
         # only what all samples have can be in a batch
         self.planes = {name: int(s.channels[rows].max()) for name, rows in s.planes.items() if (rows >= 0).all()}

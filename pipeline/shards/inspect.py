@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.shards.format import read_shards_json
 from pipeline.shards.shard_set import ShardSet, Version, validation_pair
+from pipeline.task import recorded
 
 ROWS = 12  # samples of each split on the sheet
 CELLS = 5  # versions shown of each sample
@@ -26,7 +27,8 @@ WHITE, BLACK, GREY, RED = (255, 255, 255), (20, 20, 20), (110, 110, 110), (220, 
 def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict[str, Any]:
     """Summarise what `memoir build` wrote into `folder`, and draw a contact sheet of it, a PNG.
 
-    Returns {"task", "digest", "colour", "bits", "licences", "splits"}; a licence that is not known is None. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
+    Returns {"task", "digest", "colour", "bits", "licences", "orientations", "splits"}; a licence that is not known is None;
+    orientations: see Degradation. A split is {"shards", "samples", "bytes", "sizes", "levels"}:
     `bytes` of its shards, `sizes` the [width, height] of its `min`, `median` and `max` image by number of pixels, `levels`
     the number of samples at each level. With `patch`, the side of a recipe's patches, "smaller" too: the images that are
     smaller than a patch, and mirrored to fill it.
@@ -66,7 +68,8 @@ def inspect(folder: Path, contact_sheet: Path, patch: int | None = None) -> dict
         sheet.paste(strip, (GAP, top))
         top += strip.height
     write_image(contact_sheet, np.asarray(sheet))
-    return {name: listing[name] for name in ("task", "digest", "colour", "bits", "licences")} | {"splits": splits}
+    told = {name: listing[name] for name in ("task", "digest", "colour", "bits", "licences")}
+    return told | {"orientations": recorded(listing["degradation"]).orientations, "splits": splits}
 
 
 def _heading(title: str, note: str) -> Image.Image:

@@ -124,7 +124,7 @@ def test_a_version_says_all_that_a_reader_needs(tmp_path, runs):
     model = load_model("tiny", runs).model
     for part in (
         f"{sum(p.numel() for p in model.parameters()):,} parameters",
-        "JPEG compression (quality 10, 20; subsampling 4:2:0)",
+        "JPEG compression (quality 10, 20; subsampling 4:2:0), degraded in 2 orientations for training",
         "photos/train",
         "| images / benchmark | metric | degraded input | tiny | as published |",
         "| Classic5/jpeg-q10 | PSNR (dB) | 27.82 | **28.12** | JPEG 27.82, MemNet 29.69 |",

@@ -40,7 +40,7 @@ def filled(workplace, without_ray) -> Workplace:
 
 
 def edited(filled: Workplace) -> dict:
-    filled.add("train/4-more.png", photograph(50, 90, 90))
+    filled.add("train/4-more.png", photograph(50, 70, 70))
     filled.ingest()
     return filled.build()
 

@@ -14,11 +14,12 @@ import torch
 import yaml
 from conftest import Workplace, photograph
 
+from pipeline.degradations.orientation import dihedral, upright
 from pipeline.degradations.own import Own
 from pipeline.errors import UserError
 from pipeline.images import UnusableImageError
 from pipeline.loading.loader import Loader, Position
-from pipeline.sampling.patches import RandomCrops
+from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards import kept
 from pipeline.shards.format import read_shards_json, verify
 from pipeline.shards.inspect import inspect
@@ -101,6 +102,7 @@ def test_a_class_degrades_each_image_at_its_levels_and_is_recorded_with_its_sour
         "kind": "haze.fog:Fog",
         "options": {"density": 0.5, "seed": 0},
         "made_at": [1, 2],
+        "turned": "all",
         "source": hashlib.sha256(FOG.encode()).hexdigest(),
     }
     assert list(verify(OUT)) == []
@@ -183,6 +185,44 @@ def test_a_pydantic_model_has_its_options_and_imports_its_neighbours(place):
     for version in ShardSet(OUT, "train").versions():
         assert version.level == 7
         assert (version.planes["lq"] == version.planes["gt"][::-1]).all()
+
+
+def test_one_with_a_direction_says_so_and_is_made_of_each_orientation(place):
+    wind = """
+import numpy as np
+
+
+class Wind:
+    levels, turns = (3,), "none"
+
+    def degrade(self, image, level, rng):
+        return np.roll(image, level, 1)
+"""
+    write("haze/wind.py", wind)
+    place.build(degradation={"kind": "haze.wind:Wind"})
+    assert recorded(read_shards_json(OUT)["degradation"]).turns == "none"
+    versions = list(ShardSet(OUT, "train").versions())
+    loader = Loader(OUT, batch=8, sampling=Grid(16, 8))
+    seen = set()
+    for i in range(0, len(loader), 3):
+        batch = loader.cut(Position(0, i))
+        for sample, lq in zip(batch["sample"].tolist(), batch["lq"], strict=True):
+            version = int(np.searchsorted(loader.first, sample, side="right")) - 1
+            number = np.array([sample - loader.first[version]])
+            places = loader.sampling.place(number, loader.sizes[[version]], number, 0, 0)
+            top, left, view = (int(each[0]) for each in places)
+            whole = np.roll(
+                dihedral(versions[version].planes["gt"], view), 3, 1
+            )  # what the wind makes of the turned image
+            wanted = dihedral(upright(whole, view)[top : top + 16, left : left + 16], view)
+            assert (lq[0].numpy() == wanted[..., 0]).all()
+            seen.add(view)
+    assert seen == set(range(8))
+    write("haze/wind.py", wind.replace('"none"', '"rows"'))
+    with pytest.raises(
+        UserError, match=r"haze/wind\.py: Wind: turns is 'rows', and not one of all, flips, half turn, none"
+    ):
+        place.build(degradation={"kind": "haze.wind:Wind"})
 
 
 def test_workers_of_ray_find_it_too(place, monkeypatch, ray_cluster):
@@ -306,7 +346,7 @@ def test_a_mistake_in_it_is_one_line_that_names_the_file(place, cli, source, pro
         (fog(densty=1), "haze/fog.py: Fog has no option 'densty'; did you mean 'density'?"),
         (fog(density="thick"), "haze/fog.py: Fog: density: Input should be a valid number"),
         (fog(density=float("nan")), "haze/fog.py: Fog: with these options it raises ValueError: Out of range float"),
-        (fog(source="x"), "options, made_at and source are what a build records"),
+        (fog(source="x"), "options, made_at, turned and source are what a build records"),
         ({"kind": "haze/fog.py:Fog"}, "String should match pattern"),
         (
             {"kind": "fog"},
