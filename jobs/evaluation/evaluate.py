@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,48 +143,34 @@ def evaluate_recipe(
     Raises UserError for a checkpoint that the recipe and the code, as they are here, would not make of the same data.
     Writes runs/<recipe>/scores.json and protocols.json (see jobs.evaluation.scores; `blended` is `blended_distance` of each
     benchmark's first image), scores.parquet (per image) and pictures/{input,output,target}/ of the first images of each
-    benchmark. A model with a
-    memory also gets pictures/memory/, which shows what each item responds to in the first image.
+    benchmark. A model with a memory also gets pictures/memory/, which shows what each item responds to in the first image.
     """
     given, name = reference(recipe_name)
     if not (runs / name / "checkpoint.json").is_file():
         read_recipe(given)  # says that there is none of this name
     checkpoint = read_checkpoint(name, runs, store)
     recipe = read_recipe(given, checkpoint.pointer.get("overrides"))
-    expected = read_recipe(given, own_values(checkpoint))
-    if other := other_run(expected, checkpoint.pointer, checkpoint.root):
-        again = " ".join(
-            ["memoir train", given, *(f"--set {each}" for each in checkpoint.pointer.get("overrides", []))]
-        )
-        raise UserError(
-            f"{runs / name}/checkpoint.json: of the run {checkpoint.pointer['run']}, which is not that of {recipe_name} here: "
-            f"{other}; `{again}`"
-        )
+    _refuse_departure(given, recipe_name, checkpoint, runs)
     trained = load_model(recipe_name, runs, trust, store)
-    _check_fits(trained, [benchmark(run.benchmark) for run in recipe.evaluation.benchmarks])
-    on_device(trained.model)
-    each = _each(trained)
     asked = [(benchmark(run.benchmark), run) for run in recipe.evaluation.benchmarks]
+    _check_fits(trained, [chosen for chosen, _ in asked])
+    on_device(trained.model)
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     pictures = runs / name / "pictures"
-    distances: list[tuple[np.ndarray, float | None]] = []  # of inputs that several benchmarks share
-    for (chosen, run), scored in zip(asked, score_runs(each, asked, PICTURES), strict=True):
+    blended: list[tuple[np.ndarray, float | None]] = []  # by the input, which several benchmarks may share
+    for (chosen, run), scored in zip(asked, score_runs(_each(trained), asked, PICTURES), strict=True):
         dataset, first = dataset_of(run), scored[0]
         row = {**summary(chosen, dataset, scored), "weights": trained.sha256}
-        distance = next((far for lq, far in distances if np.array_equal(lq, first.pair.lq)), math.nan)
-        if distance is not None and math.isnan(distance):
+        if not any(np.array_equal(lq, first.pair.lq) for lq, _ in blended):
             whole = first.restored if chosen.tile is None else None
-            distance = blended_distance(trained.model, first.pair.lq, whole)
-            distances.append((first.pair.lq, distance))
+            blended.append((first.pair.lq, blended_distance(trained.model, first.pair.lq, whole)))
+        distance = next(known for lq, known in blended if np.array_equal(lq, first.pair.lq))
         if distance is not None:
             row["blended"] = {"image": first.key, "psnr": distance if math.isfinite(distance) else None}
         scores[f"{dataset}/{chosen.name}"] = row
         rows += [_row(dataset, chosen, image) for image in scored]
-        for image in scored[:PICTURES]:
-            stem = f"{dataset}-{chosen.name}-{image.key}"
-            for role, plane in (("input", image.pair.lq), ("output", image.restored), ("target", image.pair.gt)):
-                write_image(pictures / role / f"{stem}.png", to_uint8(plane))
+        _write_pictures(pictures, f"{dataset}-{chosen.name}", scored[:PICTURES])
         if run is recipe.evaluation.benchmarks[0] and isinstance(trained.model, Remembering):
             for bank, sheet in memory_sheets(trained.model, first.pair.lq).items():
                 write_image(pictures / "memory" / f"{bank}.png", sheet)
@@ -193,6 +179,24 @@ def evaluate_recipe(
     write_table(runs / name / "scores.parquet", table)
     write_scores(runs / name, scores)
     return scores
+
+
+def _refuse_departure(given: str, recipe_name: str, checkpoint: Checkpoint, runs: Path) -> None:
+    """Raise UserError for a checkpoint that is not what the recipe `given` would make here."""
+    values = own_values(checkpoint)
+    if other := other_run(read_recipe(given, values), checkpoint.pointer, checkpoint.root):
+        again = " ".join(["memoir train", given, *(f"--set {each}" for each in values or [])])
+        raise UserError(
+            f"{runs / checkpoint.name}/checkpoint.json: of the run {checkpoint.pointer['run']}, which is not that of "
+            f"{recipe_name} here: {other}; `{again}`"
+        )
+
+
+def _write_pictures(folder: Path, name: str, shown: Sequence[Scored]) -> None:
+    """Write input, output and target of images whose pixels were kept."""
+    for image in shown:
+        for role, plane in (("input", image.pair.lq), ("output", image.restored), ("target", image.pair.gt)):
+            write_image(folder / role / f"{name}-{image.key}.png", to_uint8(plane))
 
 
 def _row(dataset: str, which: Benchmark, image: Scored) -> dict[str, Any]:

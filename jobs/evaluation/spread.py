@@ -62,15 +62,15 @@ def spread(trained: Trained) -> Each | None:
     cannot be reached.
     """
     threads = torch.get_num_threads()
-    if address_to_join():
-        connect(1)
-    else:
-        together = available_cpus() // threads * threads
-        if together < 2 * threads or not offered(together):
-            return None
-        connect(together)
+    joined = bool(address_to_join())
+    together = available_cpus() // threads * threads
+    if not joined and (together < 2 * threads or not offered(together)):
+        return None
+    connect(1 if joined else 0)  # 0: without waiting for what others use of this machine
     import ray
 
+    if not joined and ray.available_resources().get("CPU", 0) < 2 * threads:
+        return None
     name = trained.recipe["model"]["name"]
     weights = {key: tensor.cpu() for key, tensor in trained.model.state_dict().items()}
     sent = ray.put({"recipe": trained.recipe, "source": send(name), "weights": weights})

@@ -95,9 +95,8 @@ def test_identical_images_have_no_finite_difference_and_are_counted(rain, tmp_pa
     assert (row["better"], row["worse"], row["equal"]) == (2, 1, 2)
     same = compare(str(b), str(b), run(rain), tmp_path)["metrics"]["psnr"]
     assert (same["difference"], same["margin"], same["equal"]) == (0, 0, N)
-    code, out, _ = cli(
-        "compare", "identity", str(b), "--benchmark", "pairs-rgb", "--data", str(rain), "--layout", "pairs"
-    )
+    pairs = ("--benchmark", "pairs-rgb", "--data", str(rain), "--layout", "pairs", "--sheet", str(tmp_path / "s.png"))
+    code, out, _ = cli("compare", "identity", str(b), *pairs)
     assert code == 0
     assert "identical" in out
     assert "best by PSNR: 2 infinite, 1 infinite" in out

@@ -181,6 +181,8 @@ def test_what_with_ray_offers_is_used(place, threads, monkeypatch, ray_cluster):
     monkeypatch.setattr(spreading, "offered", lambda cpus: "10.0.0.1:6379")
     monkeypatch.setattr(spreading, "available_cpus", lambda: 2)
     assert spread(trained) is not None
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 1.0})  # others compute there
+    assert spread(trained) is None
 
 
 # what a worker says
