@@ -281,6 +281,24 @@ def evaluate(
             say(f"  {metric:<46} {before:>9}  {after:>9}  {paper}".rstrip())
 
 
+@app.command()
+def dnd(
+    model: Annotated[str, typer.Option(help="a recipe with a checkpoint, a published model's URI, or `identity`")],
+    data: Annotated[Path, typer.Option(help="folder of the Darmstadt noise data set: images_srgb/*.mat, info.mat")],
+    out: Annotated[Path, typer.Option(help="folder for the 50 files to submit")],
+    trust: Trust = None,
+    store: Store = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Restore the patches of DND, whose targets only its server has, and write what that takes."""
+    if model != "identity":
+        _in_its_arithmetic(model, runs, store)
+    from jobs.evaluation.submission import HOME, submit_dnd
+
+    files = submit_dnd(model, data, out, runs, trust or (), store)
+    say(f"{out}: {len(files)} files, of 20 patches each; submit them for sRGB denoising at {HOME}")
+
+
 app.add_typer(publishing)
 app.add_typer(reproducing)
 
