@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jobs.evaluation.items import items
 from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import Score, mean
 from jobs.evaluation.scores import write_scores
+from jobs.evaluation.settings import with_settings
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Trained, load_model, read_checkpoint
@@ -111,22 +112,27 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
 
 
 def evaluate(
-    model: str, run: BenchmarkRun, runs: Path, trust: Collection[str] = (), store: str | None = None
+    model: str,
+    run: BenchmarkRun,
+    runs: Path,
+    trust: Collection[str] = (),
+    store: str | None = None,
+    settings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model.
 
-    trust, store: see `load_model`.
+    trust, store: see `load_model`. settings: see `with_settings`.
     """
     chosen = benchmark(run.benchmark)
     restore: Restorer = identity
     bits: Bits = 16  # whatever is there
     if model != "identity":
-        trained = load_model(model, runs, trust, store)
+        trained = with_settings(load_model(model, runs, trust, store), settings)
         _check_fits(trained, [chosen])
         restore, bits = restorer(on_device(trained.model)), trained.bits
     dataset = dataset_of(run)
     row = summary(chosen, dataset, score_folder(restore, chosen, run, bits))
-    return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **row}
+    return {"model": "+".join([model, *settings]), "benchmark": run.benchmark, "dataset": dataset, **row}
 
 
 def _check_fits(trained: Trained, benchmarks: list[Benchmark]) -> None:

@@ -64,7 +64,7 @@ def test_what_the_model_makes_is_clipped_and_not_rounded(dnd, tmp_path, monkeypa
 
 def test_a_diverged_model_writes_nothing(dnd, tmp_path, monkeypatch):
     monkeypatch.setattr(submission, "identity", lambda lq, tile: lq * np.nan)
-    with pytest.raises(UserError, match="0001[.]mat: restored to NaN") as error:
+    with pytest.raises(UserError, match=r"0001\.mat: restored to NaN") as error:
         submit_dnd("identity", dnd, tmp_path, tmp_path)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -78,7 +78,7 @@ def test_data_that_is_not_whole_is_one_line(dnd, tmp_path):
     with pytest.raises(UserError, match="20 patches, and the server wants 1,000"):
         submit_dnd("identity", part, tmp_path / "out", tmp_path)
     (part / "images_srgb/0051.mat").write_bytes(b"")
-    with pytest.raises(UserError, match="0051[.]mat: no boxes in info[.]mat"):
+    with pytest.raises(UserError, match=r"0051\.mat: no boxes in info\.mat"):
         submit_dnd("identity", part, tmp_path / "out", tmp_path)
 
 
