@@ -265,6 +265,10 @@ def evaluate(
         str | None, typer.Option(help="of a published data set: only this test set, e.g. Rain100L")
     ] = None,
     split: Annotated[str, typer.Option(help="of a published data set: test, or val")] = "test",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="with --benchmark: an option that changes no weights, e.g. model.predict_at=3"),
+    ] = None,
     trust: Trust = None,
     store: Store = None,
     runs: Runs = Path("runs"),
@@ -279,9 +283,12 @@ def evaluate(
 
     if (benchmark is None) != (data is None):
         raise UserError("--benchmark and --data go together; without both, the benchmarks of the recipe are run")
+    if settings and (benchmark is None or model == "identity"):
+        raise UserError("--set goes with --benchmark and --data, and with a model")
     if benchmark is not None and data is not None:
         published: dict[str, Any] = {"layout": layout, "subset": subset, "split": split}
-        row = evaluate(model, BenchmarkRun(benchmark=benchmark, data=str(data), **published), runs, trust or (), store)
+        run = BenchmarkRun(benchmark=benchmark, data=str(data), **published)
+        row = evaluate(model, run, runs, trust or (), store, settings or ())
         scores = {f"{row['dataset']}/{benchmark}": row}
     else:
         row = scores = evaluate_recipe(model, runs, trust or (), store)
@@ -292,6 +299,22 @@ def evaluate(
         say(f"{name} ({score['images']} images, {score['protocol']})")
         for metric, before, after, paper in [("", "input", "output", "as published"), *table(score)]:
             say(f"  {metric:<46} {before:>9}  {after:>17}  {paper}".rstrip())
+
+
+@app.command()
+def dnd(
+    model: Annotated[str, typer.Option(help="a recipe with a checkpoint, a published model's URI, or `identity`")],
+    data: Annotated[Path, typer.Option(help="folder of the Darmstadt noise data set: images_srgb/*.mat, info.mat")],
+    out: Annotated[Path, typer.Option(help="folder for the 50 files to submit")],
+    trust: Trust = None,
+    store: Store = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Restore the patches of DND, whose targets only its server has, and write what that takes."""
+    from jobs.evaluation.submission import HOME, submit_dnd
+
+    files = submit_dnd(model, data, out, runs, trust or (), store)
+    say(f"{out}: {len(files)} files, of 20 patches each; submit them for sRGB denoising at {HOME}")
 
 
 app.add_typer(publishing)

@@ -17,6 +17,7 @@ from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import mean
 from jobs.evaluation.scores import write_scores
 from jobs.evaluation.scoring import Each, Restorer, Scored, here, identity, restorer, score_runs
+from jobs.evaluation.settings import with_settings
 from jobs.evaluation.spread import spread
 from jobs.models import Network, Remembering
 from jobs.recipe import BenchmarkRun, read_recipe
@@ -71,21 +72,32 @@ def summary(which: Benchmark, dataset: str, scored: list[Scored]) -> dict[str, A
 
 
 def evaluate(
-    model: str, run: BenchmarkRun, runs: Path, trust: Collection[str] = (), store: str | None = None
+    model: str,
+    run: BenchmarkRun,
+    runs: Path,
+    trust: Collection[str] = (),
+    store: str | None = None,
+    settings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model.
 
-    trust, store: see `load_model`. A checkpoint that is not what its recipe here would make is scored as it is, and a line on
+    trust, store: see `load_model`. settings: see `with_settings`. A checkpoint that is not what its recipe here would make is scored as it is, and a line on
     stderr says what differs: whoever names the images may well mean an older one.
     """
     chosen = benchmark(run.benchmark)
-    (scored,) = score_runs(scorer(model, [chosen], runs, trust, store), [(chosen, run)], pixels=0)
+    (scored,) = score_runs(scorer(model, [chosen], runs, trust, store, settings), [(chosen, run)], pixels=0)
     dataset = dataset_of(run)
-    return {"model": model, "benchmark": run.benchmark, "dataset": dataset, **summary(chosen, dataset, scored)}
+    name = "+".join([model, *settings])
+    return {"model": name, "benchmark": run.benchmark, "dataset": dataset, **summary(chosen, dataset, scored)}
 
 
 def scorer(
-    model: str, benchmarks: list[Benchmark], runs: Path, trust: Collection[str] = (), store: str | None = None
+    model: str,
+    benchmarks: list[Benchmark],
+    runs: Path,
+    trust: Collection[str] = (),
+    store: str | None = None,
+    settings: Sequence[str] = (),
 ) -> Each:
     """What scores images with a model. Arguments, errors and the line on stderr are those of `evaluate`."""
     if model == "identity":
@@ -93,7 +105,7 @@ def scorer(
     given, name = reference(model)
     if not model.endswith(".json") and (runs / name / "checkpoint.json").is_file():
         _tell_departure(given, read_checkpoint(name, runs, store), runs)
-    trained = load_model(model, runs, trust, store)
+    trained = with_settings(load_model(model, runs, trust, store), settings)
     _check_fits(trained, benchmarks)
     return _each(trained)
 

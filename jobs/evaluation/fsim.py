@@ -42,16 +42,18 @@ def fsim(a: np.ndarray, b: np.ndarray) -> FSIM:
         _shrunk(image.astype(np.float64) @ (YIQ.T if image.shape[2] == 3 else np.ones((1, 1)))) for image in (a, b)
     ]
     first, second = (plane[..., 0] for plane in planes)
-    congruency = [phase_congruency(plane) for plane in (first, second)]
-    weight = np.maximum(*congruency)
+    congruent, other = phase_congruency(first), phase_congruency(second)
+    weight = np.maximum(congruent, other)
     if not weight.any():
         raise UnusableImageError("nothing but flat areas, and FSIM is not defined")
-    alike = _alike(*congruency, T_PHASE) * _alike(_gradient(first), _gradient(second), T_GRADIENT) * weight
+    alike = _alike(congruent, other, T_PHASE) * _alike(_gradient(first), _gradient(second), T_GRADIENT) * weight
     luma = float(alike.sum() / weight.sum())
     if a.shape[2] == 1:
         return FSIM(luma, luma)
-    colour = math.prod(_alike(planes[0][..., c], planes[1][..., c], T_COLOUR) for c in (1, 2))
-    tinted = alike * (colour.astype(np.complex128) ** COLOUR_POWER).real  # colours that are opposed have a negative one
+    colours = [_alike(planes[0][..., c], planes[1][..., c], T_COLOUR) for c in (1, 2)]
+    tinted = (
+        alike * ((colours[0] * colours[1]).astype(np.complex128) ** COLOUR_POWER).real
+    )  # colours that are opposed have a negative one
     return FSIM(luma, float(tinted.sum() / weight.sum()))
 
 

@@ -132,6 +132,7 @@ class MemNet(nn.Module):
 
     inputs = ("lq", "gt")
     size_multiple = 1
+    evaluation_options = ("predict_at",)  # see jobs.evaluation.settings
 
     def __init__(
         self,

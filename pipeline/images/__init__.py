@@ -15,7 +15,7 @@ from pipeline.images.picture import (
     pixel_limit,
     read_picture,
 )
-from pipeline.images.source import Facts, decode_image, read_image, read_part, source_facts, source_image
+from pipeline.images.source import Facts, decode_image, matlab_image, read_image, read_part, source_facts, source_image
 from pipeline.images.writing import check_format, write_image
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "UnusableImageError",
     "check_format",
     "decode_image",
+    "matlab_image",
     "picture",
     "picture_size",
     "pixel_limit",

@@ -84,16 +84,26 @@ def read_part(path: Path, part: str, *, bits: Bits = 8) -> np.ndarray:
         if odd:
             raise UnusableImageError(f"{pixels.shape[1]} pixels wide, which is no pair side by side")
         return np.ascontiguousarray(pixels[:, :half] if part == "left" else pixels[:, half:])
+    array = matlab_image(path, part)
+    if array.dtype.kind == "f":
+        array = np.rint(array * 255).clip(0, 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise UnusableImageError(f"{part} holds {array.dtype}, not 8-bit pixels")
+    return array
+
+
+def matlab_image(path: Path, part: str) -> np.ndarray:
+    """An image in a MATLAB file as it stands there, (H, W, 1) or (H, W, 3), not rounded. part: as in `read_part`.
+
+    Raises UnusableImageError for a damaged file, another shape, and for floats that are not in [0, 1].
+    """
     name, _, inside = part.removesuffix("]").partition("[")
     array = _cut(path, name, [[int(n) for n in index.split(":")] for index in inside.split(",")])
     if array.ndim != 3 or array.shape[2] not in (1, 3):
         raise UnusableImageError(f"{part} is {_by(array.shape)}, which is no image of 1 or 3 channels")
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all() or array.max(initial=0) > 2:  # a resampled image overshoots 1, but not beyond 2
-            raise UnusableImageError(f"{part} holds floats that are not in [0, 1]")
-        array = np.rint(array * 255).clip(0, 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise UnusableImageError(f"{part} holds {array.dtype}, not 8-bit pixels")
+    # a resampled image overshoots 1, but not beyond 2
+    if array.dtype.kind == "f" and (not np.isfinite(array).all() or array.max(initial=0) > 2):
+        raise UnusableImageError(f"{part} holds floats that are not in [0, 1]")
     return np.ascontiguousarray(array)
 
 
