@@ -120,9 +120,32 @@ def _papers() -> dict[str, str]:
             title.rstrip("."),
             f"{text.strip()}\n\nWith its default options the model has {count:,} parameters. `jobs/models/{name}.py` is the whole of it.",
             f"## Recipes\n\n{_table(rows, ('recipe', 'task', 'scored on', 'what it is'))}",
+            f"## Tables and figures\n\n{_table(_suites(name), ('`memoir suite`', 'is', 'shows', 'needs the images of'))}",
             _options(f"{class_name}: the keys of `model`", schema, _documented(cls)),
         )
     return found
+
+
+def _suites(paper: str) -> list[Row]:
+    """A row for each table and figure of a paper."""
+    from jobs.evaluation.published import Table, suites
+
+    rows = []
+    for name, suite in suites().items():
+        if name.partition("-")[0] == paper:
+            sets = (
+                [g.set for g in suite.columns if g.set and not g.average_of] if isinstance(suite, Table) else suite.sets
+            )
+            shows = suite.caption if suite.lacking is None else f"{suite.caption} Lacks {suite.lacking}."
+            rows.append(
+                (
+                    f"`{name}`",
+                    f"{suite.title}, section {suite.section}",
+                    _cell(shows),
+                    ", ".join(dict.fromkeys(sets)) or "none",
+                )
+            )
+    return rows
 
 
 def _datasets() -> str:

@@ -24,7 +24,7 @@ OTHERS = (  # figures of tables that are no metric of a protocol here, or that o
     "ssim_reduction",
     "psnr_retrained",
     "vif",
-    "fsim",
+    "fsimc",
     "images",
     "filters",
     "depth",

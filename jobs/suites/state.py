@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jobs.evaluation.published import Figure, Table, suites
 from jobs.suites.places import Places
 from jobs.suites.sets import columns_lack, lacking
-from jobs.suites.variants import variants_of
+from jobs.suites.variants import make_variant, variants_of
 
 
 class State(NamedTuple):
@@ -41,7 +41,10 @@ def _state(name: str, suite: Table | Figure, places: Places) -> State:
         "not computable" if not computable else "runs" if here == len(named) else "in part" if here else "lacks images"
     )
     weights: list[str] = []
-    variants = variants_of(suite, "paper", missing) if isinstance(suite, Table) else []
+    if isinstance(suite, Table):
+        variants = variants_of(suite, "paper", missing)
+    else:
+        variants = [make_variant("", recipe, ()) for recipe in suite.recipe if suite.draw]
     if variants:
         trained = [v for v in variants if (places.runs / v.name / "checkpoint.json").is_file()]
         weights = [f"{len(trained)} of {len(variants)} models trained"]
