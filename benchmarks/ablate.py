@@ -83,8 +83,8 @@ TABLES = {
             Row("+ contrastive", ("model.memory=null",), ("27.68/.951",)),
             Row("+ both", (), ("28.023/.952",)),
         ),
-        "L_recon is off in all rows. The features of the contrastive loss are a stand-in, not VGG19's. The paper's SSIM is\n"
-        "MATLAB's of three dimensions; its RMSE, of another protocol, is left out.",
+        "L_recon is on in the rows with a memory. The features of the contrastive loss are a stand-in, not VGG19's. The\n"
+        "paper's SSIM is MATLAB's of three dimensions; its RMSE, of another protocol, is left out.",
     ),
     # Cho et al., TIP 2022
     "timelapse": Table(
