@@ -139,8 +139,8 @@ class LossOptions(Frozen):
     lambda_edge: float = Field(0.05, ge=0, description="lambda, the weight of L_edge: MPRNet's and the release's value")
     recon: Literal["net", "pretrain"] | None = Field(
         "net",
-        description="L_recon (eq. 6), the same network on clean images; needs memory.base read, as a residual to the input would "
-        "make it 0 without a memory. net: in every step; pretrain: alone for the first pretrain_share of the run (the two "
+        description="L_recon (eq. 6), the same network on clean images; with space image it needs memory.base read, as a residual "
+        "to the input makes it 0 without a memory, and with space feature it does just that. net: in every step; pretrain: alone for the first pretrain_share of the run (the two "
         "phases of section III.A), then in every step; null, and without a memory: never, as released",
     )
     pretrain_share: float = Field(0.1, gt=0, lt=1, description="of the run's steps")
@@ -495,7 +495,7 @@ class MemoryNet(nn.Module):
         super().__init__()
         if n < 4 or min(u, o) < 0 or cabs < 1:
             raise ValueError(f"n {n}, u {u}, o {o}, cabs {cabs}: at least 4, 0, 0 and 1")
-        if memory is not None and memory.base == "input" and loss.recon is not None:
+        if memory is not None and (memory.space, memory.base) == ("image", "input") and loss.recon is not None:
             raise ValueError(
                 "loss.recon with memory.base input: a clean image is its own residual's base, whatever the memory holds; set "
                 "memory.base: read, or loss.recon: null"

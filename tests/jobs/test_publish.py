@@ -553,10 +553,10 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
             [
                 "n 12, u 4, o 4, cabs 2, decay_all False.",
                 "",
-                "- memory: profile ours, parts 5, instances 2, classes 10, levels 3, space image, similarity dot, "
-                "normalise True, base input, order class, shrink 0.0, residual False",
-                "- loss: lambda_edge 0.05, recon None, pretrain_share 0.1",
-                "- contrastive: lambda_cr 0.1, ramp 0.05, ratio batch, vgg.path stand-in, vgg.sha256 None",
+                "- memory: profile ours, parts 5, instances 2, classes 10, levels 3, space feature, similarity cos, "
+                "normalise False, base input, order class, shrink 0.0, residual True",
+                "- loss: lambda_edge 0.05, recon net, pretrain_share 0.1",
+                "- contrastive: lambda_cr 0.1, ramp 0.05, ratio sample, vgg.path stand-in, vgg.sha256 None",
                 "",
                 "The paper and the code: `jobs/models/memorynet.py`.",
             ],
@@ -566,7 +566,7 @@ def test_the_card_of_every_kind_of_task_says_what_the_model_restores(name):
             [
                 "n 12, u 4, o 4, cabs 2, memory None, contrastive None, decay_all False.",
                 "",
-                "- loss: lambda_edge 0.05, recon None, pretrain_share 0.1",
+                "- loss: lambda_edge 0.05, recon net, pretrain_share 0.1",
                 "",
                 "The paper and the code: `jobs/models/memorynet.py`.",
             ],
