@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from jobs.evaluation.evaluate import Restorer, identity, restorer
+from jobs.evaluation.scoring import Restorer, identity, restorer
 from jobs.restoring.checkpoint import load_model, trained_portably
 from jobs.restoring.restore import check_channels, on_device
 from jobs.training.arithmetic import go_on_portably

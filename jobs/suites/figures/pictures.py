@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from jobs.evaluation.benchmark import Benchmark, benchmark
-from jobs.evaluation.evaluate import restorer
 from jobs.evaluation.items import Item, items
 from jobs.evaluation.metrics import METRICS
 from jobs.evaluation.protocols import Score
 from jobs.evaluation.published import Picture
+from jobs.evaluation.scoring import restorer
 from jobs.restoring.restore import on_device
 from jobs.suites.figures.drawing import Drawing
 from jobs.suites.sets import lacking, run_of
