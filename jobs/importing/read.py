@@ -1,5 +1,6 @@
 """The tensors of a checkpoint file by name, whatever tool wrote it, without running code that stands in it."""
 
+import argparse
 import pickle
 import re
 import warnings
@@ -21,6 +22,7 @@ TORCH = (".pth", ".pt", ".ckpt", ".tar")
 SUFFIXES = (".safetensors", *TORCH, ".caffemodel")
 # Where checkpoints have their weights, the averaged ones first: those are what is evaluated where there are both.
 NESTED = ("params_ema", "params", "state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+BESIDE = ("memory_items",)  # what a release keeps beside the dictionary of its network
 DEEP = 3  # dictionaries in each other that are looked through; a file may hold one that holds itself
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and DataParallel, and of torch.compile
 SHARED = 8  # times a file's bytes its tensors may have: those that share their numbers count each
@@ -87,7 +89,9 @@ def _of_torch(path: Path, shown: str) -> Any:
             with zipfile.ZipFile(path) as file:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
                     raise UserError(f"{shown}: compressed, as torch.save writes none; save it again with torch.save")
-        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
+        # A namespace of arguments is but names and values, and scripts save theirs with the weights.
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with allowed, warnings.catch_warnings(action="ignore"):  # of pickles that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -113,8 +117,10 @@ def _refusal(shown: str, error: pickle.UnpicklingError) -> str:
 
 def _weights(found: Any, shown: str) -> dict[str, Tensor]:
     """The dictionary of tensors in what a file holds, once each of them is known to be plain."""
+    beside: dict[Any, Any] = {}
     for _ in range(DEEP):
         inner = [found[key] for key in NESTED if isinstance(found, dict) and _deep(found.get(key))]
+        beside |= {key: found[key] for key in BESIDE if inner and key in found}
         found = inner[0] if inner else found
     if not _has_tensors(found):
         parts = [key for key, value in found.items() if _has_tensors(value)] if isinstance(found, dict) else []
@@ -122,7 +128,7 @@ def _weights(found: Any, shown: str) -> dict[str, Tensor]:
             there = f"; its parts with tensors are {some([str(key) for key in parts])}, save one of them alone"
             raise UserError(f"{shown}: no dictionary of tensors in it{there if parts else ''}")
         found = found[parts[0]]
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in (found | beside).items() if isinstance(value, Tensor)}
     if not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{shown}: its tensors have no names")
     for name, tensor in tensors.items():

@@ -17,6 +17,9 @@ from pipeline.errors import UserError, some
 
 RELEASES = (  # modules of this package
     "memnet",
+    "memorynet",
+    "mprnet",
+    "timelapse",
     "drcnet",
 )
 OURS = "memoir"  # the release of files that have our own names

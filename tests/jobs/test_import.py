@@ -1,6 +1,6 @@
 """Weights from outside: which files are read, what is refused, and the version that is made of them."""
 
-import argparse
+import collections
 import json
 import os
 import re
@@ -93,7 +93,7 @@ def test_a_file_that_would_run_code_is_not_read(old, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    for extra, named in ((Evil(), "posix.mkdir"), (argparse.Namespace(lr=1), "argparse.Namespace")):
+    for extra, named in ((Evil(), "posix.mkdir"), (collections.UserDict(lr=1), "collections.UserDict")):
         torch.save({"state_dict": WEIGHTS, "args": extra}, tmp_path / "net.pth", _use_new_zipfile_serialization=not old)
         with pytest.raises(
             UserError, match=rf"net.pth: reading it would run code that it names \({named}\).*weights_only=False"

@@ -1,5 +1,7 @@
 """The time-lapse release's tensors in our network, against what the release computes: its steps, of its own tensors."""
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from test_timelapse import padded_ssim, released_whitening
 from torch import Tensor
 
+from jobs.importing.read import read_tensors
 from jobs.importing.timelapse import ITEMS, LAYERS, fits, translate
 from jobs.models.kmeans import kmeans
 from jobs.models.timelapse import TimeLapseNet
@@ -117,6 +120,14 @@ def exact(values: np.ndarray, clusters: int, lowest: int) -> np.ndarray:
 
 def released(items: int = 20, **options: object) -> TimeLapseNet:
     return TimeLapseNet(profile="released", memory=MemoryOptions(items=items), **options).double()
+
+
+def test_its_file_is_read_as_the_release_writes_it(tmp_path):
+    weights = checkpoint()
+    held = {"model": weights, "memory_items": weights.pop(ITEMS), "args": argparse.Namespace(lr=1e-4)}
+    path = tmp_path / "model.pth"
+    torch.save(held | {"optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}}, path)
+    assert read_tensors(path, "model.pth").keys() == {*weights, ITEMS}
 
 
 def test_the_names_are_the_releases():

@@ -62,9 +62,10 @@ BASELINES = [row for row, methods in beside().items() if methods.keys() & {"JPEG
 @pytest.mark.parametrize(("dataset", "name"), BASELINES)
 def test_the_degraded_input_scores_what_was_published(dataset, name):
     root = os.environ.get("MEMOIR_DATA")
-    if not root or not Path(root, FOLDERS[dataset]).is_dir():
-        pytest.skip(f"needs {FOLDERS[dataset]} in the folder named by MEMOIR_DATA")
-    files = [file for file in sorted(Path(root, FOLDERS[dataset]).iterdir()) if file.suffix in SUFFIXES]
+    folder = FOLDERS.get(dataset, dataset)
+    if not root or not Path(root, folder).is_dir():
+        pytest.skip(f"needs {folder} in the folder named by MEMOIR_DATA")
+    files = [file for file in sorted(Path(root, folder).iterdir()) if file.suffix in SUFFIXES]
     column = benchmark(name)
     scores = []
     for file in files:
