@@ -95,8 +95,8 @@ class BSD100(SharpSet):
 
 
 class Urban100(SharpSet):
-    """img_001 to img_100. The publication has them cut for the scales 2 and 4, in image_SRF_2 and image_SRF_4, and not for 3:
-    tables take x3 from whole images (HR), or from image_SRF_2, where a row or a column may be lacking. Source: Huang et al., Single Image Super-Resolution from Transformed Self-Exemplars, CVPR 2015."""
+    """img_001 to img_100. The publication has them cut for the scales 2 and 4, in image_SRF_2 and image_SRF_4, and not for 3,
+    which needs whole images. Source: Huang et al., Single Image Super-Resolution from Transformed Self-Exemplars, CVPR 2015."""
 
     name = "urban100"
     home = "https://github.com/jbhuang0604/SelfExSR"

@@ -71,7 +71,7 @@ def test_the_degraded_input_scores_what_was_published(dataset, name):
     for file in files:
         image = read_image(file)[0]
         for pair in column.prepare(image):
-            # the published bicubic images were RGB in between, whose Y is 16..235: it tells in the white of Set14's ppt3
+            # the published rows fit a bicubic Y clipped to its range of 16..235, which tells in the white of Set14's ppt3
             studio = column.kind == "sr" and image.shape[2] == 3
             scores.append(column.score(pair.lq.clip(16 / 255, 235 / 255) if studio else pair.lq, pair))
     found = mean(scores).values
