@@ -260,7 +260,7 @@ class RegionNorm(nn.Module):
             m = self.response(exact)
             mask = m > self.t
             normal = region_normalise(exact, mask, self.region_norm)
-            if self.weight is not None:
+            if self.weight is not None and self.bias is not None:
                 # The release's InstanceNorm of each filled region, bias and all, is scaled by sqrt(fraction), and both are added.
                 pixels = mask[0].numel()
                 masked = mask.sum((2, 3), keepdim=True).to(exact.dtype)  # (B, 1, 1, 1)
