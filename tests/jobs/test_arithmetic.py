@@ -59,9 +59,9 @@ print(json.dumps(digests))
 """
 # Of torch 2.13.0 under Linux, seen on Intel CPUs with AVX-512 and AMX and on an emulated Haswell and EPYC.
 WEIGHTS = {
-    "memnet": "a4cec0b6c50e1672",
+    "memnet": "b1a3ab1b0aa5b7b9",
     "memorynet": "b009db084c01175a",
-    "timelapse": "f6ee42ec9a2d3d48",
+    "timelapse": "825c385d9bd737b1",
     "drcnet": "6af3d1b56a53a4a1",
 }
 

@@ -42,7 +42,7 @@ def checkpoint(items: int = 20) -> dict[str, Tensor]:
     def norm(name: str) -> None:
         out[f"{name}.weight"], out[f"{name}.bias"] = torch.rand(64) + 0.5, 0.2 * torch.randn(64)
         out[f"{name}.running_mean"], out[f"{name}.running_var"] = 0.2 * torch.randn(64), torch.rand(64) + 0.5
-        out[f"{name}.num_batches_tracked"] = torch.tensor(7)
+        out[f"{name}.num_batches_tracked"] = torch.tensor(10_000)  # of a long training
 
     for name, channels, layers in SEQUENCES:
         for number, kind in enumerate(layers):
