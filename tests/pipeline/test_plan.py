@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cuts import minima
+from pipeline.degradations.scale import Scale
 from pipeline.errors import UserError
 from pipeline.layouts.files import LONGEST_KEY
 from pipeline.raw.manifest import SCHEMA
