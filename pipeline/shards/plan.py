@@ -224,7 +224,7 @@ def _hashes(manifest: pa.Table, rows: np.ndarray, by: str) -> list[int]:
     return hashes
 
 
-def _nbytes(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task, views: int) -> np.ndarray:
+def _nbytes(manifest: pa.Table, rows: np.ndarray, first: np.ndarray, task: Task, views: int = 1) -> np.ndarray:
     """The bytes of the pixels that each image puts into its shard. first: where groups begin in rows. views: see `nbytes`."""
     taken = manifest.select(["width", "height", "channels"]).take(pa.array(rows))
     width, height, channels = (column.to_numpy().astype(np.int64) for column in taken.columns)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cuts import minima
+from pipeline.degradations.scale import Scale
 from pipeline.errors import UserError
 from pipeline.layouts.files import LONGEST_KEY
 from pipeline.raw.manifest import SCHEMA
@@ -99,6 +100,8 @@ def test_a_group_counts_the_bytes_of_all_its_versions():
     assert sizes() == [3 * 8000, 3 * 8000]
     assert sizes(colour="rgb") == [3 * 3 * 8000, 3 * 8000]
     assert sizes(colour="rgb", degradation=Noise(kind="noise", sigma=(30, 50))) == [3 * 8000, 8000]
+    assert sizes(degradation=Scale(kind="scale", factor=(2, 3))) == [5 * 8000, 5 * 8000]  # its inputs have 16 bits
+    assert _nbytes(rows, np.arange(2), np.arange(2), task(), views=2).tolist() == [5 * 8000, 5 * 8000]
 
 
 # mistakes
