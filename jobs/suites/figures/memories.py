@@ -26,9 +26,10 @@ def _picture(x: torch.Tensor) -> np.ndarray:
 
 def _network(trained: Trained, kind: type[Kind]) -> Kind:
     """The model of a figure that is of one kind of network. Raises UserError for another."""
-    if not isinstance(trained.model, kind):
+    model: object = trained.model
+    if not isinstance(model, kind):
         raise UserError(f"{trained.name}: not a {kind.__name__}, and the figure is of one")
-    return trained.model
+    return model
 
 
 @torch.inference_mode()
@@ -43,6 +44,7 @@ def memorynet(drawing: Drawing) -> None:
     with Watch(memory=model.memory) as watch:
         model.restore(x)
     first = model.shallow[0].conv
+    assert isinstance(first, torch.nn.Conv2d)
     before = first(x)
     cells = [("input", _picture(x)), ("first layer, without memory", energy(before))]
     rows = []
