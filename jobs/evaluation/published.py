@@ -178,7 +178,8 @@ def suites() -> Mapping[str, Table | Figure]:
     for paper in PAPERS:
         files = [(path.stem.rstrip("0123456789"), path) for path in (FOLDER / paper).glob("*.yaml")]
         for kind, path in sorted(files, key=lambda each: (not each[0].startswith("table"), _place(each[1]))):
-            found[f"{paper}-{path.stem}"] = read_yaml(path, Table) if kind == "table" else read_yaml(path, Figure)
+            name = f"{paper}-{path.stem}"
+            found[name] = read_yaml(path, Table) if kind == "table" else read_yaml(path, Figure)
     return found
 
 

@@ -61,7 +61,7 @@ print(json.dumps(digests))
 WEIGHTS = {
     "memnet": "b1a3ab1b0aa5b7b9",
     "memorynet": "b009db084c01175a",
-    "timelapse": "825c385d9bd737b1",
+    "timelapse": "9d99fb6709db67cd",
     "drcnet": "6af3d1b56a53a4a1",
 }
 

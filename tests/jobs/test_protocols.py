@@ -43,6 +43,7 @@ FOLDERS = {
     "Set5": "Set5",
     "Set14": "Set14",
     "BSD100": "BSDS500/data/images/val",
+    "Urban100": "Urban100",
 }
 
 

@@ -283,6 +283,14 @@ def test_the_rows_of_the_time_lapse_tables_have_the_terms_in_their_names():
     ]
 
 
+def test_rows_at_sample_size_have_values_of_their_own_where_the_papers_do_not_fit():
+    tasks = {
+        s: [v.recipe.data.task for v in variants_of(TABLES["timelapse-table4"], s, [])] for s in ("paper", "sample")
+    }
+    assert tasks["paper"] == ["timelap-mean", "timelap-mean", "timelap", "timelap"]
+    assert tasks["sample"] == ["timelapse-mean", "timelapse-mean", "timelapse-pairs", "timelapse-pairs"]
+
+
 def test_the_rows_of_drcnets_table_4_add_branches_and_then_negatives():
     rows = {v.method: v.recipe.model.model_dump() for v in variants_of(TABLES["drcnet-table4"], "sample", [])}
     assert [row["dfr"]["branches"] for row in rows.values()] == [

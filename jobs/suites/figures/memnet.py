@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch
 from jobs.evaluation.benchmark import benchmark
 from jobs.evaluation.items import items
 from jobs.evaluation.protocols import mean
-from jobs.models.memnet import MemNet
+from jobs.models.memnet import MemNet, MemoryBlock
 from jobs.restoring.checkpoint import Trained
 from jobs.suites.cost import machine
 from jobs.suites.figures.drawing import Drawing
@@ -24,6 +25,10 @@ def _memnet(trained: Trained) -> MemNet:
     if not isinstance(trained.model, MemNet):
         raise UserError(f"{trained.name}: not a MemNet, and the figure is of one")
     return trained.model
+
+
+def _blocks(model: MemNet) -> list[MemoryBlock]:
+    return [block for block in model.blocks if isinstance(block, MemoryBlock)]
 
 
 def density(plane: np.ndarray) -> np.ndarray:
@@ -89,7 +94,9 @@ def gate_norms(model: MemNet) -> list[np.ndarray]:
 
     Source: MemNet, section 5.3.
     """
-    return [block.gate.conv.weight.detach()[:, :, 0, 0].square().sum(0).sqrt().cpu().numpy() for block in model.blocks]
+    return [
+        block.gate.conv.weight.detach()[:, :, 0, 0].square().sum(0).sqrt().cpu().numpy() for block in _blocks(model)
+    ]
 
 
 def gates(drawing: Drawing) -> None:
@@ -101,9 +108,10 @@ def gates(drawing: Drawing) -> None:
         high = max(float(v.max()) for v in norms)
         low = min(float(v.min()) for v in norms)
         scaled = [(v - low) / max(high - low, 1e-12) for v in norms]
-        channels = model.blocks[0].conv_a.in_channels
-        rows, means = [], {"long-term": [], "short-term, first R-1": [], "short-term, last": []}
-        for m, (v, block) in enumerate(zip(scaled, model.blocks, strict=True), 1):
+        channels = _blocks(model)[0].conv_a.in_channels
+        rows: list[list[Any]] = []
+        means: dict[str, list[float]] = {"long-term": [], "short-term, first R-1": [], "short-term, last": []}
+        for m, (v, block) in enumerate(zip(scaled, _blocks(model), strict=True), 1):
             long = m * channels if block.long_term else 0
             parts = (v[:long], v[long:-channels], v[-channels:])
             for values, part in zip(means.values(), parts, strict=True):
@@ -141,14 +149,14 @@ def speed(drawing: Drawing) -> None:
     found = items(which, run_of("Set5", "sr-x3", drawing.places.datasets))[0]
     pairs = [pair for item in found for pair in item.pairs(which, trained.bits)]
     outputs = [[y[0].numpy().transpose(1, 2, 0) for y in model.predictions(_lq(pair.lq))] for pair in pairs]
-    rows = []
+    rows: list[tuple[str, float, float, int]] = []
     for m in range(1, len(outputs[0]) + 1):
         psnr = mean([which.score(output[m - 1], pair) for output, pair in zip(outputs, pairs, strict=True)]).values[
             "psnr"
         ]
         at = _up_to(model, m)
         params = sum(p.numel() for module in at for p in module.parameters())
-        rows.append([f"MemNet_M{m}", psnr, _seconds(model, m), params])
+        rows.append((f"MemNet_M{m}", psnr, _seconds(model, m), params))
     drawing.csv("speed.csv", ["prediction", "PSNR on Set5 x3", "seconds for 288x288", "parameters"], rows)
     drawing.files["machine.json"] = (json.dumps({"machine": machine(), "model": trained.uri}, indent=1) + "\n").encode()
     ours = Series("here", [(row[2], row[1]) for row in rows], joined=False, labels=[row[0] for row in rows])

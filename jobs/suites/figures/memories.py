@@ -1,18 +1,21 @@
 """What memories hold and what features they make: MemoryNet's figure 7, the time-lapse paper's 3 and 10 to 12, DRCNet's 5 (a)."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from jobs.models.drcnet import DFR, DRCNet, energy_attention
 from jobs.models.memorynet import MemoryNet
-from jobs.models.timelapse import TimeLapseNet
+from jobs.models.timelapse import Memory, TimeLapseNet
 from jobs.restoring.checkpoint import Trained
 from jobs.suites.figures.drawing import Drawing, Watch, energy, stretched, tensor
 from jobs.suites.figures.plot import COLOURS, Series, plot
 from pipeline.errors import UserError
 
 NO_WHITENING = "model.loss.w=0"
+Kind = TypeVar("Kind", bound=torch.nn.Module)
 SLOPE = 0.2  # of DRCNet's leaky ReLU
 QUERIES = 600  # of the image, at most, as points of figure 10
 
@@ -21,17 +24,19 @@ def _picture(x: torch.Tensor) -> np.ndarray:
     return np.asarray(x[0].detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
 
 
-def _is(trained: Trained, kind: type) -> None:
-    if not isinstance(trained.model, kind):
+def _network(trained: Trained, kind: type[Kind]) -> Kind:
+    """The model of a figure that is of one kind of network. Raises UserError for another."""
+    model: object = trained.model
+    if not isinstance(model, kind):
         raise UserError(f"{trained.name}: not a {kind.__name__}, and the figure is of one")
+    return model
 
 
 @torch.inference_mode()
 def memorynet(drawing: Drawing) -> None:
     """MemoryNet's Fig. 7: the first layer's features of an image as it is, and after the memory."""
     trained = drawing.trained()
-    _is(trained, MemoryNet)
-    model = trained.model
+    model = _network(trained, MemoryNet)
     if model.memory is None:
         raise UserError(f"{trained.name}: without a memory")
     name, image = drawing.image()
@@ -39,6 +44,7 @@ def memorynet(drawing: Drawing) -> None:
     with Watch(memory=model.memory) as watch:
         model.restore(x)
     first = model.shallow[0].conv
+    assert isinstance(first, torch.nn.Conv2d)
     before = first(x)
     cells = [("input", _picture(x)), ("first layer, without memory", energy(before))]
     rows = []
@@ -68,8 +74,8 @@ def _colour(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def _with_and_without(drawing: Drawing) -> list[tuple[str, Trained]]:
-    """The network trained without the whitening loss, where it is there, and with it."""
+def _with_and_without(drawing: Drawing) -> list[tuple[str, TimeLapseNet, Memory]]:
+    """The network, and its memory, trained without the whitening loss, where it is there, and with it."""
     found = []
     for label, overrides in (("without L_w", (NO_WHITENING,)), ("with L_w", ())):
         try:
@@ -79,10 +85,10 @@ def _with_and_without(drawing: Drawing) -> list[tuple[str, Trained]]:
                 raise
             drawing.lacking.append(f"{label}: {error}")
             continue
-        _is(trained, TimeLapseNet)
-        if trained.model.memory is None:
+        model = _network(trained, TimeLapseNet)
+        if model.memory is None:
             raise UserError(f"{trained.name}: without a memory")
-        found.append((label, trained))
+        found.append((label, model, model.memory))
     return found
 
 
@@ -90,9 +96,8 @@ def _with_and_without(drawing: Drawing) -> list[tuple[str, Trained]]:
 def reads(drawing: Drawing) -> None:
     """The time-lapse paper's Figs. 3 and 11: an image, its de-rained one, and the decoder's features without and with L_w."""
     name, image = drawing.image()
-    cells = []
-    for label, trained in _with_and_without(drawing):
-        model = trained.model
+    cells: list[tuple[str, np.ndarray]] = []
+    for label, model, _ in _with_and_without(drawing):
         x = tensor(_colour(image), model, 8)
         with Watch(decoder=model.d1, memory=model.d4) as watch:
             restored = model.restore(x)
@@ -119,11 +124,10 @@ def principal(points: np.ndarray) -> tuple[np.ndarray, float]:
 def items(drawing: Drawing) -> None:
     """The time-lapse paper's Fig. 10: queries of an image and the memory's items in two dimensions, coloured by the nearest item."""
     name, image = drawing.image()
-    for label, trained in _with_and_without(drawing):
-        model = trained.model
+    for label, model, memory in _with_and_without(drawing):
         x = tensor(_colour(image), model, 8)
         q = model.query(model.encode(2 * x - 1)[1])[1][0].cpu().numpy()
-        p = model.memory.items.cpu().numpy()
+        p = memory.items.cpu().numpy()
         q = q[np.linspace(0, len(q) - 1, min(QUERIES, len(q))).astype(int)]
         nearest = (q @ p.T).argmax(1)
         flat, share = principal(np.concatenate([q, p]))
@@ -163,8 +167,7 @@ def items(drawing: Drawing) -> None:
 def layers(drawing: Drawing) -> None:
     """The time-lapse paper's Fig. 12: four feature maps of the encoder's first convolution and four of the decoder's last."""
     trained = drawing.trained()
-    _is(trained, TimeLapseNet)
-    model = trained.model
+    model = _network(trained, TimeLapseNet)
     name, image = drawing.image()
     x = tensor(_colour(image), model, 8)
     with Watch(first=next(m for m in model.e1.modules() if isinstance(m, torch.nn.Conv2d)), last=model.d1) as watch:
@@ -189,8 +192,7 @@ def layers(drawing: Drawing) -> None:
 def branches(drawing: Drawing) -> None:
     """DRCNet's Fig. 5 (a): the first DFR module's features by its spatial filter, its energy-based attention, and both."""
     trained = drawing.trained()
-    _is(trained, DRCNet)
-    model = trained.model
+    model = _network(trained, DRCNet)
     name, image = drawing.image()
     x = tensor(_colour(image), model, model.size_multiple)
     dfr = next((m for m in model.modules() if isinstance(m, DFR) and m.has_sf and m.has_ea), None)

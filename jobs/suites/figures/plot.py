@@ -1,7 +1,7 @@
 """Plots as SVG: curves, points and bars, which browsers and LaTeX take as they are."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ def plot(title: str, x_label: str, y_label: str, series: Sequence[Series], *, ze
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def bars(title: str, y_label: str, groups: Sequence[str], kinds: dict[str, Sequence[float]]) -> str:
+def bars(title: str, y_label: str, groups: Sequence[str], kinds: Mapping[str, Sequence[float]]) -> str:
     """An SVG of bars: for each group one bar of each kind, which has a value for each group (NaN: no bar)."""
     high = max((v for values in kinds.values() for v in values if math.isfinite(v)), default=1.0) or 1.0
     right = WIDTH - 166
