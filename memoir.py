@@ -311,6 +311,8 @@ def dnd(
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore the patches of DND, whose targets only its server has, and write what that takes."""
+    if model != "identity":
+        evaluation.in_its_arithmetic(model, runs, store)
     from jobs.evaluation.submission import HOME, submit_dnd
 
     files = submit_dnd(model, data, out, runs, trust or (), store)

@@ -23,8 +23,6 @@ OTHERS = (  # figures of tables that are no metric of a protocol here, or that o
     "psnr_reduction",
     "ssim_reduction",
     "psnr_retrained",
-    "vif",
-    "fsimc",
     "images",
     "filters",
     "depth",

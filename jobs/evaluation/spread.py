@@ -1,7 +1,7 @@
 """Scoring images on the workers of a Ray cluster, where one is at hand.
 
-"The scores are the same, bit for bit, on any number of workers and in one process, if the machines are of one kind and the
-versions of the libraries are equal", which the workers check: a worker computes with as many threads as this process would,
+The scores are the same, bit for bit, on any number of workers and in one process, if the machines are of one kind and the
+versions of the libraries are equal, which the workers check: a worker computes with as many threads as this process would,
 an image is one task, and results are taken in the order of the images. With a recipe that is portable, machines may differ.
 
 No Ray is started for it: torch keeps the CPUs of one machine busy by itself, so workers beside each other pay only where a

@@ -204,8 +204,8 @@ def branches(drawing: Drawing) -> None:
     u, v = watch.seen["conv"][0].chunk(2, 1)
     if dfr.norm is not None:
         u = torch.cat([watch.seen["norm"][0], u.chunk(2, 1)[1]], 1)
-    more = {"unbiased": dfr.unbiased} if hasattr(dfr, "unbiased") else {}
-    spatial, attention = F.leaky_relu(u, SLOPE), F.leaky_relu(energy_attention(v, dfr.delta, **more), SLOPE)
+    attention = F.leaky_relu(energy_attention(v, dfr.delta, unbiased=dfr.unbiased), SLOPE)
+    spatial = F.leaky_relu(u, SLOPE)
     cells = [("input", _picture(x)), ("output", _picture(restored)), ("spatial filter", energy(spatial))]
     cells += [("energy-based attention", energy(attention)), ("DFR", energy(watch.seen["out"][0]))]
     drawing.sheet("features.png", cells, 3)
