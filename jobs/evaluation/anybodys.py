@@ -41,7 +41,7 @@ def score_images(
     """Score the images of one folder against those of the same names in another.
 
     A name is the path in the folder without the suffix. names: of protocols; all that fit each image if there are none, see
-    `misfit`. scale: of super-resolution; targets are then cut to its multiples. mask: a folder of masks, for protocols with
+    `misfit`, but those of one data set that move an image onto its target, or that are of videos. scale: of super-resolution; targets are then cut to its multiples. mask: a folder of masks, for protocols with
     regions. perceptual: metrics of networks, see jobs.evaluation.perceptual.
     Returns {"images": their number, "unpaired": {"output": paths without a target, "target": paths without an output},
     "protocols": {name: the means, `margin`, `protocol`}, "perceptual": {name: mean, margin, lower_better}, "each": by image
@@ -59,7 +59,8 @@ def score_images(
         raise UserError(
             f"{output} and {target}: no two images have one name; {_first(outputs, output)}, {_first(targets, target)}"
         )
-    fitting = {name: known[name] for name in names or known}
+    general = [name for name, which in known.items() if not (which.protocol.aligned or which.protocol.video)]
+    fitting = {name: known[name] for name in names or general}
     each: dict[str, dict[str, Score]] = {}
     felt: dict[str, list[float]] = {metric.name: [] for metric in perceptual}
     for key in track(paired, "score", transient=True, console=Console(stderr=True)):

@@ -456,7 +456,7 @@ def test_what_of_the_data_is_not_used_is_noted_and_goes_into_every_checkpoint(bu
     folder = builder("loop-small", files)
     options = ["data.patch=20", "optimisation.length={steps: 1}", "data.batch=2"]
     run = Run(recipe(*options, folder=tmp_path), folder, CPU)
-    small = "4 of 5 images are smaller than a patch of 20x20: photos-train-b, photos-train-c, photos-train-d and 1 more"
+    small = "4 of 5 images are smaller than a patch of 20x20, and mirrored at their lower and right edges to fill it: photos-train-b, photos-train-c, photos-train-d and 1 more"
     assert run.notes == [small, "no validation, for task tiny has no val split"]
     assert json.loads(run.save()["state.json"])["notes"] == run.notes
     with pytest.raises(UserError, match=f"^{re.escape(f'{folder}: {small}; mend the data')}"):

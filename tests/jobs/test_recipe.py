@@ -181,7 +181,7 @@ def grouped(tmp_path) -> Path:
         (
             "    parts: 4",
             "    part: 4",
-            "5: model.memory.part: unknown key; did you mean 'parts'? known: classes, instances, ",
+            "5: model.memory.part: unknown key; did you mean 'parts'? known: base, classes, ",
         ),
         (
             "path: stand-in",
@@ -203,7 +203,7 @@ def grouped(tmp_path) -> Path:
         (
             "\n    parts: 4",
             " false",
-            "4: model.memory: expected `key: value` pairs, or null for none, found False; known: cl",
+            "4: model.memory: expected `key: value` pairs, or null for none, found False; known: base, ",
         ),
         (
             "\n    parts: 4",

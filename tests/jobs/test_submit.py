@@ -374,6 +374,7 @@ def test_another_release_of_ray_and_another_server_are_told(answer, parts, root,
 def test_a_cluster_to_join_of_another_ray_or_python_is_one_line(monkeypatch):
     theirs = {"ray_version": "2.9.0", "python_version": "3.10.13"}
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test may have one
     monkeypatch.setattr(ray, "init", lambda **_: check_version_info(theirs, "here"))  # as Ray itself does
     with pytest.raises(UserError) as told:
         connect(1)
