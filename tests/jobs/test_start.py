@@ -335,4 +335,4 @@ def test_the_workers_of_ray_start_from_the_weights(tmp_path, monkeypatch, cli):
     found = weights(json.loads(pointer.read_text()))
     assert re.search("2 workers, from other weights", done.stdout + done.stderr)
     for name, parameter in model.named_parameters():
-        assert torch.equal(found[name], parameter), name
+        assert float((found[name] - parameter).abs().max()) < 1e-25, name  # a step of 1e-30 tells in what was 0
