@@ -70,9 +70,13 @@ def remembered(recipe: str) -> str:
 def entry(recipe: str) -> dict[str, Any]:
     """What the store remembers of a recipe: {"name", "bytes", "sha256", "groups"} of the shard, and "rows" of the index.
 
-    Raises FileNotFoundError, and UserError for an entry that no build wrote: it may come from a shared store.
+    Raises FileNotFoundError, and UserError for an entry that no build wrote.
     """
-    path = STORE / remembered(recipe)
+    return _entry(STORE / remembered(recipe))
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """As `entry`, from a file that may come from a shared store."""
     found = parse_json(path.read_bytes(), str(path))
     try:
         rows, groups = found.pop("rows"), found.pop("groups")
@@ -145,18 +149,28 @@ def _differing(there: dict[str, str], here: dict[str, str]) -> str | None:
 
 
 def download(recipes: list[str], shared: Storage) -> set[str]:
-    """Copy shards of a shared store into this machine's; returns the recipes that are then whole."""
+    """Copy shards of a shared store into this machine's; returns the recipes that are then whole.
+
+    The store may be anybody's: a recipe is remembered once its rows are all members of its shard, as they are in it.
+    """
 
     def fetch(recipe: str) -> bool:
+        arrived = STORE / "recipes" / f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
         try:
-            shared.download(remembered(recipe), STORE / remembered(recipe), limit=ENTRY_BYTES)
-            if whole(recipe):
-                return True
-            found = entry(recipe)
-            shared.download(found["name"], STORE / found["name"], limit=found["bytes"])
+            shared.download(remembered(recipe), arrived, limit=ENTRY_BYTES)
+            found = _entry(arrived)
+            path, shard = STORE / found["name"], found | {"members": len(found["rows"])}
+            rows = [dict.fromkeys(INDEX_SCHEMA.names) | row for row in found["rows"]]
+            if verify_shard(path, shard, rows):
+                shared.download(found["name"], path, limit=found["bytes"])
+                if verify_shard(path, shard, rows):
+                    return False
+            arrived.replace(STORE / remembered(recipe))
         except (FileNotFoundError, UserError):
             return False
-        return whole(recipe)
+        finally:
+            arrived.unlink(missing_ok=True)
+        return True
 
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         return {recipe for recipe, there in zip(recipes, pool.map(fetch, recipes), strict=True) if there}

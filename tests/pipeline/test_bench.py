@@ -29,7 +29,7 @@ KEYS = {
 
 @pytest.fixture(scope="session")
 def data(builder) -> Path:
-    return builder("bench", FILES)
+    return builder("bench", FILES | {"val/1.png": photograph(9, 60, 100)})
 
 
 class Clock:

@@ -34,6 +34,7 @@ from pipeline.raw.manifest import Source, ingest, read_manifest
 from pipeline.sampling.patches import Grid
 from pipeline.shards import assemble, kept
 from pipeline.shards import build as stage
+from pipeline.shards import format as shard_format
 from pipeline.shards.build import versions
 from pipeline.shards.encode import UnusableImagesError, sample_planes, samples
 from pipeline.shards.format import file_sha256, read_shards_json, verify
@@ -90,16 +91,18 @@ def test_a_sample_has_the_clean_planes_each_level_and_its_origin(workplace, colo
         ((key, found),) = samples([group], Task(degradation=degradation, **common))
         assert key == "a"
         for name, data, columns in found[:-1]:
-            array = np.frombuffer(data[columns["header"] :], np.uint8).reshape(columns["shape"])
+            array = np.frombuffer(data[columns["header"] :], columns["dtype"]).reshape(columns["shape"])
             yield name, columns["role"], columns.get("level"), array
         name, data, columns = found[-1]
         assert (name, json.loads(data)) == ("json", {"sources": {"gt": sha256}, "colour": colour})
 
     (gt, *stored) = members(Jpeg(kind="jpeg", quality=(10, 40)))
     assert gt[:3] == ("gt.npy", "gt", None)
+    assert gt[3].dtype == np.uint8
     assert (gt[3] == planes).all()
     assert [each[:3] for each in stored] == [("lq-q10.npy", "lq", 10), ("lq-q40.npy", "lq", 40)]
     for _, _, quality, lq in stored:
+        assert lq.dtype == np.uint8
         assert (lq == jpeg(planes, quality)).all()
 
     (gt, *stored) = members(Scale(kind="scale", factor=(2, 3)))
@@ -107,8 +110,13 @@ def test_a_sample_has_the_clean_planes_each_level_and_its_origin(workplace, colo
         ("lq-x2.npy", "lq", 2, (32, 50)),
         ("lq-x3.npy", "lq", 3, (33, 48)),
     ]
-    for _, _, _, lq in stored:
-        error = lq.astype(float) - gt[3][: lq.shape[0], : lq.shape[1]]
+    assert gt[3].dtype == np.uint8
+    assert (gt[3] == planes).all()
+    for _, _, factor, lq in stored:
+        assert lq.dtype == np.int16
+        exact = bicubic_lowres(modcrop(planes, factor) / 255, factor)
+        assert (lq == np.rint(exact * 16384)).all()
+        error = lq / 16384 * 255 - gt[3][: lq.shape[0], : lq.shape[1]]
         assert abs(error.mean()) < 0.5  # a shift or another plane would show
         assert 1 < error.std() < 25
 
@@ -637,8 +645,10 @@ def test_negatives_of_a_frame_are_mixed_with_the_mean_of_its_scene(workplace, wi
     dataset = ShardSet(OUT, "train")
     assert dataset.negatives is not None
     for i, version in enumerate(dataset.versions()):
-        half = (version.planes["lq"].astype(int) + version.planes["gt"] + 1) // 2
-        assert (dataset.pixels(int(dataset.negatives[i, 0])) == half).all()
+        half = (version.planes["lq"].astype(float) + version.planes["gt"]) / 2
+        negative = dataset.pixels(int(dataset.negatives[i, 0]))
+        assert negative.dtype == np.int16
+        assert (negative == np.rint(half / 255 * 16384)).all()
 
 
 @pytest.mark.parametrize(("shape", "said"), [((50, 60, 3), "60x50 with 3"), ((50, 64, 1), "64x50 with 1")])
@@ -722,7 +732,8 @@ def test_a_shard_that_is_there_is_read_once_when_another_machine_s_recipe_comes(
     shutil.rmtree(OUT)
     (STORE / names[0]).unlink()
     read = []
-    monkeypatch.setattr(kept, "file_sha256", lambda path: [read.append(path.name), file_sha256(path)][1])
+    for module in (kept, shard_format):
+        monkeypatch.setattr(module, "file_sha256", lambda path: [read.append(path.name), file_sha256(path)][1])
     assert filled.build(store=store)["encoded"] == 0
     assert sorted(name for name in read if name.endswith(".tar")) == sorted(names)
 
@@ -891,17 +902,17 @@ def test_inputs_of_16_bits_are_made_by_the_formulas_of_8_and_rounded_to_16(workp
     common = {"colour": colour, "splits": {"train": ("photos/train",)}, "bits": 16}
     gt = {"y": rgb2ycbcr_y, "gray": rgb2gray, "rgb": lambda image: image}[colour](deep(1, 33, 50))
     noise = Noise(kind="noise", sigma=(30,), drawn="stored", quantised=True)
-    for degradation, made in (
-        (Scale(kind="scale", factor=(3,)), bicubic_lowres(modcrop(gt, 3) / 65535, 3)),
-        (noise, awgn(gt / 65535, 30, (0, "noise", "a", 30))),
+    for degradation, made, dtype, white in (
+        (Scale(kind="scale", factor=(3,)), bicubic_lowres(modcrop(gt, 3) / 65535, 3), np.int16, 16384),
+        (noise, awgn(gt / 65535, 30, (0, "noise", "a", 30)).clip(0, 1), np.uint16, 65535),
     ):
         planes = {
             plane.role: plane.pixels
             for plane in sample_planes(Group("a", (file,)), Task(degradation=degradation, **common))
         }
         assert (planes["gt"] == gt).all()
-        assert planes["lq"].dtype == np.uint16
-        assert np.abs(planes["lq"] - made.clip(0, 1) * 65535).max() <= 0.52
+        assert planes["lq"].dtype == dtype
+        assert np.abs(planes["lq"] - made * white).max() <= 0.52
 
 
 def test_scenes_of_16_bits_have_a_resized_mean_of_16_bits(workplace, without_ray):

@@ -156,6 +156,38 @@ def _here(without_ray): ...
 # what is too rare for chance
 
 
+def drop_a_member(rows: list[dict]) -> None:
+    del rows[1]
+
+
+def swap_two_members(rows: list[dict]) -> None:
+    rows[1:3] = rows[2:0:-1]
+
+
+def transpose_an_image(rows: list[dict]) -> None:
+    rows[1]["shape"] = [rows[1]["shape"][i] for i in (1, 0, 2)]
+
+
+@pytest.mark.parametrize("change", [drop_a_member, swap_two_members, transpose_an_image])
+def test_a_recipe_of_a_shared_store_that_is_not_of_its_shard_is_not_taken(store, tmp_path, monkeypatch, change):
+    shared = tmp_path / "shared"
+    shutil.copytree(store.root / "shared", shared)
+    for path in (shared / "recipes").iterdir():
+        entry = json.loads(path.read_text())
+        change(entry["rows"])
+        path.write_text(json.dumps(entry))
+    work = Workplace(tmp_path / "work")
+    shutil.copytree(store.root / "photos", work.root / "photos")
+    monkeypatch.chdir(work.root)
+    work.ingest()
+    listing = work.build(store=str(shared))
+    assert listing["encoded"] == len(listing["shards"]) == 2
+    assert list(verify(work.root / "data/tiny")) == []
+    shutil.rmtree(".cache")
+    shutil.rmtree("data/tiny")
+    assert work.build(store=str(shared))["encoded"] == 0  # the build has put it right
+
+
 @pytest.mark.parametrize("offset", [-(2**62), -512, 512 * 10**12, 2**63 - 512, 1])
 def test_an_index_that_points_out_of_its_shard_names_the_row(built, tmp_path, offset):
     folder = sandbox(built["photos"], tmp_path)

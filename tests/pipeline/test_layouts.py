@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_of_one_line(tmp_path, monkey
 
 def test_layouts_are_found_by_their_name():
     assert all(each.name == name for name, each in LAYOUTS.items())
-    assert len(LAYOUTS) == 29
+    assert len(LAYOUTS) == 31
 
 
 def test_an_unknown_layout_names_the_nearest(tmp_path):

@@ -342,8 +342,10 @@ def test_the_recipe_is_the_same_wherever_the_files_are_and_another_for_all_that_
 
 
 def test_a_task_of_8_bits_has_the_recipe_that_it_had_before_there_were_others():
-    shard = ShardPlan("train", table([row("a")]), np.arange(1), None, 0)
-    assert recipe_digest(shard, task(), {"opencv": "5"}).startswith("7e85b988bb235f61")
+    """Where only the images as they are were degraded: to validate on, and before there were turned inputs to train on."""
+    split = {split: ShardPlan(split, table([row("a")]), np.arange(1), None, 0) for split in ("train", "val")}
+    assert recipe_digest(split["val"], task(), {"opencv": "5"}).startswith("7e85b988bb235f61")
+    assert recipe_digest(split["train"], task(), {"opencv": "5"}).startswith("a94fa5163dcfc29c")
 
 
 # images of more bits than the task's
