@@ -749,7 +749,8 @@ def test_of_two_clients_at_once_one_submits_and_both_have_the_same_job(root, clu
 
 @pytest.mark.slow
 def test_a_mistake_that_only_the_job_can_see_is_one_line_here(root, cluster):
-    code, output = cluster.run("train", "tiny.yaml", "--set", "data.patch=512", cwd=root)
+    mistake = ("--set", "data.patch=512", "--set", "training.strict=true")  # its images are smaller
+    code, output = cluster.run("train", "tiny.yaml", *mistake, cwd=root)
     assert code == 1
     assert re.match("memoir: .*512", output.splitlines()[-1])
     assert "Traceback" not in output
