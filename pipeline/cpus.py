@@ -1,12 +1,23 @@
-"""How many CPUs this process may use, which in a container or a SLURM job is fewer than the machine has."""
+"""The CPU of this machine: its name, and how many this process may use, in a container or a SLURM job fewer than there are."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+
+
+def cpu_name() -> str:
+    """What the CPU is called."""
+    with suppress(OSError):
+        for line in CPUINFO.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip() or platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:

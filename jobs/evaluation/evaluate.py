@@ -81,8 +81,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """One benchmark on one folder. model: `identity`, a recipe with a checkpoint, or the URI of a published model.
 
-    trust, store: see `load_model`. settings: see `with_settings`. A checkpoint that is not what its recipe here would make is scored as it is, and a line on
-    stderr says what differs: whoever names the images may well mean an older one.
+    trust, store: see `load_model`. settings: see `with_settings`. A checkpoint that is not what its recipe here would make is
+    scored as it is, and a line on stderr says what differs: whoever names the images may well mean an older one.
     """
     chosen = benchmark(run.benchmark)
     (scored,) = score_runs(scorer(model, [chosen], runs, trust, store, settings), [(chosen, run)], pixels=0)

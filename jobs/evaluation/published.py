@@ -15,10 +15,7 @@ FOLDER = Path(__file__).parents[1] / "suites"
 PAPERS = ("memnet", "memorynet", "timelapse", "drcnet")  # in the order of lists
 NONE = "-"  # what a table prints where a method has no figure
 
-Cost = Literal[
-    "params", "params_m", "ms", "cpu_s", "gpu_s"
-]  # parameters, also in millions; times as the paper took them
-COSTS = ("params", "params_m", "ms", "cpu_s", "gpu_s")
+COSTS = ("params", "params_m", "ms", "cpu_s", "gpu_s")  # parameters, also in millions; times as the paper took them
 OTHERS = (  # figures of tables that are no metric of a protocol here, or that only the paper gives
     "psnr_reduction",
     "ssim_reduction",

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import track
 
 from jobs.evaluation.scoring import Restorer, identity, restorer
-from jobs.restoring.checkpoint import load_model, trained_portably
+from jobs.restoring.checkpoint import load_model
 from jobs.restoring.restore import check_channels, on_device
-from jobs.training.arithmetic import go_on_portably
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.images import UnusableImageError, matlab_image
@@ -33,8 +32,6 @@ def submit_dnd(
     """
     restore: Restorer = identity
     if model != "identity":
-        if trained_portably(model, runs, store):
-            go_on_portably()
         trained = load_model(model, runs, trust, store)
         check_channels(trained)
         if trained.model.in_channels != 3:

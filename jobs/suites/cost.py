@@ -1,9 +1,7 @@
 """What a network costs: parameters, multiply-accumulates, and milliseconds on this machine."""
 
-import platform
 import statistics
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.options import ModelOptions, model_class
+from pipeline.cpus import cpu_name
 
 if TYPE_CHECKING:
     from jobs.models import Network
@@ -56,10 +55,5 @@ def machine() -> str:
     """What times were taken on: the GPU, or the CPU and the threads of this process."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    names = [
-        line.partition(":")[2].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [])
-        if line.startswith("model name")
-    ]
     threads = torch.get_num_threads()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    return f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}"

@@ -8,12 +8,12 @@ import json
 import platform
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jobs.documents import SMALL, Began, Machine, read_document
 from jobs.project import author, code, now
 from jobs.training.run import Planned
+from pipeline.cpus import cpu_name
 from pipeline.errors import UserError
 from pipeline.params import FILE, read_params
 from pipeline.storage import Folder, Storage
@@ -54,7 +54,7 @@ def on_this_machine(place: Storage) -> None:
 
     found = {
         "python": platform.python_version(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "libraries": {name: version(package) for name, package in LIBRARIES.items()},
     }
@@ -77,11 +77,3 @@ def recorded(place: Storage) -> tuple[dict[str, Any], dict[str, Any] | None]:
 def _write(place: Storage, name: str, value: dict[str, Any]) -> None:
     with suppress(FileExistsError):
         place.write_new(name, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip() or platform.machine()
-    return platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jobs.documents import SMALL, Origin, read_document
 from jobs.recipe import Recipe, build_model
+from jobs.training.origin import FILE as ORIGIN
 from pipeline.errors import UserError, printable, some
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from jobs.models import Network
 
 FILE = "start.safetensors"
-ORIGIN = "run.json"  # has the sha256 of that file as `started_from`: jobs/training/origin.py
 
 
 class Start(NamedTuple):

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cpus import available_cpus
+from pipeline import cpus
+from pipeline.cpus import available_cpus, cpu_name
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -70,3 +72,10 @@ def test_the_narrowest_of_nested_groups_counts(tmp_path_factory, limits):
     (root / "own").write_text(f"0::/{folder.relative_to(root / 'cgroup')}\n")
     expected = min([64, *(limit for limit in limits if limit is not None)])
     assert available_cpus(root / "cgroup", root / "own") == expected
+
+
+def test_the_cpus_name_is_the_kernels_and_else_that_of_its_kind(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpus, "CPUINFO", tmp_path / "cpuinfo")
+    assert cpu_name() == platform.processor() or cpu_name() == platform.machine()
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU: 2 GHz\nmodel name\t: another\n")
+    assert cpu_name() == "A CPU: 2 GHz"
