@@ -17,6 +17,7 @@ from pipeline.shards.format import (
     INDEX_SCHEMA,
     LISTING,
     Member,
+    check_present,
     file_sha256,
     json_member,
     npy_member,
@@ -209,6 +210,18 @@ def test_missing_and_extra_shards_are_found(folder):
         f"{extra}: not in shards.json; remove it, or build again",
         f"{val}: missing; build again, or `dvc pull`",
     ]
+
+
+def test_what_is_missing_or_cut_off_is_told_before_anything_is_read(folder):
+    place = storage(str(folder))
+    listing = read_shards_json(place)
+    check_present(place, listing)
+    path = shard_of(folder)
+    path.write_bytes(path.read_bytes()[:-512])
+    (table,) = folder.glob("index/*")
+    table.unlink()
+    with pytest.raises(UserError, match=f"missing or cut off: index/{table.name}, train/{path.name}; `dvc pull`"):
+        check_present(place, listing)
 
 
 def test_the_index_of_another_build_is_found(folder, builder):
