@@ -18,6 +18,7 @@ from jobs.evaluation.scoring import Asked
 from jobs.evaluation.spread import Job, libraries, score_there, spread
 from jobs.recipe import BenchmarkRun
 from jobs.restoring.checkpoint import load_model
+from pipeline.cluster import wait_for
 from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.shared_ray import OFFER
@@ -180,6 +181,7 @@ def test_what_with_ray_offers_is_used(place, threads, monkeypatch, ray_cluster):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(spreading, "offered", lambda cpus: "10.0.0.1:6379")
     monkeypatch.setattr(spreading, "available_cpus", lambda: 2)
+    wait_for(2)  # which takes its time to notice that a worker is done
     assert spread(trained) is not None
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 1.0})  # others compute there
     assert spread(trained) is None
