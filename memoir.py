@@ -329,7 +329,11 @@ def restore(
     source: Annotated[Path, typer.Argument(help="a degraded image, or a folder of them")],
     target: Annotated[Path, typer.Argument(help="where the restored one goes")],
     model: Annotated[
-        str, typer.Option(help="a recipe with a checkpoint, a published.json, or a published model's URI; URI@NAME")
+        str,
+        typer.Option(
+            help="a recipe with a checkpoint, a published.json, or a published model's URI; URI@NAME; memnet-jpeg-cpu comes "
+            "with memoir"
+        ),
     ],
     scale: Annotated[int | None, typer.Option(min=2, max=8, help="enlarge first, for super-resolution models")] = None,
     whole: Annotated[

@@ -1,4 +1,4 @@
-"""Trained models by reference: the checkpoint of a recipe, or a version published in a store.
+"""Trained models by reference: the checkpoint of a recipe, a version published in a store, or one that comes with memoir.
 
 A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written last: without it there is no version.
 """
@@ -9,6 +9,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ SUMS = "SHA256SUMS"
 LATEST = "latest"  # the name of the version that a recipe's URI stands for
 LABEL = "[a-z][a-z0-9-]{0,39}"  # such a name; <name>.json says which version has it
 AGAIN = "publish again"
+SHIPPED = Path(__file__).parents[1] / "shipped"  # a store with the models that come with memoir
 SPARE = 10_000  # tensors that a model may have beyond those of its file; with more, it is refused
 
 
@@ -86,8 +88,9 @@ def load_model(reference: str, runs: Path, trust: Collection[str] = (), store: s
     """A trained model, ready to restore.
 
     reference: a recipe with runs/<recipe>/checkpoint.json; runs/<recipe>/published.json, for the version that it names; the
-    folder or URI of a published version, or of <store>/models/<recipe>, which stands for its latest version; or RECIPE@NAME or
-    RECIPE@VERSION, which is in the store. Only weights whose sha256 is the recorded one are loaded. store: where the checkpoints
+    folder or URI of a published version, or of <store>/models/<recipe>, which stands for its latest version; RECIPE@NAME or
+    RECIPE@VERSION, which is in the store; or a recipe that is not trained in `runs` and whose model comes with memoir, which
+    is said on stderr. Only weights whose sha256 is the recorded one are loaded. store: where the checkpoints
     and versions are that files in `runs` and names stand for; that of params.yaml in the current directory by default.
     trust: networks of one's own, modules or packages that may be imported, beside those that a recipe file here names.
     Raises UserError, naming what there is instead, for another reference; for a checkpoint that is missing, changed, or of
@@ -127,13 +130,28 @@ def _find(reference: str, runs: Path, store: str | None) -> "Checkpoint | Versio
     if at:
         place = f"{project_store(store)}/models/{recipe}"
         return find_version(f"{place}/{label}" if re.fullmatch("[0-9a-f]{12}", label) else f"{place}@{label}")
+    if name in shipped():
+        version = find_version(f"{SHIPPED}/models/{name}")
+        _say(f"{name} is not trained in {runs}: it is version {Path(version.store.uri).name}, which comes with memoir")
+        return version
     recipe, _, values = name.partition("+")
     if (RECIPES / f"{recipe}.yaml").is_file():
         command = f"memoir train {recipe} --set ...` with its values" if values else f"memoir train {name}`"
         raise UserError(f"{runs / name}/checkpoint.json: not found; `{command} writes it")
-    known = [path.parent.name for path in runs.glob("*/checkpoint.json")]
+    known = [path.parent.name for path in runs.glob("*/checkpoint.json")] + shipped()
     there = nearest(name, known) if known else "nothing is trained there yet"
     raise UserError(f"no model {reference!r} in {runs}; {there} (or give the folder or URI of a published model)")
+
+
+def shipped() -> list[str]:
+    """The recipes whose models come with memoir."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"models/*/{LATEST}.json"))
+
+
+@cache
+def _say(line: str) -> None:
+    """Say a line on stderr, the first time."""
+    sys.stderr.write(f"{printable(line)}\n")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jobs.publishing.card import card as card_of
 from jobs.publishing.promote import promote, promotions
 from jobs.publishing.publish import FILES, models, publish
 from jobs.recipe import build_model, read_recipe
+from jobs.restoring import checkpoint
 from jobs.restoring.checkpoint import load_model
 from jobs.training.origin import digest, origin
 from pipeline.errors import UserError
@@ -87,6 +88,29 @@ def store(request, tmp_path, monkeypatch) -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     storage(f"s3://{name}").client.create_bucket(Bucket=name)
     return f"s3://{name}/team"
+
+
+# a model that comes with memoir
+
+
+def test_what_comes_with_memoir_stands_for_a_recipe_that_is_not_trained_here(tmp_path, runs, monkeypatch, capsys):
+    trained = load_model("tiny", runs)
+    version = publish("tiny", str(tmp_path / "with-memoir"), runs)["version"]
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "with-memoir")
+    checkpoint._say.cache_clear()
+    capsys.readouterr()
+    assert load_model("tiny", runs).uri == trained.uri  # one's own comes first
+    assert capsys.readouterr().err == ""
+    elsewhere = tmp_path / "elsewhere"
+    for _ in range(2):
+        model = load_model("tiny", elsewhere)
+    assert (model.sha256, model.uri) == (trained.sha256, f"{tmp_path}/with-memoir/models/tiny/{version}")
+    said = f"tiny is not trained in {elsewhere}: it is version {version}, which comes with memoir\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        load_model("tinny", elsewhere)
+    with pytest.raises(UserError, match=r"no model 'tiny[+]"):
+        load_model("tiny+optimisation.lr=0.1", elsewhere)
 
 
 # a version
