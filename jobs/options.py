@@ -100,3 +100,8 @@ def model_class(name: str) -> "type[nn.Module]":
 
         return network_class(name)
     return getattr(importlib.import_module(f"jobs.models.{name}"), MODELS[name])
+
+
+def evaluation_options(name: str) -> list[str]:
+    """The options of a model that change no weights, as `model.KEY`: what its class names in `evaluation_options`."""
+    return [f"model.{key}" for key in getattr(model_class(name), "evaluation_options", ())]

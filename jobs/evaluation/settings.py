@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs.options import model_class
+from jobs.options import evaluation_options
 from jobs.recipe import resolved_model
 from jobs.restoring.checkpoint import Trained
 from pipeline.config import parse_yaml
@@ -19,7 +19,7 @@ def with_settings(trained: Trained, given: Sequence[str]) -> Trained:
     if not given:
         return trained
     name = trained.recipe["model"]["name"]
-    known = [f"model.{key}" for key in getattr(model_class(name), "evaluation_options", ())]
+    known = evaluation_options(name)
     options = dict(trained.recipe["model"])
     for each in given:
         key, equals, value = each.partition("=")

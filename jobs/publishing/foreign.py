@@ -8,10 +8,10 @@ from safetensors.torch import save
 from jobs.importing.weights import read_foreign
 from jobs.project import author, in_experiment, now
 from jobs.publishing.promote import point
-from jobs.publishing.provenance import libraries
 from jobs.publishing.publish import Content, put_version
 from jobs.recipe import read_recipe
 from jobs.restoring.checkpoint import LATEST, labelled_version
+from jobs.training.record import libraries
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name
 from pipeline.errors import UserError

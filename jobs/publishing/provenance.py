@@ -1,17 +1,12 @@
 """provenance.json of a published version: where a model comes from."""
 
 import sys
-from importlib.metadata import version
 from typing import Any
-
-import cv2
-import numpy as np
-import torch
 
 from jobs.project import author, now
 from jobs.restoring.checkpoint import Checkpoint
 from jobs.source import is_own
-from jobs.training.record import recorded
+from jobs.training.record import libraries, recorded
 from pipeline.errors import printable
 from pipeline.storage import storage
 
@@ -53,17 +48,6 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
         "portable": trained.get("portable", False),
         "machine": machine,
         "libraries": machine["libraries"] if machine else libraries(),
-    }
-
-
-def libraries() -> dict[str, str]:
-    """The versions that are installed here."""
-    return {
-        "memoir": version("memoir"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-        "ray": version("ray"),
     }
 
 

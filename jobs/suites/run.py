@@ -34,7 +34,7 @@ def run_suite(name: str, places: Places, model: str | None, scale: Scale | None,
 
         drawn = draw(name, suite, places, model, scale)
         files = drawn.files
-        notes = [*([suite.note] if suite.note else []), *drawn.notes]
+        notes = [suite.note] if suite.note else []
         result = Result(**said, ran=drawn.ran, lacking=drawn.lacking, notes=notes, files=sorted(files))
     shutil.rmtree(folder, ignore_errors=True)
     for each, data in files.items():

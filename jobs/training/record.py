@@ -56,9 +56,14 @@ def on_this_machine(place: Storage) -> None:
         "python": platform.python_version(),
         "cpu": cpu_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "libraries": {name: version(package) for name, package in LIBRARIES.items()},
+        "libraries": libraries(),
     }
     _write(place, MACHINE, found)
+
+
+def libraries() -> dict[str, str]:
+    """The versions that are installed here."""
+    return {name: version(package) for name, package in LIBRARIES.items()}
 
 
 def recorded(place: Storage) -> tuple[dict[str, Any], dict[str, Any] | None]:

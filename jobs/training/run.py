@@ -2,11 +2,13 @@
 
 from typing import Any, NamedTuple
 
+from jobs.options import evaluation_options
 from jobs.recipe import Recipe, read_recipe
 from jobs.training.origin import digest, origin
 from jobs.training.start import Begins, Start
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name
+from pipeline.errors import UserError
 from pipeline.revisions.revision import dataset_of_task
 from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Storage, storage
@@ -49,6 +51,7 @@ def plan_run(
     UserError for a mistake in the recipe, data, store or weights.
     """
     recipe = read_recipe(recipe_name, overrides)
+    _refuse_settings(recipe, overrides or [])
     name = bare_name(recipe_name)
     built = dataset_of_task(data, recipe.data.task)
     listing = read_shards_json(built)
@@ -62,3 +65,11 @@ def plan_run(
     named = variant(name, recipe, changed) + (f"+from={sha256[:8]}" if sha256 else "")
     read = start if isinstance(start, Start) else None
     return Planned(name, named, changed, recipe, run, made_of, built, samples, listing, storage(store), place, read)
+
+
+def _refuse_settings(recipe: Recipe, overrides: list[str]) -> None:
+    """Raise UserError for an option that changes no weights, which would train the same run under another name."""
+    of_model = [each for each in overrides if each.startswith("model.")]  # without any, torch need not be imported
+    for each in of_model:
+        if each.partition("=")[0] in evaluation_options(recipe.model.name):
+            raise UserError(f"--set {each}: changes no weights; train without it, and give it to `memoir evaluate`")

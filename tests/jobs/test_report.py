@@ -156,6 +156,15 @@ def test_an_infinite_psnr_is_shown_as_one(runs):
     assert "PSNR 31.00 to ∞ dB" in " ".join(page.text.split())
 
 
+def test_a_mean_has_its_interval_where_there_is_one(runs):
+    write_scores(
+        runs / "one",
+        SCORES | {"Classic5/jpeg-q10": SCORES["Classic5/jpeg-q10"] | {"margin": {"psnr": 1.234, "ssim": None}}},
+    )
+    rows = report(runs).rows
+    assert (rows[2][4], rows[3][2]) == ("29.10 ± 1.23", "0.8010")
+
+
 def test_a_metric_that_is_better_lower_says_so(runs):
     row = {"psnr": 28.0, "lab_mae_pi_480": 6.5, "images": 1, "protocol": "istd@1 (x)", "paper": {"A": {"psnr": 28.03}}}
     scores = SCORES | {"ISTD/pairs-istd": row | {"baseline": {"psnr": 20.0, "lab_mae_pi_480": 14.25}}}

@@ -88,6 +88,11 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_an_option_that_changes_no_weights_is_no_other_run(project):
+    with pytest.raises(UserError, match=r"--set model\.predict_at=1: changes no weights; .*memoir evaluate"):
+        plan_run("tiny.yaml", data=str(project), store="store", overrides=["model.predict_at=1"])
+
+
 def test_a_run_starts_from_the_weights_of_another(project):
     first = trained(project)
     frozen = trained(project, start="tiny", overrides=["optimisation.lr=1e-30"])

@@ -105,17 +105,17 @@ def test_the_time_up_to_a_block_leaves_the_network_as_it_was(monkeypatch):
     assert torch.equal(model(x), before)
 
 
-# components
+# points
 
 
-def test_principal_components_are_along_what_varies_most():
+def test_t_sne_keeps_those_together_whose_cosine_is_high():
     rng = np.random.default_rng(0)
-    points = rng.normal(size=(50, 1)) * [3, 0, 0, 4] + rng.normal(size=(50, 1)) * [0, 0.5, 0, 0] + 7
-    flat, share = memories.principal(points)
-    assert share == pytest.approx(1)
-    distances = [np.linalg.norm(p[:, None] - p[None], axis=-1) for p in (points, flat)]
-    np.testing.assert_allclose(*distances, atol=1e-9)
-    assert flat[:, 0].std() > flat[:, 1].std()
+    directions = np.eye(3)[[0] * 12 + [1] * 12 + [2] * 12]
+    points = (directions + 0.02 * rng.normal(size=(36, 3))) * rng.uniform(0.1, 9, (36, 1))  # their lengths say nothing
+    flat = memories.embedded(points)
+    distance = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + np.diag(np.full(36, np.inf))
+    assert (distance.argmin(1) // 12 == np.arange(36) // 12).all()
+    np.testing.assert_array_equal(memories.embedded(points), flat)
 
 
 # pictures and plots

@@ -39,7 +39,6 @@ class Drawing:
     files: dict[str, bytes] = field(default_factory=dict)
     ran: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def trained(self, *overrides: str, recipe: int = 0) -> Trained:
         """A model of the figure, with these values of its recipe; trained first if `scale` says so.

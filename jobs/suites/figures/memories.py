@@ -113,16 +113,17 @@ def reads(drawing: Drawing) -> None:
     drawing.ran.append(f"{name}: mean magnitude over the channels, 1st to 99th percentile")
 
 
-def principal(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The first two principal components (N, 2) of points (N, C), and the share of their variance that these hold."""
-    centred = points - points.mean(0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    return u[:, :2] * s[:2], float((s[:2] ** 2).sum() / max((s**2).sum(), 1e-30))
+def embedded(points: np.ndarray) -> np.ndarray:
+    """Points (N, C) by t-SNE on their cosine distances, (N, 2): the same for the same points, on one machine."""
+    from sklearn.manifold import TSNE  # takes a second
+
+    tsne = TSNE(metric="cosine", perplexity=min(30, (len(points) - 1) / 3), init="pca", method="exact", random_state=0)
+    return np.asarray(tsne.fit_transform(points))
 
 
 @torch.inference_mode()
 def items(drawing: Drawing) -> None:
-    """The time-lapse paper's Fig. 10: queries of an image and the memory's items in two dimensions, coloured by the nearest item."""
+    """The time-lapse paper's Fig. 10: queries of an image and the memory's items by t-SNE, coloured by the nearest item."""
     name, image = drawing.image()
     for label, model, memory in _with_and_without(drawing):
         x = tensor(_colour(image), model, 8)
@@ -130,11 +131,11 @@ def items(drawing: Drawing) -> None:
         p = memory.items.cpu().numpy()
         q = q[np.linspace(0, len(q) - 1, min(QUERIES, len(q))).astype(int)]
         nearest = (q @ p.T).argmax(1)
-        flat, share = principal(np.concatenate([q, p]))
+        flat = embedded(np.concatenate([q, p]))
         stem = label.replace(" ", "-")
         rows = [["query", int(n), float(a), float(b)] for n, (a, b) in zip(nearest, flat, strict=False)]
         rows += [["item", i, float(a), float(b)] for i, (a, b) in enumerate(flat[len(q) :])]
-        drawing.csv(f"{stem}.csv", ["kind", "item", "component 1", "component 2"], rows)
+        drawing.csv(f"{stem}.csv", ["kind", "item", "x", "y"], rows)
         series = [
             Series(
                 f"item {i}",
@@ -149,18 +150,13 @@ def items(drawing: Drawing) -> None:
         series.append(Series("items", at, False, [str(i) for i in range(len(p))], "#000000"))
         drawing.svg(
             f"{stem}.svg",
-            plot(
-                f"Queries and items, {label}", f"component 1 of 2, {share:.0%} of the variance", "component 2", series
-            ),
+            plot(f"Queries and items, {label}", "t-SNE of cosine distances", "", series),
         )
         used = len(np.unique(nearest))
         cosine = float((q @ p.T).max(1).mean())
         drawing.ran.append(
             f"{name}, {label}: {len(q)} queries, nearest to {used} of {len(p)} items, mean cosine {cosine:.3f}"
         )
-    drawing.notes.append(
-        "Principal components stand for t-SNE, which needs scikit-learn; distances are to scale in them."
-    )
 
 
 @torch.inference_mode()
