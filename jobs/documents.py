@@ -223,7 +223,7 @@ class State(Document):
     step: Step
     position: Position
     batches: str
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     notes: list[Line] = []
 
 

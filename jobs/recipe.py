@@ -68,35 +68,89 @@ class Data(Frozen):
         return RandomCrops(self.patch, self.crops or 0, self.dihedral)
 
 
+class Ema(Frozen):
+    """An exponential moving average of the weights, which is what is validated, evaluated and published."""
+
+    decay: float = Field(0.999, gt=0, lt=1, description="of the average, at each update")
+    every: int = Field(1, gt=0, description="optimiser steps between two updates")
+    warmup: bool = Field(True, description="the decay of update n is at most (1 + n) / (10 + n)")
+
+
+BETAS = {"lion": (0.9, 0.99)}  # of optimisers whose own are others than (momentum, 0.999)
+
+
 class Optimisation(Frozen):
     """How the weights move."""
 
-    optimiser: Literal["sgd", "adam"] = Field(description="stochastic gradient descent with momentum, or Adam")
+    optimiser: Literal["sgd", "adam", "adamw", "schedule-free-adamw", "lion", "muon"] = Field(
+        description="SGD with momentum; Adam; AdamW; the last two but one need `pip install memoir[optimisers]`; Muon moves the "
+        "convolutions between feature maps, and AdamW the rest"
+    )
     lr: float = Field(gt=0, description="initial learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; Adam has betas (momentum, 0.999)")
-    weight_decay: float = Field(0.0, ge=0, description="on every parameter; L2, as in Caffe")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and Muon; others have betas (momentum, 0.999)")
+    betas: tuple[float, float] | None = Field(
+        None, description="of Adam, AdamW and Lion; null: (momentum, 0.999), of Lion (0.9, 0.99)"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="of SGD and Adam: L2, as in Caffe; of the others decoupled from the gradient"
+    )
+    no_decay: tuple[Literal["bias", "norm", "memory"], ...] = Field(
+        (), description="parameters without weight decay: biases, those of normalisations, those of a module `memory`"
+    )
     bias_lr: float = Field(1.0, gt=0, description="learning rate of convolution biases, relative to lr")
-    clip: float | None = Field(None, gt=0, description="limit of the global gradient norm; null: none")
+    clip: float | None = Field(None, gt=0, description="limit of the gradient; null: none")
+    clip_by: Literal["norm", "value", "adaptive"] = Field(
+        "norm",
+        description="the limit is of the global norm; of each value; of each output channel's norm over its weight's",
+    )
     clip_over_lr: bool = Field(False, description="the limit is clip / current learning rate ('adjustable clipping')")
-    schedule: Literal["step", "cosine"] = Field(description="of the learning rate over the length of training")
+    accumulate: int = Field(
+        1,
+        gt=0,
+        description="parts of a worker's batch, one after the other: the same gradient in less memory, but for what is "
+        "computed over a batch, such as BatchNorm's statistics, which is over each part",
+    )
+    ema: Ema | None = Field(None, description="average of the weights; null: none")
+    schedule: Literal["step", "cosine", "cosine-restarts", "one-cycle", "linear", "constant"] = Field(
+        description="of the learning rate over the length of training; one-cycle rises over `warmup` from a 25th of lr"
+    )
     lr_step: Span | None = Field(None, description="schedule step: multiply by gamma after each of these spans")
     gamma: float = Field(0.1, gt=0, lt=1, description="of schedule step")
-    lr_end: float = Field(0.0, ge=0, description="schedule cosine: the learning rate at the end")
+    period: Span | None = Field(None, description="schedule cosine-restarts: from lr to lr_end, and again from lr")
+    period_factor: float = Field(
+        1.0, ge=1, description="of schedule cosine-restarts: how much longer each next period is"
+    )
+    lr_end: float = Field(0.0, ge=0, description="the learning rate at the end, of the schedules that fall smoothly")
     warmup: Span | None = Field(None, description="before the schedule begins: from 0 to lr, linearly")
     length: Span = Field(description="when training ends")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
-        description="of convolutions; statistics and losses stay fp32. auto: bf16 where all devices have its arithmetic",
+        description="of convolutions; statistics and losses stay fp32. auto: bf16 where all devices have its arithmetic; tf32: "
+        "of GPUs; fp16: with a scaled loss",
     )
 
     @model_validator(mode="after")
-    def _stepped(self) -> "Optimisation":
+    def _belongs(self) -> "Optimisation":
         if (self.schedule == "step") != (self.lr_step is not None):
-            raise ValueError("schedule step needs lr_step, cosine has none")
-        if self.lr_end and self.schedule != "cosine":
-            raise ValueError("lr_end belongs to schedule cosine")
-        if self.clip_over_lr and self.clip is None:
-            raise ValueError("clip_over_lr needs clip")
+            raise ValueError("schedule step needs lr_step, and no other has one")
+        if (self.schedule == "cosine-restarts") != (self.period is not None):
+            raise ValueError("schedule cosine-restarts needs period, and no other has one")
+        if self.schedule == "one-cycle" and self.warmup is None:
+            raise ValueError("schedule one-cycle needs warmup, over which it rises")
+        if self.lr_end and self.schedule in ("step", "constant"):
+            raise ValueError(f"lr_end belongs to schedules that fall smoothly, and {self.schedule} does not")
+        if (self.clip_over_lr or self.clip_by != "norm") and self.clip is None:
+            raise ValueError(f"{'clip_over_lr' if self.clip_over_lr else 'clip_by'} needs clip")
+        if self.clip_over_lr and self.clip_by != "norm":
+            raise ValueError("clip_over_lr is for clip_by norm")
+        if self.betas is not None and self.optimiser == "sgd":
+            raise ValueError("betas: sgd has momentum")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {list(self.betas)}: from 0 to below 1")
+        if self.optimiser == "muon" and self.precision == "fp16":
+            raise ValueError("muon: precision fp32, tf32 or bf16")
+        if self.optimiser == "schedule-free-adamw" and (self.schedule != "constant" or self.ema is not None):
+            raise ValueError("schedule-free-adamw averages by itself: schedule constant, and no ema")
         return self
 
 
@@ -213,10 +267,13 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _portable(self) -> "Recipe":
-        if self.training.portable and self.optimisation.precision == "bf16":
+        o = self.optimisation
+        if self.training.portable and o.precision not in ("fp32", "auto"):
             raise ValueError(
-                "optimisation.precision: bf16 is not portable: say fp32 or auto, or leave out training.portable"
+                f"optimisation.precision: {o.precision} is not portable: say fp32 or auto, or leave out training.portable"
             )
+        if self.training.portable and o.optimiser in ("muon", *BETAS, "schedule-free-adamw"):
+            raise ValueError(f"optimisation.optimiser: {o.optimiser} is not portable; sgd, adam and adamw are")
         return self
 
     @model_validator(mode="after")
@@ -241,6 +298,11 @@ class Recipe(Frozen):
             if B % W:
                 fitting = ", ".join(str(W) for W in range(1, B + 1) if B % W == 0)
                 raise ValueError(f"training.workers: {W} does not divide data.batch, {B}; these do: {fitting}")
+            if B // W % self.optimisation.accumulate:
+                raise ValueError(
+                    f"optimisation.accumulate: {self.optimisation.accumulate} does not divide a worker's {B // W} samples "
+                    f"(data.batch {B}, {W} workers)"
+                )
         return self
 
 

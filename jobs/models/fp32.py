@@ -3,10 +3,10 @@
 import torch
 
 
-def exact_fp32() -> None:
-    """Have this process compute in fp32 where tensors are fp32.
+def exact_fp32(*, tf32: bool = False) -> None:
+    """Have this process compute in fp32 where tensors are fp32; or with `tf32` in that on a GPU, as a recipe may ask of training.
 
     TF32 has 10 bits of mantissa, and torch lets convolutions have it unless told otherwise: whoever moves a model to a device
     calls this first, for training, evaluation and restoration alike.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import torch  # it reads the variables when it is imported
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 # Each library chooses its kernels, and with them the order of its sums, by what the CPU offers when it is loaded.
 PORTABLE = {
@@ -70,7 +70,7 @@ def native_bf16(device: "torch.device") -> bool:
     return torch.cpu._is_avx512_bf16_supported() and allowed not in BELOW_BF16
 
 
-def choose_precision(asked: Literal["auto", "fp32", "bf16"], device: "torch.device") -> Precision:
+def choose_precision(asked: Literal["auto", "fp32", "tf32", "bf16", "fp16"], device: "torch.device") -> Precision:
     """The precision of a run's convolutions: bf16 for `auto` where the devices of all ranks have it, else fp32."""
     import torch
 

@@ -1,12 +1,10 @@
 """The training loop, in plain torch: one process, or one rank of a process group that the caller has set up."""
 
-import io
 import itertools
 import json
-import math
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
-from jobs.models import Network, SparingDecay, collective
+from jobs.models import Network, collective
 from jobs.models.elementwise import psnr
 from jobs.models.fp32 import exact_fp32
-from jobs.recipe import Optimisation, Recipe, build_model
+from jobs.recipe import Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
 from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from jobs.training.meter import Meter
+from jobs.training.optimiser import Average, Optimiser, learning_rate
 from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError
 from pipeline.keyed import digest64
@@ -35,6 +34,8 @@ from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import CACHE, ShardSet, Version, validation_pair
 from pipeline.storage import Folder
 
+RAW = "training.safetensors"  # in a checkpoint: the weights in training, where those to evaluate are an average
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TIMED = 10  # DistributedDataParallel times one step in so many
 
 
@@ -105,7 +106,15 @@ class Run:
 
             another = build_model(recipe.model, recipe.objective).to(device)
             try_out(another, recipe.model.name, recipe.data.patch, ranks=self.world_size)
-        self.optimiser = build_optimiser(self.model, recipe.optimisation)
+        o = recipe.optimisation
+        self.optimiser = Optimiser(self.model, o)
+        self.average = Average(self.model, o.ema) if o.ema is not None else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        if o.accumulate > 1:
+            self.notes.append(
+                f"{o.accumulate} parts of a worker's batch: what the model computes over a batch, such as BatchNorm's "
+                "statistics, is over each part"
+            )
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
         self.state = State(0, Position())
         self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
@@ -205,27 +214,42 @@ class Run:
         """
         o = self.recipe.optimisation
         self.model.train()
-        batch = batch | {"progress": torch.tensor(self.state.step / self.total, device=self.device)}
+        exact_fp32(tf32=self.precision == "tf32")
+        progress = torch.tensor(self.state.step / self.total, device=self.device)
         # Whatever a model draws is a function of the step, so that a resumed run draws the same.
         torch.manual_seed(digest64("step", self.recipe.training.seed, self.state.step, self.rank) >> 1)
-        lr = self.lr()
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr * group["relative_lr"]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss, logs = self.objective(batch)
         self.optimiser.zero_grad()
-        loss.backward()
-        limit = math.inf if o.clip is None else o.clip / lr if o.clip_over_lr else o.clip
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if not norm.isfinite():  # on all ranks alike, whichever has the cause; the weights are still good
+        totals: dict[str, Tensor] = {}
+        for part, last in _parts(batch | {"progress": progress}, o.accumulate):
+            objective = self.objective
+            with nullcontext() if last or not isinstance(objective, DistributedDataParallel) else objective.no_sync():
+                with torch.autocast(self.device.type, AUTOCAST.get(self.precision), enabled=self.precision in AUTOCAST):
+                    loss, logs = self.objective(part)
+                self.scaler.scale(loss).backward()
+            for name, value in (logs | {"loss": loss.detach()}).items():
+                totals[name] = totals[name] + value if name in totals else value
+        loss = totals.pop("loss")
+        for optimiser in self.optimiser.parts:
+            self.scaler.unscale_(optimiser)
+        lr = self.lr()
+        norm = self.optimiser.clip(lr)
+        if not norm.isfinite() and not self._overflowed(loss):
+            # on all ranks alike, whichever has the cause; the weights are still good
             raise UserError(self._not_finite(batch, loss, norm))
-        self.optimiser.step()
-        return loss.detach(), logs, norm
+        self.optimiser.step(lr, self.scaler)
+        if self.average is not None:
+            self.average.update(self.model, self.state.step + 1)
+        return loss, totals, norm
+
+    def _overflowed(self, loss: Tensor) -> bool:
+        """Whether it is only fp16's scale that was too large: then the step is left out, and the scale halved."""
+        return self.precision == "fp16" and bool(loss.isfinite()) and self.scaler.get_scale() > 1
 
     def _not_finite(self, batch: dict[str, Tensor], loss: Tensor, norm: Tensor) -> str:
         """The message for a step without finite gradients; it names the samples of all ranks whose own loss is not finite."""
         guilty: list[str] = []
         count = torch.tensor(1.0, device=self.device)
+        batch = batch | {"progress": torch.tensor(self.state.step / self.total, device=self.device)}
         for i in range(len(batch["sample"])):
             one = {name: value[i : i + 1] if value.ndim else value for name, value in batch.items()}
             if not self.model.training_loss(one | {"count": count})[0].isfinite():
@@ -260,8 +284,13 @@ class Run:
     def validate(self, beat: Callable[[], None] = lambda: None) -> float:
         """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank.
 
-        An image is restored as `restore` does it, in tiles where it is large.
+        An image is restored as `restore` does it, in tiles where it is large, and with the weights that are evaluated.
         """
+        exact_fp32()
+        with self._evaluated():
+            return self._validate(beat)
+
+    def _validate(self, beat: Callable[[], None]) -> float:
         self.model.eval()
         if self.world_size > 1 and is_own(self.recipe.model.name):
             for buffer in self.model.buffers():  # those of rank 0, which a checkpoint has
@@ -276,17 +305,39 @@ class Run:
         dB, images = collective.all_reduce(total.to(self.device))
         return float(dB / images)
 
+    def _averaged(self) -> dict[str, Tensor] | None:
+        """The weights to evaluate, by name, where those in training are others."""
+        return self.average.weights if self.average is not None else self.optimiser.evaluated(self.model)
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """The model with the weights to evaluate; those in training come back to the bit."""
+        averaged = self._averaged()
+        if averaged is None:
+            yield
+            return
+        state = self.model.state_dict()
+        kept = {name: tensor.clone() for name, tensor in state.items()}
+        try:
+            for name, tensor in state.items():
+                tensor.copy_(averaged[name])
+            yield
+        finally:
+            for name, tensor in state.items():
+                tensor.copy_(kept[name])
+
     def save(self) -> dict[str, bytes]:
         """The whole state, the same on every rank, as files by name.
 
-        model.safetensors, optimiser.pt (tensors only), state.json, the resolved recipe.json, and metrics.jsonl so far.
+        model.safetensors, with the weights to evaluate; training.safetensors with those in training, where they are others;
+        optimiser.pt (tensors and numbers), state.json, the resolved recipe.json, and metrics.jsonl so far.
         """
-        optimiser = io.BytesIO()
-        torch.save(self.optimiser.state_dict(), optimiser)
+        averaged = self._averaged()
         state = {**asdict(self.state), "batches": self.loader.digest, "precision": self.precision, "notes": self.notes}
         return {
-            "model.safetensors": safetensors.torch.save(weights(self.model)),
-            "optimiser.pt": optimiser.getvalue(),
+            "model.safetensors": safetensors.torch.save(weights(self.model) if averaged is None else _on_cpu(averaged)),
+            **({} if averaged is None else {RAW: safetensors.torch.save(weights(self.model))}),
+            "optimiser.pt": self.optimiser.save(self.scaler),
             "state.json": json.dumps(state, indent=1).encode(),
             "recipe.json": self.recipe.model_dump_json(indent=1).encode(),
             "metrics.jsonl": json_lines(self.records).encode(),
@@ -313,8 +364,8 @@ class Run:
                 "restore the data, or train under another name"
             )
         try:
-            self.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-            self._load_optimiser(folder / "optimiser.pt")
+            self._load_weights(folder)
+            self.optimiser.load(folder / "optimiser.pt", self.scaler, self.device)
         except UserError:
             raise
         except Exception as error:  # torch may raise anything for a file that it has not written
@@ -325,33 +376,16 @@ class Run:
         self.precision = state["precision"]  # a run ends in the precision that it began in, whatever these devices have
         self.records = read_records((folder / "metrics.jsonl").read_bytes(), f"{folder}/metrics.jsonl", mend)
 
-    def _load_optimiser(self, path: Path) -> None:
-        """Load its state. Raises UserError if it is not of this optimiser and this model's parameters."""
-        refusal = UserError(f"{path}: not a state of this recipe's optimiser; train under another name")
-        with zipfile.ZipFile(path) as file:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise refusal  # as torch does not write it: a few bytes may stand for gigabytes
-        saved = torch.load(path, weights_only=True, map_location=self.device)
-        held, own = saved["param_groups"], self.optimiser.state_dict()["param_groups"]
-        names = (
-            {"exp_avg", "exp_avg_sq", "step"} if self.recipe.optimisation.optimiser == "adam" else {"momentum_buffer"}
-        )
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-
-        def fits(value: Any, parameter: Tensor) -> bool:
-            if not isinstance(value, Tensor):
-                return value is None
-            dense = value.untyped_storage().nbytes() >= value.nbytes  # no view that repeats a number a billion times
-            return value.shape in (parameter.shape, ()) and dense and value.is_floating_point()
-
-        for theirs, ours in zip(held, own, strict=True):
-            if any(theirs[name] != value for name, value in ours.items() if name != "lr" and name in theirs):
-                raise refusal
-        for number, values in saved["state"].items():
-            parameter = parameters[number]
-            if set(values) not in (names, set()) or not all(fits(value, parameter) for value in values.values()):
-                raise refusal
-        self.optimiser.load_state_dict(saved)
+    def _load_weights(self, folder: Path) -> None:
+        evaluated = safetensors.torch.load_file(folder / "model.safetensors")
+        separate = self.average is not None or self.recipe.optimisation.optimiser == "schedule-free-adamw"
+        self.model.load_state_dict(safetensors.torch.load_file(folder / RAW) if separate else evaluated)
+        if self.average is not None:
+            if {name: (t.shape, t.dtype) for name, t in evaluated.items()} != {
+                name: (t.shape, t.dtype) for name, t in self.average.weights.items()
+            }:
+                raise UserError(f"{folder}/model.safetensors: not an average of this model; train under another name")
+            self.average.weights = {name: evaluated[name].to(self.device) for name in self.average.weights}
 
 
 def json_lines(records: list[dict[str, Any]]) -> str:
@@ -361,32 +395,16 @@ def json_lines(records: list[dict[str, Any]]) -> str:
 
 def weights(model: Network) -> dict[str, Tensor]:
     """Parameters and buffers, contiguous, on the CPU: what model.safetensors holds."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    return _on_cpu(model.state_dict())
 
 
-def build_optimiser(model: Network, o: Optimisation) -> torch.optim.Optimizer:
-    """SGD or Adam, in groups: convolution biases, when their rate differs, and what the model's `no_decay` names."""
-    biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
-    spared = model.no_decay() if isinstance(model, SparingDecay) else set()
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        bias, decay = id(parameter) in biases, name not in spared
-        rates = {"relative_lr": o.bias_lr if bias else 1.0, "weight_decay": o.weight_decay if decay else 0.0}
-        groups.setdefault((bias, not decay), {"params": [], **rates})["params"].append(parameter)
-    ordered = [group for _, group in sorted(groups.items(), key=lambda item: item[0])]
-    if o.optimiser == "sgd":
-        return torch.optim.SGD(ordered, lr=o.lr, momentum=o.momentum)
-    # fused: one pass over the weights, and a square root that does not depend on the make of the CPU
-    return torch.optim.Adam(ordered, lr=o.lr, betas=(o.momentum, 0.999), fused=True)
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def learning_rate(o: Optimisation, step: int, total: int, steps_per_epoch: int) -> float:
-    """The learning rate of optimiser step `step` (from 0): a pure function, so a resumed schedule cannot drift."""
-    warm = o.warmup.in_steps(steps_per_epoch) if o.warmup is not None else 0
-    if step < warm:
-        return o.lr * (step + 1) / (warm + 1)
-    if o.schedule == "cosine":
-        done = min(step - warm, total - warm) / max(total - warm, 1)
-        return o.lr_end + (o.lr - o.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
-    assert o.lr_step is not None
-    return o.lr * o.gamma ** (step // o.lr_step.in_steps(steps_per_epoch))
+def _parts(batch: dict[str, Tensor], k: int) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """The batch in k parts of as many samples, each with whether it is the last; the loss of the whole is the sum of theirs."""
+    size = len(batch["weight"]) // k
+    for i in range(k):
+        part = {n: v[i * size : (i + 1) * size] if v.dim() and k > 1 else v for n, v in batch.items()}
+        yield part, i == k - 1

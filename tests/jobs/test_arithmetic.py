@@ -27,7 +27,7 @@ CHILD = """
 import hashlib, json, sys
 import torch
 from jobs.training.arithmetic import check_portable
-from jobs.training.loop import build_optimiser
+from jobs.training.optimiser import Optimiser
 from jobs.recipe import Optimisation, Span, resolved_model
 check_portable()
 torch.set_num_threads(1)
@@ -45,12 +45,12 @@ for name, options in json.loads(sys.argv[1]).items():
              "mask": (gt[:, :1] > 0.5).float(), "negatives": lq[:, None].repeat(1, 3, 1, 1, 1),
              "lambdas": torch.tensor([1, .95, .9]).repeat(4, 1), "progress": torch.tensor(0.5), "level": torch.zeros(4).long()}
     o = Optimisation(optimiser="adam", lr=1e-3, weight_decay=1e-4, schedule="cosine", length=Span(steps=2))
-    optimiser = build_optimiser(model, o)
+    optimiser = Optimiser(model, o)
     for _ in range(2):
         loss, _ = model.training_loss(batch)
         optimiser.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimiser.step(o.lr, torch.amp.GradScaler("cpu", enabled=False))
     held = hashlib.sha256()
     for _, tensor in sorted(model.state_dict().items()):
         held.update(tensor.contiguous().numpy().tobytes())

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import pickle
 import shutil
 import zipfile
@@ -243,10 +244,12 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-def _optimisers(place: Path, state: dict[str, Any]) -> dict[str, bytes]:
-    def saved(value: Any) -> bytes:
+def _optimisers(place: Path, whole_state: dict[str, Any]) -> dict[str, bytes]:
+    (state,) = whole_state["parts"]
+
+    def saved(value: Any, **more: Any) -> bytes:
         buffer = io.BytesIO()
-        torch.save(value, buffer)
+        torch.save({"parts": [value], "scaler": {}} | more, buffer)
         return buffer.getvalue()
 
     number = max(state["state"], key=lambda number: state["state"][number]["exp_avg"].numel())
@@ -278,6 +281,10 @@ def _optimisers(place: Path, state: dict[str, Any]) -> dict[str, bytes]:
         "another parameter": saved(state | {"state": {10**6: state["state"][0]}}),
         "a negative parameter": saved(state | {"state": {"x": state["state"][0]}}),
         "another rate": saved(state | {"param_groups": [group | {"betas": ("x", None)} for group in groups]}),
+        "a text for a rate": saved(state | {"param_groups": [group | {"lr": "x"} for group in groups]}),
+        "no rate": saved(state | {"param_groups": [group | {"lr": math.nan} for group in groups]}),
+        "a scale": saved(state, scaler={"scale": 65536.0}),
+        "two optimisers": saved(state, parts=[state, state]),
         "other groups": saved(state | {"param_groups": [group | {"params": [0]} for group in groups]}),
     }
 
@@ -287,7 +294,7 @@ def test_an_optimiser_s_state_of_any_other_kind_is_one_line_and_runs_nothing(tra
     for name, contents in trained.run.save().items():
         write_bytes(tmp_path / "checkpoint" / name, contents)
     state = torch.load(tmp_path / "checkpoint/optimiser.pt", weights_only=True)
-    assert len(state["state"]) > 2
+    assert len(state["parts"][0]["state"]) > 2
     for kind, contents in _optimisers(tmp_path / "touched", state).items():
         write_bytes(tmp_path / "checkpoint/optimiser.pt", contents)
         said = one_line(lambda: trained.run.load(tmp_path / "checkpoint"))

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jobs.recipe import Optimisation, Recipe, build_model, read_recipe
-from jobs.training.loop import Run, State, build_optimiser, learning_rate
+from jobs.training.loop import Run, State
 from jobs.training.meter import Meter
+from jobs.training.optimiser import Optimiser, learning_rate
 from jobs.training.watchdog import Watchdog
 from pipeline.errors import UserError
 from pipeline.files import write_bytes
@@ -69,10 +70,11 @@ def recipe(*overrides: str, folder: Path) -> Recipe:
 
 def everything(run: Run) -> list[Tensor]:
     """Weights, buffers and optimiser state."""
-    state = run.optimiser.state_dict()["state"]
+    states = [part.state_dict()["state"] for part in run.optimiser.parts]
     return [
         *run.model.state_dict().values(),
-        *(value for k in sorted(state) for value in state[k].values() if isinstance(value, Tensor)),
+        *(value for state in states for k in sorted(state) for value in state[k].values() if isinstance(value, Tensor)),
+        *(run.average.weights.values() if run.average else []),
     ]
 
 
@@ -567,7 +569,7 @@ def test_weight_decay_pulls_every_parameter_and_is_not_clipped(data, tmp_path):
 def test_every_parameter_is_in_one_group(data, tmp_path):
     run = Run(recipe(folder=tmp_path), data, CPU)
     for o in (run.recipe.optimisation, recipe(*ADAM, folder=tmp_path).optimisation):
-        groups = build_optimiser(run.model, o).param_groups
+        groups = Optimiser(run.model, o).groups
         assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in run.model.parameters())
 
 
@@ -629,7 +631,7 @@ def test_the_learning_rate_of_a_run_is_that_of_its_schedule(data, tmp_path):
     run.step = lambda batch: (used.append(run.lr()), step(batch))[1]
     run.train(nothing, records.append)
     assert used == [0.1] * 8 + [pytest.approx(0.01)] * 4
-    groups = {group["relative_lr"]: group["lr"] for group in run.optimiser.param_groups}
+    groups = {group["relative_lr"]: group["lr"] for group in run.optimiser.groups}
     assert groups == {1.0: pytest.approx(0.01), 0.1: pytest.approx(0.001)}
 
 

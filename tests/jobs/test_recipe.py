@@ -15,7 +15,7 @@ from jobs.evaluation.benchmark import benchmark
 from jobs.models.memnet import MemNet
 from jobs.options import MODELS
 from jobs.recipe import RECIPES, Optimisation, Span, build_model, packed, read_recipe, unpacked
-from jobs.training.loop import learning_rate
+from jobs.training.optimiser import learning_rate
 from jobs.training.origin import CODE, OWN
 from pipeline.config import bare_name
 from pipeline.errors import UserError
@@ -115,7 +115,7 @@ def test_a_key_that_resembles_none_lists_the_known_ones(file):
         ("lr: 0.003", "lr: fast", "6: optimisation.lr: "),
         ("lr: 0.003", "lr: -1", "6: optimisation.lr: "),
         ("lr: 0.003", "lr: [1, 2]", "6: optimisation.lr: "),
-        ("optimiser: adam", "optimiser: adamw", "5: optimisation.optimiser: "),
+        ("optimiser: adam", "optimiser: adamn", "5: optimisation.optimiser: "),
         ("batch: 16", "batch: 0", "3: data.batch: "),
         ("patch: 31", "patch: 31.5", "3: data.patch: "),
         ("recursions: 1", "recursions: many", "2: model.recursions: "),
@@ -265,7 +265,7 @@ def test_a_span_counts_optimiser_steps(n, steps_per_epoch):
 )
 def test_the_step_schedule_and_no_other_has_a_step(old, new, file):
     said = complaint(file, old, new)
-    assert "optimisation: schedule step needs lr_step, cosine has none" in said
+    assert "optimisation: schedule step needs lr_step, and no other has one" in said
 
 
 def test_clip_over_lr_needs_a_limit(file):
