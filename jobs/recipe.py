@@ -83,8 +83,8 @@ class Optimisation(Frozen):
     """How the weights move."""
 
     optimiser: Literal["sgd", "adam", "adamw", "schedule-free-adamw", "lion", "muon"] = Field(
-        description="SGD with momentum; Adam; AdamW; the last two but one need `pip install memoir[optimisers]`; Muon moves the "
-        "convolutions between feature maps, and AdamW the rest"
+        description="muon moves the convolutions between feature maps, and AdamW the rest; schedule-free-adamw and lion need "
+        "`pip install 'memoir[optimisers]'`"
     )
     lr: float = Field(gt=0, description="initial learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and Muon; others have betas (momentum, 0.999)")

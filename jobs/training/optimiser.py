@@ -16,7 +16,7 @@ from jobs.recipe import BETAS, Ema, Optimisation
 from pipeline.errors import UserError
 
 PACKAGES = {"lion": ("lion_pytorch", "Lion"), "schedule-free-adamw": ("schedulefree", "AdamWScheduleFree")}
-INSTALL = "install it with `pip install memoir[optimisers]`"
+INSTALL = "install it with `pip install 'memoir[optimisers]'`"
 MOVING = {"lr", "k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"}  # numbers of a group that change in training
 SMALLEST_NORM = 1e-3  # of a weight, in adaptive clipping
 

@@ -193,7 +193,7 @@ def test_schedule_free_evaluates_the_average_of_its_steps(data, tmp_path):
 def test_an_optimiser_that_is_not_installed_is_one_line(kind, monkeypatch):
     for module in ("lion_pytorch", "schedulefree"):
         monkeypatch.setitem(sys.modules, module, None)
-    line = rf"^optimisation\.optimiser: {kind} is not installed; install it with `pip install memoir\[optimisers\]`$"
+    line = rf"^optimisation\.optimiser: {kind} is not installed; install it with `pip install 'memoir\[optimisers\]'`$"
     with pytest.raises(UserError, match=line):
         Optimiser(hidden(), of(optimiser=kind))
 
