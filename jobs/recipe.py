@@ -44,6 +44,17 @@ class Span(Frozen):
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
 
 
+class Stage(Frozen):
+    """What changes after so many steps, as in progressive training (Restormer, section 3.3); the rest stays as it was."""
+
+    after: int = Field(gt=0, description="optimiser steps from the beginning of the run")
+    patch: int | None = Field(None, ge=8, description="from then on; also below")
+    stride: int | None = Field(None, gt=0, description="of the grid of patches")
+    crops: int | None = Field(None, gt=0, description="patches at random places of each image and epoch")
+    batch: int | None = Field(None, gt=0, description="patches in a global batch")
+    lr: float | None = Field(None, gt=0, description="in the place of optimisation.lr; the schedule goes on")
+
+
 class Data(Frozen):
     """Which shards, and how training samples are cut from them."""
 
@@ -53,6 +64,30 @@ class Data(Frozen):
     crops: int | None = Field(None, gt=0, description="patches at random places of each image and epoch; or `stride`")
     dihedral: bool = Field(True, description="flips and rotations: all 8 of a grid's patch, one drawn for a random one")
     batch: int = Field(gt=0, description="patches in a global batch, over all workers")
+    stages: tuple[Stage, ...] = Field(
+        (), description="other patches, batches or learning rates later; each begins an epoch"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Data":
+        after = [0, *(stage.after for stage in self.stages)]
+        if after != sorted(set(after)):
+            raise ValueError(f"stages: each begins after the one before it, not at {after[1:]}")
+        for stage in self.stages:
+            if (stage.crops is not None and self.stride is not None) or (
+                stage.stride is not None and self.crops is not None
+            ):
+                raise ValueError("stages: all have a stride, or all have crops")
+        return self
+
+    @property
+    def in_stages(self) -> list["Data"]:
+        """The first stage and the others, each with all that it has."""
+        found = [self.model_copy(update={"stages": ()})]
+        for stage in self.stages:
+            changes = stage.model_dump(exclude={"after", "lr"}, exclude_none=True)
+            found.append(found[-1].model_copy(update=changes))
+        return found
 
     @model_validator(mode="after")
     def _one_way(self) -> "Data":
@@ -278,8 +313,9 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _windows(self) -> "Recipe":
-        if self.objective is not None and self.objective.ssim is not None and self.data.patch < 11:
-            raise ValueError(f"objective.ssim has windows of 11 pixels, and data.patch is {self.data.patch}")
+        smallest = min(data.patch for data in self.data.in_stages)
+        if self.objective is not None and self.objective.ssim is not None and smallest < 11:
+            raise ValueError(f"objective.ssim has windows of 11 pixels, and data.patch is {smallest}")
         return self
 
     @model_serializer(mode="wrap")
@@ -293,16 +329,29 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _divisible(self) -> "Recipe":
-        B = self.data.batch
-        for W in (self.training.fewest, self.training.most):
-            if B % W:
-                fitting = ", ".join(str(W) for W in range(1, B + 1) if B % W == 0)
-                raise ValueError(f"training.workers: {W} does not divide data.batch, {B}; these do: {fitting}")
-            if B // W % self.optimisation.accumulate:
-                raise ValueError(
-                    f"optimisation.accumulate: {self.optimisation.accumulate} does not divide a worker's {B // W} samples "
-                    f"(data.batch {B}, {W} workers)"
-                )
+        for i, data in enumerate(self.data.in_stages):
+            B, where = data.batch, f"data.stages.{i - 1}.batch" if i else "data.batch"
+            for W in (self.training.fewest, self.training.most):
+                if B % W:
+                    fitting = ", ".join(str(W) for W in range(1, B + 1) if B % W == 0)
+                    raise ValueError(f"training.workers: {W} does not divide {where}, {B}; these do: {fitting}")
+                if B // W % self.optimisation.accumulate:
+                    raise ValueError(
+                        f"optimisation.accumulate: {self.optimisation.accumulate} does not divide a worker's {B // W} samples "
+                        f"({where} {B}, {W} workers)"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _in_steps(self) -> "Recipe":
+        o, stages = self.optimisation, self.data.stages
+        spans = {"length": o.length, "lr_step": o.lr_step, "period": o.period, "warmup": o.warmup}
+        if stages and (epochs := [name for name, span in spans.items() if span is not None and span.epochs]):
+            raise ValueError(f"optimisation.{epochs[0]}: in steps where data has stages, for their epochs differ")
+        if stages and o.length.steps is not None and stages[-1].after >= o.length.steps:
+            raise ValueError(
+                f"data.stages: the last begins after {stages[-1].after} steps, and training ends at {o.length.steps}"
+            )
         return self
 
 

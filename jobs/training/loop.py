@@ -75,18 +75,31 @@ class Run:
         self.rank, self.world_size = collective.rank(), collective.world_size()
         remote = not isinstance(dataset_storage(str(data)), Folder)
         cache = ShardCache(CACHE, limit_bytes=recipe.training.cache_bytes) if remote else None
-        self.loader = Loader(
-            data,
-            batch=recipe.data.batch,
-            sampling=recipe.data.sampling,
-            seed=recipe.training.seed,
-            rank=self.rank,
-            world_size=self.world_size,
-            threads=recipe.training.loader_threads,
-            cache=cache,
-            quarantine=recipe.training.quarantine,
-        )
-        self.notes = self.loader.notes  # what the user must know of the data
+        self.loaders: list[Loader] = []  # of each stage
+        for each in recipe.data.in_stages:
+            loader = Loader(
+                data,
+                batch=each.batch,
+                sampling=each.sampling,
+                seed=recipe.training.seed,
+                rank=self.rank,
+                world_size=self.world_size,
+                threads=recipe.training.loader_threads,
+                cache=cache,
+                quarantine=recipe.training.quarantine,
+                shards=self.loaders[0].shard_set if self.loaders else None,
+            )
+            if self.loaders and (loader.sizes < each.patch).any(1).all():
+                height, width = loader.sizes.max(0).tolist()
+                raise UserError(
+                    f"{data}: no image holds a patch of {each.patch}x{each.patch}, which a stage has; the largest sides are "
+                    f"{height} and {width}"
+                )
+            self.loaders.append(loader)
+        self.state = State(0, Position())
+        self.notes = list(
+            dict.fromkeys(note for loader in self.loaders for note in loader.notes)
+        )  # which the user must know
         if self.notes and recipe.training.strict:
             raise UserError(f"{data}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict")
         self.validation = self._validation_images(data, cache)
@@ -105,7 +118,8 @@ class Run:
             from jobs.models.own import try_out
 
             another = build_model(recipe.model, recipe.objective).to(device)
-            try_out(another, recipe.model.name, recipe.data.patch, ranks=self.world_size)
+            for patch in sorted({each.patch for each in recipe.data.in_stages}):
+                try_out(another, recipe.model.name, patch, ranks=self.world_size)
         o = recipe.optimisation
         self.optimiser = Optimiser(self.model, o)
         self.average = Average(self.model, o.ema) if o.ema is not None else None
@@ -116,7 +130,6 @@ class Run:
                 "statistics, is over each part"
             )
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
-        self.state = State(0, Position())
         self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
         objective = Objective(self.model)
         self.objective: nn.Module = objective
@@ -124,6 +137,25 @@ class Run:
             # Buffers of the papers' models need no broadcast: their statistics are global and so the same on every rank.
             self.objective = DistributedDataParallel(objective, forward_sync_buffers=is_own(recipe.model.name))
             self.objective._set_ddp_runtime_logging_sample_rate(TIMED)
+
+    @property
+    def stage(self) -> int:
+        """The stage of the next step, from 0."""
+        return sum(stage.after <= self.state.step for stage in self.recipe.data.stages)
+
+    @property
+    def loader(self) -> Loader:
+        """The loader of the next step."""
+        return self.loaders[self.stage]
+
+    @property
+    def batches_digest(self) -> str:
+        """A digest of what all batches of the run depend on."""
+        rest = [
+            [stage.after, stage.lr, other.digest]
+            for stage, other in zip(self.recipe.data.stages, self.loaders[1:], strict=True)
+        ]
+        return json.dumps([self.loaders[0].digest, *rest]) if rest else self.loaders[0].digest
 
     def _validation_images(self, data: Path | str, cache: ShardCache | None) -> list[Version]:
         """What the run validates on. Where there is nothing, only the recipe's benchmarks tell, and a note says so."""
@@ -163,10 +195,13 @@ class Run:
         if self.state.step >= self.total:
             return
         saved = time.perf_counter()
-        batches = self.loader.batches(self.state.position)
+        stage, batches = self.stage, self.loader.batches(self.state.position)
         try:
             while self.state.step < self.total:
                 beat()
+                if stage != self.stage:
+                    batches.close()
+                    stage, batches = self.stage, self.loader.batches(self.state.position)
                 meter.start()
                 position, cut = next(batches)
                 batch = self.loader.to_device(cut, self.device)
@@ -176,8 +211,10 @@ class Run:
                 before = collective.seconds()
                 loss, logs, norm = self.step(batch)
                 meter.network += collective.seconds() - before
+                meter.add(self.loader.batch, loss=loss, grad_norm=norm, **logs)
                 self.state = State(self.state.step + 1, Position(position.epoch, position.batch + 1))
-                meter.add(self.recipe.data.batch, loss=loss, grad_norm=norm, **logs)
+                if stage != self.stage:  # the next one begins an epoch
+                    self.state = State(self.state.step, Position(position.epoch + 1))
                 last = self.state.step == self.total
                 if last or self.state.step % every.log_every == 0:
                     meter.network += self._ddp_seconds(meter.steps)
@@ -259,13 +296,17 @@ class Run:
             dist.all_gather_object(gathered, guilty)
             guilty = [name for names in gathered for name in names]
         where = f"at step {self.state.step + 1}"
-        if guilty and len(guilty) < self.recipe.data.batch:
+        if guilty and len(guilty) < self.loader.batch:
             return f"loss is not finite {where}: the cause is {', '.join(guilty[:3])}: leave it out, or restore it"
         return f"loss is {loss.item()}, gradient norm {float(norm)} {where}: lower the learning rate, or clip"
 
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return learning_rate(self.recipe.optimisation, self.state.step, self.total, len(self.loader))
+        lr = learning_rate(self.recipe.optimisation, self.state.step, self.total, len(self.loader))
+        own = next(
+            (stage.lr for stage in reversed(self.recipe.data.stages[: self.stage]) if stage.lr is not None), None
+        )
+        return lr if own is None else lr * own / self.recipe.optimisation.lr
 
     def _ddp_seconds(self, steps: int) -> float:
         """The seconds of `steps` steps spent waiting for other ranks' gradients after computing one's own (sampled)."""
@@ -333,7 +374,7 @@ class Run:
         optimiser.pt (tensors and numbers), state.json, the resolved recipe.json, and metrics.jsonl so far.
         """
         averaged = self._averaged()
-        state = {**asdict(self.state), "batches": self.loader.digest, "precision": self.precision, "notes": self.notes}
+        state = {**asdict(self.state), "batches": self.batches_digest, "precision": self.precision, "notes": self.notes}
         return {
             "model.safetensors": safetensors.torch.save(weights(self.model) if averaged is None else _on_cpu(averaged)),
             **({} if averaged is None else {RAW: safetensors.torch.save(weights(self.model))}),
@@ -358,9 +399,9 @@ class Run:
                         f"{folder}: was trained with {section}.{key}={saved[section].get(key)}, and the recipe says "
                         f"{own[section].get(key)}: restore it, or train under another name"
                     )
-        if state["batches"] != self.loader.digest:
+        if state["batches"] != self.batches_digest:
             raise UserError(
-                f"{folder}: was trained on other batches ({state['batches']}) than these ({self.loader.digest}): "
+                f"{folder}: was trained on other batches ({state['batches']}) than these ({self.batches_digest}): "
                 "restore the data, or train under another name"
             )
         try:

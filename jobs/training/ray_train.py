@@ -5,6 +5,7 @@ reason and the public way that would do instead; tests/jobs/test_ray_contract.py
 """
 
 import logging
+import math
 import signal
 import tempfile
 import threading
@@ -220,7 +221,9 @@ def _trainer(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage
     where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri
     return Trainer(
         worker,
-        batch=recipe.data.batch,
+        batch=math.gcd(
+            *(data.batch for data in recipe.data.in_stages)
+        ),  # what divides it divides the batch of each stage
         train_loop_config={"sent": packed(recipe), "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1

@@ -72,7 +72,7 @@ class Loader:
 
     place: what `memoir build` wrote, a folder or a URI. batch: the global batch B; rank r of W takes positions
     [r*B/W, (r+1)*B/W) of each. sampling: which patches of an image. threads: how many threads cut ahead. cache,
-    quarantine: as ShardSet takes them; a sample of a damaged member has weight 0.
+    quarantine: as ShardSet takes them; a sample of a damaged member has weight 0. shards: of this split, where they are open.
     Raises UserError for a batch that W does not divide, and for views that the split was not built for.
     """
 
@@ -89,11 +89,12 @@ class Loader:
         threads: int = 1,
         cache: ShardCache | None = None,
         quarantine: int = 0,
+        shards: ShardSet | None = None,
     ) -> None:
         if batch % world_size:
             divisors = ", ".join(str(w) for w in range(1, batch + 1) if batch % w == 0)
             raise UserError(f"{world_size} workers do not divide the global batch of {batch}; these do: {divisors}")
-        self.shard_set = ShardSet(place, split, cache=cache, quarantine=quarantine)
+        self.shard_set = shards or ShardSet(place, split, cache=cache, quarantine=quarantine)
         self.split, self.sampling = split, sampling
         self.batch, self.seed, self.threads = batch, seed, threads
         self.rank, self.world_size = rank, world_size
