@@ -96,4 +96,10 @@ def _line(values: dict[str, Any]) -> str:
         "wait_s": "waited {:.1f} s for data",
         "network_s": "{:.1f} s for the network",
     }
-    return "  ".join(form.format(values[key]) for key, form in forms.items() if key in values)
+    words = [form.format(values[key]) for key, form in forms.items() if key in values]
+    if values.get("left_s", 0) > 0:
+        minutes = round(values["left_s"] / 60)
+        words.append(
+            f"{minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f"{minutes or 'less than 1'} min left"
+        )
+    return "  ".join(words)

@@ -27,7 +27,7 @@ from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from jobs.training.meter import Meter
 from jobs.training.optimiser import Average, Optimiser, learning_rate
 from pipeline.dvc_objects import dataset_storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, some
 from pipeline.keyed import digest64
 from pipeline.loading.loader import Loader, Position
 from pipeline.shards.cache import ShardCache
@@ -130,6 +130,7 @@ class Run:
                 "statistics, is over each part"
             )
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
+        self.tell: Callable[[str], None] = lambda line: None  # what the user is to see at once
         self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
         objective = Objective(self.model)
         self.objective: nn.Module = objective
@@ -196,6 +197,7 @@ class Run:
             return
         saved = time.perf_counter()
         stage, batches = self.stage, self.loader.batches(self.state.position)
+        positions: list[tuple[int, Loader, Position]] = []  # of the steps since the last record
         try:
             while self.state.step < self.total:
                 beat()
@@ -211,6 +213,7 @@ class Run:
                 before = collective.seconds()
                 loss, logs, norm = self.step(batch)
                 meter.network += collective.seconds() - before
+                positions.append((self.state.step + 1, self.loader, position))
                 meter.add(self.loader.batch, loss=loss, grad_norm=norm, **logs)
                 self.state = State(self.state.step + 1, Position(position.epoch, position.batch + 1))
                 if stage != self.stage:  # the next one begins an epoch
@@ -218,6 +221,8 @@ class Run:
                 last = self.state.step == self.total
                 if last or self.state.step % every.log_every == 0:
                     meter.network += self._ddp_seconds(meter.steps)
+                    self._tell_spikes(meter, positions)
+                    positions.clear()
                     record = {**meter.record(self.device), "workers": self.world_size}
                     if self.loader.shard_set.quarantined:
                         record["quarantined"] = sorted(self.loader.shard_set.quarantined.values())
@@ -239,6 +244,16 @@ class Run:
         due = step > 0 and (step % every == 0 or step == self.total)
         if self.validation and due and step not in self.scores:
             self._log(log, {"epoch": self.state.position.epoch, "val_psnr": self.validate(beat)})
+
+    def _tell_spikes(self, meter: Meter, positions: list[tuple[int, Loader, Position]]) -> None:
+        """Name the samples of the steps since the last record whose loss stands out."""
+        for ago, loss, median in meter.spikes():
+            step, loader, position = positions[-1 - ago]
+            names = loader.names(position)
+            self.tell(
+                f"step {step}: loss {loss:.4g}, {loss / median:.0f} times the median of the steps around it; its {len(names)} "
+                f"samples: {some(names)}"
+            )
 
     def _log(self, log: Callable[[dict[str, Any]], None], values: dict[str, Any]) -> None:
         self.records.append({"step": self.state.step, **values})

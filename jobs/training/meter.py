@@ -10,6 +10,9 @@ from torch import Tensor
 
 from jobs.models import collective
 
+SPIKE = 5  # times the median loss of its interval: such a step is told, with its samples
+LEAST = 10  # steps of an interval whose median says something
+
 
 class Meter:
     """Means of what the steps report, and where the seconds go, between two records."""
@@ -20,6 +23,7 @@ class Meter:
     def reset(self) -> None:
         """Begin the next interval."""
         self.sums: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []
         self.steps, self.images, self.wait, self.network, self.began = 0, 0, 0.0, 0.0, time.perf_counter()
 
     def start(self) -> None:
@@ -34,8 +38,21 @@ class Meter:
         """One step, with its scalars; nothing is read from the device yet."""
         self.steps += 1
         self.images += images
+        self.losses.append(values["loss"].detach())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+
+    def spikes(self) -> list[tuple[int, float, float]]:
+        """The steps of the interval whose loss stands out: how many steps ago each was, its loss over all ranks, the median's."""
+        if self.steps < LEAST:
+            return []
+        losses = collective.all_reduce(torch.stack(self.losses).double()).cpu() / collective.world_size()
+        median = float(losses.median())
+        return [
+            (self.steps - 1 - i, float(loss), median)
+            for i, loss in enumerate(losses.tolist())
+            if median > 0 and loss > SPIKE * median
+        ]
 
     def record(self, device: torch.device) -> dict[str, Any]:
         """Means over the interval's steps and all ranks, with images/s (global), peak memory, and the seconds of waiting

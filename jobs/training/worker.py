@@ -82,6 +82,8 @@ class Rank:
         self.checkpoints = Checkpoints(self.store, keep_last=training.keep_last, keep_best=training.keep_best)
         self.run = Run(recipe, data, ray.train.torch.get_device())
         self.first = self.run.rank == 0
+        if self.first:
+            self.run.tell = self.note
         self.board: Board | None = None  # rank 0's
         self.live: Path | None = None  # the file of rank 0 that shows each record at once; a bucket has none
         self.warned = False  # that a node will be taken
@@ -135,7 +137,10 @@ class Rank:
         """Show a record wherever somebody may look."""
         if self.board:
             self.board.add(record)
-        self.feed.put.remote({"total": self.run.total, **record})
+        told = {"total": self.run.total, **record}
+        if "images_per_s" in record:
+            told["left_s"] = (self.run.total - record["step"]) * self.run.loader.batch / record["images_per_s"]
+        self.feed.put.remote(told)
         if self.live:
             with self.live.open("a") as file:
                 file.write(json_lines([record]))

@@ -140,6 +140,12 @@ class Loader:
         version = int(np.searchsorted(self.first, sample, side="right")) - 1
         return f"{self.shard_set.key(version)} at level {int(self.shard_set.level[version])} (sample {sample})"
 
+    def names(self, position: Position) -> list[str]:
+        """The true samples of a global batch, of all ranks, in words."""
+        first = position.batch * self.batch
+        wanted = np.arange(first, min(first + self.batch, self.samples))
+        return [self.name(sample) for sample in self._order(position.epoch).samples(wanted).tolist()]
+
     @property
     def notes(self) -> list[str]:
         """How the batches differ from the split, a phrase each: images that are padded, planes that are left out."""

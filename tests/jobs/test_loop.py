@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jobs.recipe import Optimisation, Recipe, build_model, read_recipe
+from jobs.training.feed import _line
 from jobs.training.loop import Run, State
 from jobs.training.meter import Meter
 from jobs.training.optimiser import Optimiser, learning_rate
@@ -653,3 +654,34 @@ def test_the_logged_learning_rate_is_the_one_of_that_step(data, tmp_path):
     o = run.recipe.optimisation
     assert logged == [learning_rate(o, step, run.total, len(run.loader)) for step in range(run.total)]
     assert logged[-1] > 0
+
+
+# spikes
+
+
+@pytest.mark.parametrize(("factor", "log_every", "told"), [(100, 20, True), (3, 20, False), (100, 5, False)])
+def test_a_loss_that_stands_out_is_told_with_the_samples_of_its_batch(factor, log_every, told, data, tmp_path):
+    """Of 20 steps the eighth; in an interval of 5 steps the median says nothing."""
+    run = Run(recipe(f"training.log_every={log_every}", folder=tmp_path), data, CPU)
+    lines: list[str] = []
+    run.tell = lines.append
+    taken: list[list[int]] = []
+
+    def step(batch: dict[str, Tensor]) -> Any:
+        taken.append(batch["sample"][batch["weight"] > 0].tolist())
+        return torch.tensor(1.0 * factor if len(taken) == 8 else 1.0), {}, torch.zeros(())
+
+    run.step = step
+    run.train(nothing, nothing)
+    names = [run.loader.name(sample) for sample in taken[7]]
+    expected = f"step 8: loss 100, 100 times the median of the steps around it; its {len(names)} samples: {', '.join(names[:3])}"
+    assert len(lines) == told
+    assert not told or lines[0].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("left", "says"), [(7500.0, "2 h 5 min left"), (130.0, "2 min left"), (20.0, "less than 1 min left"), (0.0, None)]
+)
+def test_the_progress_says_how_long_the_rest_takes(left, says):
+    line = _line({"loss": 0.5, "left_s": left})
+    assert line == "loss 0.5" + (f"  {says}" if says else "")
