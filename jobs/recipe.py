@@ -133,6 +133,10 @@ class Optimisation(Frozen):
         (), description="parameters without weight decay: biases, those of normalisations, those of a module `memory`"
     )
     bias_lr: float = Field(1.0, gt=0, description="learning rate of convolution biases, relative to lr")
+    lr_of: dict[str, float] = Field(
+        {},
+        description="learning rates relative to lr, by parameter, or by module for all below it; 0: it does not move",
+    )
     clip: float | None = Field(None, gt=0, description="limit of the gradient; null: none")
     clip_by: Literal["norm", "value", "adaptive"] = Field(
         "norm",
@@ -178,6 +182,8 @@ class Optimisation(Frozen):
             raise ValueError(f"{'clip_over_lr' if self.clip_over_lr else 'clip_by'} needs clip")
         if self.clip_over_lr and self.clip_by != "norm":
             raise ValueError("clip_over_lr is for clip_by norm")
+        if any(rate < 0 for rate in self.lr_of.values()):
+            raise ValueError("lr_of: rates of 0 and above")
         if self.betas is not None and self.optimiser == "sgd":
             raise ValueError("betas: sgd has momentum")
         if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):

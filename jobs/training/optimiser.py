@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jobs.models import Network, SparingDecay
 from jobs.recipe import BETAS, Ema, Optimisation
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
 PACKAGES = {"lion": ("lion_pytorch", "Lion"), "schedule-free-adamw": ("schedulefree", "AdamWScheduleFree")}
 INSTALL = "install it with `pip install 'memoir[optimisers]'`"
@@ -28,21 +28,28 @@ class Optimiser:
     """
 
     def __init__(self, model: Network, o: Optimisation) -> None:
-        """Raises UserError if the package of the optimiser is not installed."""
+        """What does not move needs no gradient from now on.
+
+        Raises UserError if the package of the optimiser is not installed, and for names in `lr_of` that the model has not.
+        """
         self.o = o
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        rates = _rates(model, o)
+        for name, p in model.named_parameters():
+            if rates[name] == 0:
+                p.requires_grad_(False)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
         matrices = _matrices(model, named) if o.optimiser == "muon" else set()
         others = {name: p for name, p in named.items() if name not in matrices}
         spared = _spared(model, o)
         biases = {id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
-        groups = _groups(others, o, biases, spared)
+        groups = _groups(others, o, biases, spared, rates)
         self.parts: list[torch.optim.Optimizer] = []
         if groups or not matrices:
             self.parts.append(_build(groups, o))
         if matrices:
             hidden = {name: p for name, p in named.items() if name in matrices}
-            self.parts.append(ConvMuon(_groups(hidden, o, biases, spared), lr=o.lr, momentum=o.momentum))
+            self.parts.append(ConvMuon(_groups(hidden, o, biases, spared, rates), lr=o.lr, momentum=o.momentum))
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -213,13 +220,33 @@ def _spared(model: Network, o: Optimisation) -> set[str]:
     return spared
 
 
-def _groups(named: Mapping[str, Tensor], o: Optimisation, biases: set[int], spared: set[str]) -> list[dict[str, Any]]:
-    """Groups of parameters: convolution biases, when their rate differs, and those without weight decay."""
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+def _rates(model: Network, o: Optimisation) -> dict[str, float]:
+    """The learning rate of each parameter relative to the recipe's: of several entries of `lr_of` the longest is its own."""
+    names = [name for name, _ in model.named_parameters()]
+    found = dict.fromkeys(names, 1.0)
+    for part in sorted(o.lr_of, key=len):
+        there = [name for name in names if name == part or name.startswith(f"{part}.")]
+        if not there:
+            parts = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
+            raise UserError(f"optimisation.lr_of: the model has no {part}; {nearest(part, sorted(parts))}")
+        found |= dict.fromkeys(there, o.lr_of[part])
+    if not any(found.values()):
+        raise UserError("optimisation.lr_of: no parameter of the model moves")
+    return found
+
+
+def _groups(
+    named: Mapping[str, Tensor], o: Optimisation, biases: set[int], spared: set[str], rates: dict[str, float]
+) -> list[dict[str, Any]]:
+    """Groups of parameters: convolution biases, when their rate differs, those without weight decay, and those of other rates."""
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
     for name, parameter in named.items():
         bias, decay = id(parameter) in biases, name not in spared
-        rates = {"relative_lr": o.bias_lr if bias else 1.0, "weight_decay": o.weight_decay if decay else 0.0}
-        groups.setdefault((bias, not decay), {"params": [], **rates})["params"].append(parameter)
+        relative = {
+            "relative_lr": rates[name] * (o.bias_lr if bias else 1.0),
+            "weight_decay": o.weight_decay if decay else 0.0,
+        }
+        groups.setdefault((bias, not decay, rates[name]), {"params": [], **relative})["params"].append(parameter)
     return [group for _, group in sorted(groups.items(), key=lambda item: item[0])]
 
 

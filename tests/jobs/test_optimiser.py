@@ -218,6 +218,41 @@ def test_weight_decay_spares_what_the_rules_name():
     assert spared("norm", "bias", "memory") == set(dict(net.named_parameters())) - {"conv.weight"}
 
 
+def test_parts_of_a_network_have_rates_of_their_own_or_stay(data, tmp_path):
+    rates = "{blocks: 0.1, blocks.0.conv_a: 0, blocks.1.gate.conv.bias: 0.5}"
+    asked = [
+        "optimisation.optimiser=sgd",
+        "optimisation.lr=0.00001",
+        "optimisation.momentum=0",
+        "optimisation.bias_lr=0.5",
+    ]
+    moved = []
+    for more in ([], [f"optimisation.lr_of={rates}"]):
+        run = Run(recipe(tmp_path, *asked, *more), data, CPU)
+        run.model.double()
+        before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+        _, cut = next(run.loader.batches(run.state.position))
+        run.step({n: v.double() if v.is_floating_point() else v for n, v in run.loader.to_device(cut, CPU).items()})
+        moved.append({name: p.detach() - before[name] for name, p in run.model.named_parameters()})
+    for name, step in moved[0].items():
+        share = 0.1 if name.startswith("blocks.") else 1.0
+        share = 0 if name.startswith("blocks.0.conv_a.") else 0.5 if name == "blocks.1.gate.conv.bias" else share
+        torch.testing.assert_close(moved[1][name], share * step, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ({"layer": 0.1}, r"^optimisation\.lr_of: the model has no layer; .*known: 0, 0\.bias"),
+        ({"1.wight": 0.1}, r"the model has no 1\.wight; did you mean '1\.weight'"),
+        (dict.fromkeys("0123", 0), "no parameter of the model moves"),
+    ],
+)
+def test_rates_of_what_is_not_there_are_one_line(rates, says):
+    with pytest.raises(UserError, match=says):
+        Optimiser(hidden(), of(lr_of=rates))
+
+
 @pytest.mark.parametrize("kind", ["adamw", "lion", "muon", "schedule-free-adamw"])
 def test_weight_decay_is_decoupled_from_the_gradient(kind):
     """Without a gradient, a weight shrinks by lr x decay, which Adam's L2 would make a whole step."""
@@ -408,6 +443,7 @@ def test_one_cycle_rises_over_the_warm_up_and_falls_to_the_end():
         ({"optimiser": "schedule-free-adamw", "ema": {}}, "averages by itself"),
         ({"optimiser": "muon", "precision": "fp16"}, "muon: precision"),
         ({"ema": {"decay": 1.0}}, "less than 1"),
+        ({"lr_of": {"blocks": -1.0}}, "0 and above"),
     ],
 )
 def test_options_that_do_not_belong_together_are_refused(options, says):
