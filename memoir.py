@@ -189,6 +189,38 @@ def train(
 
 
 @app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="values to try, section.key=value,value,...; of several keys all combinations"),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="train each with the seeds 0, 1, ...; the recipe's own by default")
+    ] = None,
+    overrides: Set = None,
+    data: TrainData = "data",
+    store: Store = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate a recipe with several values and seeds, and compare; the same command continues."""
+    from jobs.training.sweep import plan, read_grid, sweep, table
+    from pipeline.params import project_store
+
+    store = project_store(store)
+    if not grid and seeds is None:
+        raise UserError("sweep: give --grid section.key=value,value,... or --seeds")
+    points = plan(recipe, read_grid(grid or []), seeds, overrides or [], data=data, store=store)
+    rows = sweep(recipe, points, data=data, store=store, runs=runs)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for line in table(rows):
+        say(line)
+
+
+@app.command()
 def submit(
     recipes: Annotated[list[str] | None, typer.Argument(help="names of files in jobs/recipes, or YAML files")] = None,
     every: Annotated[bool, typer.Option("--all", help="the recipes of params.yaml")] = False,
