@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d, Statistics, batch_statistics
 from jobs.models.elementwise import psnr
-from jobs.models.padding import mirrored
 
 Batch = dict[str, Tensor]
 
@@ -125,8 +124,6 @@ class MemNet(nn.Module):
         as released, which matters where the clipping does not decide the length of a step.
     recon_init: "he" starts the reconstruction like every other convolution, as released; the untrained output is then noise
         of the image's own range. "zero" starts from the identity, which short runs need.
-    unshuffle: k x k neighbouring pixels become the channels of one, so that all feature maps have 1/k of the sides: a k-th
-        of the depth sees as far, and a feature map's pixel costs 1/k^2 (as in FFDNet, section III-B). 1 is the paper's.
     share_bn: one BatchNorm pair for all recursions of a block; a negative control. In the release each recursion has its own;
         the paper says that recursions share their weights, and counts no BatchNorm among them.
     bn_momentum: share of the new batch in the running statistics; 0.001 as released (Caffe's default; the paper has none). They
@@ -134,6 +131,7 @@ class MemNet(nn.Module):
     """
 
     inputs = ("lq", "gt")
+    size_multiple = 1
     evaluation_options = ("predict_at",)  # see jobs.evaluation.settings
 
     def __init__(
@@ -152,16 +150,14 @@ class MemNet(nn.Module):
         ensemble_init: Literal["mean", "unit"] | None = None,
         loss_scale: Literal["mean", "sum"] | None = None,
         recon_init: Literal["he", "zero"] = "he",
-        unshuffle: int = 1,
         share_bn: bool = False,
         bn_momentum: float = 0.001,
     ) -> None:
         super().__init__()
         M, R = memory_blocks, recursions
-        if min(M, R, channels, in_channels, unshuffle) < 1:
+        if min(M, R, channels, in_channels) < 1:
             raise ValueError(
-                f"memory_blocks {M}, recursions {R}, channels {channels}, in_channels {in_channels} and unshuffle {unshuffle} "
-                "must be at least 1"
+                f"memory_blocks {M}, recursions {R}, channels {channels} and in_channels {in_channels} must be at least 1"
             )
         if not 0 < bn_momentum <= 1:
             raise ValueError(f"bn_momentum {bn_momentum}: above 0, at most 1")
@@ -178,17 +174,14 @@ class MemNet(nn.Module):
         if chosen["loss_scale"] not in ("mean", "sum"):
             raise ValueError(f"loss_scale {loss_scale!r}: mean or sum")
         self.in_channels, self.multi_supervision, self.predict_at = in_channels, multi_supervision, predict_at
-        self.unshuffle = self.size_multiple = unshuffle
-        planes = in_channels * unshuffle**2
         self.loss_scale = chosen["loss_scale"]
         self.depth = M * (2 * R + 1) + 2
-        # 3x3 convolutions in a row: 2R a block, the feature extraction and the reconstruction; gates are 1x1. A pixel at one
-        # side of its group of unshuffle pixels sees as many more to the other side.
-        self.receptive_field = 1 + 2 * (unshuffle * (2 * R * (predict_at or M) + 2) + unshuffle - 1)
+        # 3x3 convolutions in a row: 2R a block, the feature extraction and the reconstruction; gates are 1x1.
+        self.receptive_field = 1 + 2 * (2 * R * (predict_at or M) + 2)
         self.feature = (
-            PreActConv(planes, channels, 3, bn_momentum)
+            PreActConv(in_channels, channels, 3, bn_momentum)
             if chosen["fe_preact"]
-            else nn.Conv2d(planes, channels, 3, padding=1)
+            else nn.Conv2d(in_channels, channels, 3, padding=1)
         )
         self.blocks = nn.ModuleList(
             MemoryBlock(
@@ -200,7 +193,7 @@ class MemNet(nn.Module):
         self.recon_bn = nn.ModuleList(
             BatchNorm2d(channels, momentum=bn_momentum) for _ in range(M if multi_supervision else 1)
         )
-        self.recon = nn.Conv2d(channels, planes, 3, padding=1)
+        self.recon = nn.Conv2d(channels, in_channels, 3, padding=1)
         if multi_supervision:
             self.ensemble = nn.Parameter(torch.full((M,), 1 / M if chosen["ensemble_init"] == "mean" else 1.0))
         for module in self.modules():
@@ -212,22 +205,16 @@ class MemNet(nn.Module):
             nn.init.zeros_(self.recon.weight)
 
     def predictions(self, x: Tensor) -> list[Tensor]:
-        """[y_1, ..., y_M] (eq. 11; basic: [y_M], eq. 3), each of x's shape and dtype: (B, in_channels, H, W) in [0, 1].
-
-        Sides are mirrored up to multiples of `unshuffle`.
-        """
-        k, (H, W) = self.unshuffle, x.shape[2:]
-        x = mirrored(x, k)
-        B_0 = self.feature(F.pixel_unshuffle(x, k)).to(x.dtype)  # feature maps keep the precision of x under autocast
+        """[y_1, ..., y_M] (eq. 11; basic: [y_M], eq. 3), each of x's shape and dtype: (B, in_channels, H, W) in [0, 1]."""
+        B_0 = self.feature(x).to(x.dtype)  # feature maps keep the precision of x under autocast
         memories = [Memory(B_0, batch_statistics(B_0) if self.training else None)]
         for block in self.blocks:
             memories.append(block(memories))
         sources = memories[1:] if self.multi_supervision else memories[-1:]
-        residuals = [
-            self.recon(F.relu(bn(B_m.x, B_m.statistics), inplace=True))
+        return [
+            x + self.recon(F.relu(bn(B_m.x, B_m.statistics), inplace=True))
             for bn, B_m in zip(self.recon_bn, sources, strict=True)
         ]
-        return [(x + F.pixel_shuffle(residual, k))[..., :H, :W] for residual in residuals]
 
     def forward(self, x: Tensor) -> Tensor:
         """Restore x (B, in_channels, H, W) in [0, 1]: the ensemble, or y_m where `predict_at` says so; not clipped."""

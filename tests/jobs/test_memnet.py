@@ -21,7 +21,6 @@ VARIANTS = (
     {"multi_supervision": False},
     {"share_bn": True},
     {"in_channels": 3},
-    {"unshuffle": 2},
 )
 
 
@@ -144,7 +143,6 @@ def test_the_initial_state_is_caffes():
         {"recursions": 0},
         {"channels": -1},
         {"in_channels": 0},
-        {"unshuffle": 0},
         {"predict_at": 0},
         {"predict_at": 7},
         {"predict_at": 2, "multi_supervision": False},
@@ -176,18 +174,8 @@ def plain(model: MemNet, x: Tensor, conv_a: dict[tuple[int, int], Tensor] | None
     def conv(layer: nn.Conv2d, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return F.conv2d(x, layer.weight if weight is None else weight, layer.bias, padding=layer.padding)
 
-    feature, k, (b, c, height, width) = model.feature, model.unshuffle, x.shape
-    x = F.pad(x, (0, -width % k, 0, -height % k), mode="reflect")
-    rows, columns = x.shape[2] // k, x.shape[3] // k
-
-    def pixels(residual: Tensor) -> Tensor:
-        return residual.view(b, c, k, k, rows, columns).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
-
-    def prediction(bn: nn.BatchNorm2d, B_m: Tensor) -> Tensor:
-        return (x + pixels(conv(model.recon, act(bn, B_m))))[..., :height, :width]
-
-    groups = x.view(b, c, rows, k, columns, k).permute(0, 1, 3, 5, 2, 4).reshape(b, c * k * k, rows, columns)
-    B = [conv(feature, groups) if isinstance(feature, nn.Conv2d) else conv(feature.conv, act(feature.bn, groups))]
+    feature = model.feature
+    B = [conv(feature, x) if isinstance(feature, nn.Conv2d) else conv(feature.conv, act(feature.bn, x))]
     for m, block in enumerate(model.blocks):
         H = [B[-1]]
         for r in range(block.recursions):
@@ -197,9 +185,9 @@ def plain(model: MemNet, x: Tensor, conv_a: dict[tuple[int, int], Tensor] | None
         long_term, short_term = B if block.long_term else [], H[1:] if block.short_term else H[-1:]
         B.append(conv(block.gate.conv, act(block.gate.bn, torch.cat([*long_term, *short_term], 1))))
     if not model.multi_supervision:
-        y = prediction(model.recon_bn[0], B[-1])
+        y = x + conv(model.recon, act(model.recon_bn[0], B[-1]))
         return [y], y
-    y = [prediction(bn, B_m) for bn, B_m in zip(model.recon_bn, B[1:], strict=True)]
+    y = [x + conv(model.recon, act(bn, B_m)) for bn, B_m in zip(model.recon_bn, B[1:], strict=True)]
     return y, sum(w * y_m for w, y_m in zip(model.ensemble, y, strict=True))
 
 
@@ -293,53 +281,12 @@ def test_the_long_term_memory_carries_b0_to_the_last_gate():
         assert bool(gradient.any()) == long_term
 
 
-def positive(**options: object) -> MemNet:
-    """A network in which no ReLU is off."""
-    torch.manual_seed(0)
-    model = MemNet(channels=2, **options).double().eval()
-    for p in model.parameters():
-        p.data.abs_()
-    return model
-
-
-@pytest.mark.parametrize("k", [2, 3])
-def test_no_pixel_of_an_unshuffled_group_sees_farther_than_the_receptive_field(k):
-    model = positive(memory_blocks=1, recursions=1, unshuffle=k)
-    half, side = model.receptive_field // 2, k * 15
-    farthest = 0
-    for centre in range(k * 7, k * 8):
-        x = torch.rand(1, 1, side, side, dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(model(x)[0, 0, centre, centre], x)
-        rows = gradient[0, 0].any(1).nonzero()[:, 0]
-        farthest = max(farthest, centre - int(rows[0]), int(rows[-1]) - centre)
-    assert farthest == half
-
-
-def test_unshuffled_pixels_are_the_channels_of_a_plain_network():
-    """With k = 2 and weights that know only their own channel: the plain network on each of the four shifted images."""
-    plain = tiny(channels=1).eval()
-    state = plain.state_dict()
-    model = tiny(channels=4, unshuffle=2).eval()
-    for name, value in model.state_dict().items():
-        theirs = state[name]
-        if value.dim() == 4:  # a gate's weights: (c, memories x c, 1, 1)
-            value.zero_()
-            for c in range(4):
-                value[c, c::4] = theirs[0]
-        elif value.dim() == 1 and name != "ensemble":
-            value.copy_(theirs.repeat_interleave(4))
-        else:
-            value.copy_(theirs)
-    x = torch.rand(2, 1, 12, 10)
-    y = model.restore(x)
-    for i in range(2):
-        for j in range(2):
-            assert torch.allclose(y[..., i::2, j::2], plain.restore(x[..., i::2, j::2]), atol=1e-5)
-
-
 @pytest.mark.parametrize(("M", "R", "predict_at"), [(1, 1, None), (2, 1, None), (1, 3, None), (2, 2, None), (3, 1, 2)])
 def test_an_output_pixel_sees_the_receptive_field(M, R, predict_at):
-    model = positive(memory_blocks=M, recursions=R, predict_at=predict_at)
+    torch.manual_seed(0)
+    model = MemNet(memory_blocks=M, recursions=R, channels=2, predict_at=predict_at).double().eval()
+    for p in model.parameters():
+        p.data.abs_()  # no ReLU is off
     side = model.receptive_field
     centre = side // 2 + 2
     x = torch.rand(1, 1, side + 4, side + 4, dtype=torch.float64, requires_grad=True)
@@ -354,9 +301,9 @@ def test_the_papers_network_sees_149_pixels():
 
 
 @settings(max_examples=20, deadline=None)
-@given(height=st.integers(1, 40), width=st.integers(1, 40), unshuffle=st.integers(1, 3))
-def test_any_size_is_restored_at_its_size(height, width, unshuffle):
-    model = tiny(unshuffle=unshuffle).eval()
+@given(height=st.integers(1, 40), width=st.integers(1, 40))
+def test_any_size_is_restored_at_its_size(height, width):
+    model = tiny().eval()
     x = torch.rand(2, 1, height, width)
     y = model.restore(x)
     assert y.shape == x.shape
