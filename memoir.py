@@ -205,7 +205,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate a recipe with several values and seeds, and compare; the same command continues."""
-    from jobs.training.sweep import plan, read_grid, sweep, table
+    from jobs.sweep import plan, read_grid, sweep, table
     from pipeline.params import project_store
 
     store = project_store(store)

@@ -71,11 +71,15 @@ def native_bf16(device: "torch.device") -> bool:
 
 
 def choose_precision(asked: Literal["auto", "fp32", "tf32", "bf16", "fp16"], device: "torch.device") -> Precision:
-    """The precision of a run's convolutions: bf16 for `auto` where the devices of all ranks have it, else fp32."""
+    """The precision of a run's convolutions: bf16 for `auto` where the devices of all ranks have it, else fp32; so, too, for
+    `tf32` on a CPU, which has none.
+    """
     import torch
 
     from jobs.models import collective
 
+    if asked == "tf32" and device.type != "cuda":
+        return "fp32"
     if asked != "auto":
         return asked
     native = torch.tensor(int(native_bf16(device)), device=device)

@@ -119,6 +119,7 @@ def test_auto_is_what_the_device_computes_quickest_and_the_rest_is_as_asked(monk
     monkeypatch.setattr(arithmetic, "native_bf16", lambda device: native)
     assert choose_precision("auto", CPU) == ("bf16" if native else "fp32")
     assert (choose_precision("fp32", CPU), choose_precision("bf16", CPU)) == ("fp32", "bf16")
+    assert choose_precision("tf32", CPU) == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import yaml
 from conftest import TINY_PARAMS, tiny_photographs
 
 from jobs.evaluation.interval import margin
-from jobs.training.sweep import MOST, plan, read_grid, sweep, table
+from jobs.sweep import MOST, plan, read_grid, sweep, table
 from pipeline.errors import UserError
 
 RECIPE = {
