@@ -18,6 +18,7 @@ FILE = "run.json"
 CODE = (
     "jobs/training/arithmetic.py",
     "jobs/training/loop.py",
+    "jobs/training/optimiser.py",
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
     "jobs/models/contrastive.py",
