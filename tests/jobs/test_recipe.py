@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -498,3 +499,13 @@ def test_a_run_is_named_after_all_code_that_the_models_share():
     shared = files - set(MODELS)  # of these a run has the recipe's own
     assert len(shared) < len(files)
     assert {f"jobs/models/{name}.py" for name in shared} <= {*CODE, *OWN}
+
+
+def test_a_run_is_named_after_all_code_that_moves_its_weights():
+    root = RECIPES.parents[1]
+    imported = re.findall(r"^from (jobs\.training\.\w+) import", (root / "jobs/training/loop.py").read_text(), re.M)
+    needed = {f"{name.replace('.', '/')}.py" for name in imported} - {"jobs/training/meter.py"}  # which only measures
+    assert needed >= {"jobs/training/arithmetic.py", "jobs/training/optimiser.py"}
+    assert needed | {"jobs/training/loop.py"} <= set(CODE)
+    stage = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["train"]["do"]
+    assert {"jobs/training/loop.py", "jobs/training/optimiser.py"} <= set(stage["deps"])
