@@ -10,10 +10,13 @@ import uuid
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import BEGAN, MACHINE, untrained_run
 from safetensors.torch import load_file, save_file
+from simplejpeg import decode_jpeg, encode_jpeg
+from skimage.data import camera
 
 from jobs.evaluation.scores import write_scores
 from jobs.publishing.card import card as card_of
@@ -22,6 +25,7 @@ from jobs.publishing.publish import FILES, models, publish
 from jobs.recipe import build_model, read_recipe
 from jobs.restoring import checkpoint
 from jobs.restoring.checkpoint import load_model
+from jobs.restoring.tiles import restore_plane
 from jobs.training.origin import digest, origin
 from pipeline.errors import UserError
 from pipeline.storage import storage
@@ -112,6 +116,23 @@ def test_what_comes_with_memoir_stands_for_a_recipe_that_is_not_trained_here(tmp
         load_model("tinny", elsewhere)
     with pytest.raises(UserError, match=r"no model 'tiny[+]"):
         load_model("tiny+optimisation.lr=0.1", elsewhere)
+
+
+def test_the_model_that_comes_with_memoir_is_whole_and_takes_blocks_away(tmp_path):
+    assert checkpoint.shipped() == ["memnet-jpeg-cpu"]
+    files = [path for path in checkpoint.SHIPPED.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {*FILES, "SHA256SUMS", "latest.json"}
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    trained = load_model("memnet-jpeg-cpu", tmp_path / "runs")
+    assert trained.task["degradation"]["quality"] == [10, 20]
+    target = camera()[100:260, 150:310]
+    lq = decode_jpeg(encode_jpeg(np.ascontiguousarray(target[..., None]), 10, "GRAY", colorsubsampling="Gray"), "GRAY")[
+        ..., 0
+    ]
+    errors = []
+    for image in (lq, np.rint(restore_plane(trained.model, lq[..., None] / np.float32(255))[..., 0] * 255)):
+        errors.append(float(np.square(image - target.astype(np.float64)).mean()))
+    assert 10 * np.log10(errors[0] / errors[1]) > 1  # dB
 
 
 # a version
