@@ -139,8 +139,9 @@ def _find(reference: str, runs: Path, store: str | None) -> "Checkpoint | Versio
         command = f"memoir train {recipe} --set ...` with its values" if values else f"memoir train {name}`"
         raise UserError(f"{runs / name}/checkpoint.json: not found; `{command} writes it")
     known = [path.parent.name for path in runs.glob("*/checkpoint.json")] + shipped()
-    there = nearest(name, known) if known else "nothing is trained there yet"
-    raise UserError(f"no model {reference!r} in {runs}; {there} (or give the folder or URI of a published model)")
+    raise UserError(
+        f"no model {reference!r} in {runs}; {nearest(name, known)} (or give the folder or URI of a published model)"
+    )
 
 
 def shipped() -> list[str]:

@@ -526,7 +526,7 @@ def test_an_unknown_reference_says_what_there_is(tmp_path, runs):
         load_model("tinny", runs)
     with pytest.raises(UserError, match=r"`memoir train memnet-jpeg-sample` writes it"):
         load_model("memnet-jpeg-sample", runs)
-    with pytest.raises(UserError, match="nothing is trained there yet"):
+    with pytest.raises(UserError, match=r"no model 'tiny' in .*; known: memnet-jpeg-cpu"):
         load_model("tiny", tmp_path / "elsewhere")
 
 
