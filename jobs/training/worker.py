@@ -17,6 +17,7 @@ from jobs.recipe import unpacked
 from jobs.training.arithmetic import COST, native_bf16
 from jobs.training.board import Board
 from jobs.training.loop import Run, json_lines
+from jobs.training.optimiser import Average
 from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
 from jobs.training.start import load_start
@@ -109,6 +110,8 @@ class Rank:
                     self.checkpoints.fetch(name, Path(copy))
                 self.run.load(Path(copy))
             elif sha256 := load_start(self.run.model, self.store, Path(copy)):
+                if self.run.average is not None:  # it begins with these weights, and not with the untrained ones
+                    self.run.average = Average(self.run.model, self.run.average.ema)
                 return f"other weights ({sha256[:16]})"
         return name
 
