@@ -178,13 +178,41 @@ def train(
     run: Annotated[str | None, typer.Option(help="of a job: the run that it must be")] = None,
 ) -> None:
     """Train a recipe with Ray Train, here or on the cluster at RAY_ADDRESS=http://...; resumes by itself."""
+    from jobs.training.start import reader
     from jobs.training.train import train
     from pipeline.params import project_store
 
     overrides = [*(overrides or []), *(["training.strict=true"] if strict else [])]
     store = project_store(store)
-    how: dict[str, Any] = {"overrides": overrides, "run": run, "start": start, "partial": partial}
-    pointer = train(recipe, data=data, store=store, runs=runs, **how)
+    begins = reader(start, runs, store, partial=partial)
+    _say_trained(train(recipe, data=data, store=store, runs=runs, overrides=overrides, run=run, begins=begins), store)
+
+
+@app.command("continue")
+def go_on(
+    model: Annotated[str, typer.Argument(help="what restore --model takes: a recipe, RECIPE@NAME, a version's URI")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="optimisation.length.steps=N, and learning rates, their schedule, clipping; training"
+        ),
+    ] = None,
+    data: TrainData = "data",
+    store: Store = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a finished run further, to the bit from its last checkpoint, as a run of its own; resumes by itself."""
+    from jobs.training.going_on import going_on
+    from jobs.training.train import train
+    from pipeline.params import project_store
+
+    store = project_store(store)
+    before = going_on(model, runs, store, overrides or [])
+    how: dict[str, Any] = {"overrides": before.overrides, "begins": before.begins}
+    _say_trained(train(before.recipe, data=data, store=store, runs=runs, **how), store)
+
+
+def _say_trained(pointer: dict[str, Any], store: str) -> None:
     say(f"{pointer['run']}: {pointer['step']} steps; {store}/{pointer['checkpoint']} ({pointer['sha256'][:16]})")
 
 

@@ -30,6 +30,9 @@ LINKS = {  # where a page describes the mappings that its keys hold
     "Negatives": "negatives",
     "Data": "data",
     "Optimisation": "optimisation",
+    "Share": "datamix",
+    "Stage": "datastages",
+    "Ema": "optimisationema",
     "Span": "a-span",
     "Objective": "objective",
     "Training": "training",
@@ -80,7 +83,19 @@ def _task() -> str:
 
 
 def _recipe() -> str:
-    from jobs.recipe import BenchmarkRun, Data, Evaluation, Objective, Optimisation, Recipe, Span, Training
+    from jobs.recipe import (
+        BenchmarkRun,
+        Data,
+        Ema,
+        Evaluation,
+        Objective,
+        Optimisation,
+        Recipe,
+        Share,
+        Span,
+        Stage,
+        Training,
+    )
 
     return _page(
         "Recipes",
@@ -89,8 +104,11 @@ def _recipe() -> str:
         "(../papers/drcnet.md).",
         _section("A recipe", Recipe),
         _section("data", Data),
+        _section("data.mix", Share),
+        _section("data.stages", Stage),
         _section("optimisation", Optimisation),
         _section("A span", Span),
+        _section("optimisation.ema", Ema),
         _section("objective", Objective),
         _section("training", Training),
         _section("evaluation", Evaluation),

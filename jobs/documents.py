@@ -26,6 +26,7 @@ ModelName = Annotated[str, Field(pattern=rf"^models/{NAME}/[0-9a-f]{{12}}$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]  # in UTC
 Licences = dict[Line, Line | None]  # of data, by dataset; None where it is not known
 Overrides = list[Annotated[str, Field(max_length=2**17)]]  # `section.key=value`
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40,64}$")]
 
 
@@ -47,10 +48,14 @@ class OfStore(Document):
 
 
 class Trained(Document):
-    """What checkpoint.json says of the training data, beside the keys of pipeline.task.Task."""
+    """What checkpoint.json says of the training data, beside the keys of pipeline.task.Task.
+
+    mixed_with: the digests of the other tasks of a mixture, by task.
+    """
 
     task: Name
     digest: Line
+    mixed_with: dict[Name, Line] = {}
 
 
 class Pointer(OfStore):
@@ -66,7 +71,7 @@ class Pointer(OfStore):
     samples: Annotated[str, Field(max_length=SMALL)]
     sha256: Sha256
     step: Step
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     notes: list[Line] = []
     source: Sha256 | None = None  # its digest, for a network of one's own
     started_from: Sha256 | None = None  # of the weights that the run started from
@@ -108,13 +113,15 @@ class StartedFrom(Document):
     """The weights that a training started from, instead of its network's initialisation.
 
     name: a version's or a checkpoint's place, or a file's name; weights: the sha256 of that file. sha256: of what of it the run
-    keeps. fresh: the tensors that it does not have, or not in that shape, which started from their initialisation.
+    keeps. fresh: the tensors that it does not have, or not in that shape, which started from their initialisation. step: of the
+    checkpoint, where the run went on from it with all of its state.
     """
 
     name: Line
     weights: Sha256
     sha256: Sha256
     fresh: list[Line] = []
+    step: Step | None = None
 
 
 class Began(Document):
@@ -148,6 +155,7 @@ class ProvenanceData(Document):
 
     task: Line | None = None
     digest: Line | None = None
+    mixed_with: dict[Name, Line] = {}  # the digests of a mixture's other tasks
     location: Line | None = None
     licences: Licences = {}
 
@@ -198,7 +206,7 @@ class Provenance(Document):
     imported: Imported | None = None
     started_from: StartedFrom | None = None
     overrides: Overrides = []
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     notes: list[Line] = []
     machine: Machine | None = None
     libraries: dict[Line, Line] = {}
@@ -223,7 +231,7 @@ class State(Document):
     step: Step
     position: Position
     batches: str
-    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    precision: Precision
     notes: list[Line] = []
 
 
@@ -232,6 +240,7 @@ class SavedRecipe(Document):
 
     model: dict[str, Any]
     objective: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     optimisation: dict[str, Any]
 
 

@@ -1,10 +1,13 @@
 """A recipe: model, data, optimisation, training and evaluation of one system, as `jobs/recipes/<name>.yaml` states it."""
 
 from collections.abc import Collection
+from fractions import Fraction
+from math import gcd, lcm
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     SerializeAsAny,
@@ -44,6 +47,51 @@ class Span(Frozen):
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
 
 
+class Share(Frozen):
+    """What a mixture takes of one task. Of weights 3 and 1, three samples of four are of the first."""
+
+    task: str = Field(description="as data.task")
+    weight: int = Field(1, gt=0, description="its share of the samples, relative to the others' weights")
+    levels: dict[int, int] | None = Field(
+        None,
+        description="weights of its levels among each other, by level; the others are left out. null: all, as built",
+    )
+
+    @model_validator(mode="after")
+    def _some_of_each(self) -> "Share":
+        if self.levels is not None and (not self.levels or min(self.levels.values()) < 1):
+            raise ValueError("levels: one or more, with weights of at least 1")
+        return self
+
+
+def _in_blocks(mix: tuple[Share, ...]) -> tuple[Share, ...]:
+    """A mixture whose weights make blocks of samples that are not too long: see pipeline.loading.mixture."""
+    tasks = [share.task for share in mix]
+    if len(set(tasks)) < len(tasks):
+        raise ValueError("each task once; levels of a task have weights of their own")
+    if (block := sum(weight for _, _, weight in mixed(mix))) > BLOCK:
+        raise ValueError(f"these weights repeat after {block:,} samples, and the most is {BLOCK:,}; give rounder ones")
+    return mix
+
+
+BLOCK = 4096  # samples after which the proportions of a mixture are exact, at most
+
+
+def mixed(mix: tuple[Share, ...]) -> list[tuple[str, int | None, int]]:
+    """What a mixture takes from: tasks, each level or all (None), and the smallest whole weights with these proportions."""
+    parts: list[tuple[str, int | None, Fraction]] = []
+    for share in mix:
+        levels: list[tuple[int | None, int]] = [(None, 1)] if share.levels is None else [*share.levels.items()]
+        whole = sum(weight for _, weight in levels)
+        parts += [(share.task, level, Fraction(share.weight * weight, whole)) for level, weight in levels]
+    whole = lcm(*(part.denominator for _, _, part in parts))
+    divisor = gcd(*(int(part * whole) for _, _, part in parts))
+    return [(task, level, int(part * whole) // divisor) for task, level, part in parts]
+
+
+Mix = Annotated[tuple[Share, ...], AfterValidator(lambda mix: _in_blocks(mix) if mix else mix)]
+
+
 class Stage(Frozen):
     """What changes after so many steps, as in progressive training (Restormer, section 3.3); the rest stays as it was."""
 
@@ -52,13 +100,20 @@ class Stage(Frozen):
     stride: int | None = Field(None, gt=0, description="of the grid of patches")
     crops: int | None = Field(None, gt=0, description="patches at random places of each image and epoch")
     batch: int | None = Field(None, gt=0, description="patches in a global batch")
+    mix: Mix | None = Field(
+        None, description="another mixture of tasks, whose tasks may be others too; []: data.task alone"
+    )
     lr: float | None = Field(None, gt=0, description="in the place of optimisation.lr; the schedule goes on")
 
 
 class Data(Frozen):
     """Which shards, and how training samples are cut from them."""
 
-    task: str = Field(description="pipeline/tasks/<task>.yaml; its shards are in data/<task>")
+    task: str = Field(
+        description="pipeline/tasks/<task>.yaml; its shards are in data/<task>. With a mix: the task that is validated on, by "
+        "default its first"
+    )
+    mix: Mix = Field((), description="several tasks in proportions, instead of `task` alone")
     patch: int = Field(ge=8, description="side of the square patches, in pixels")
     stride: int | None = Field(None, gt=0, description="of the grid of patches, in pixels; or `crops`")
     crops: int | None = Field(None, gt=0, description="patches at random places of each image and epoch; or `stride`")
@@ -67,6 +122,20 @@ class Data(Frozen):
     stages: tuple[Stage, ...] = Field(
         (), description="other patches, batches or learning rates later; each begins an epoch"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_mix(cls, given: Any) -> Any:
+        mix = given.get("mix") if isinstance(given, dict) else None
+        if mix and "task" not in given and isinstance(mix, list | tuple) and isinstance(mix[0], dict):
+            return {"task": mix[0].get("task"), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _of_the_mix(self) -> "Data":
+        if self.mix and self.task not in (tasks := [share.task for share in self.mix]):
+            raise ValueError(f"task {self.task}: not one of the mix, {', '.join(tasks)}")
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> "Data":
@@ -85,9 +154,20 @@ class Data(Frozen):
         """The first stage and the others, each with all that it has."""
         found = [self.model_copy(update={"stages": ()})]
         for stage in self.stages:
-            changes = stage.model_dump(exclude={"after", "lr"}, exclude_none=True)
+            changes = stage.model_dump(exclude={"after", "lr", "mix"}, exclude_none=True)
+            changes |= {} if stage.mix is None else {"mix": stage.mix}
             found.append(found[-1].model_copy(update=changes))
         return found
+
+    @property
+    def sources(self) -> list[tuple[str, int | None, int]]:
+        """What samples are taken from: tasks, each level or all (None), and their weights."""
+        return mixed(self.mix or (Share(task=self.task),))
+
+    @property
+    def tasks(self) -> list[str]:
+        """All tasks of all stages, `task` first."""
+        return list(dict.fromkeys([self.task, *(task for stage in self.in_stages for task, _, _ in stage.sources)]))
 
     @model_validator(mode="after")
     def _one_way(self) -> "Data":

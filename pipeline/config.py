@@ -117,11 +117,11 @@ def _finite(text: str) -> float:
     return value
 
 
-TEXT = "tag:yaml.org,2002:str"
+TEXT, NUMBER = "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 KINDS = {  # the kinds of key that are not text in YAML
     "tag:yaml.org,2002:null": "nothing",
     "tag:yaml.org,2002:bool": "true or false",
-    "tag:yaml.org,2002:int": "a number",
+    NUMBER: "a number",
     "tag:yaml.org,2002:float": "a number",
     "tag:yaml.org,2002:timestamp": "a date",
 }
@@ -153,6 +153,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in mapping.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _mistake("a key is a list or a mapping; keys are words", key)
+            if key.tag == NUMBER and re.fullmatch(r"0|[1-9]\d*", key.value):  # it means nothing but its digits
+                key.tag = TEXT
             if key.tag not in (TEXT, "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"):
                 what = KINDS.get(key.tag, "no text")
                 raise _mistake(

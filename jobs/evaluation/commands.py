@@ -29,6 +29,7 @@ def list_data(
     """Digests of the raw data, for the stages to see that it changed."""
     from jobs.evaluation.listing import list_tests
     from jobs.recipe import read_recipe
+    from pipeline.errors import UserError
     from pipeline.files import write_bytes
     from pipeline.params import read_params
     from pipeline.raw.at_hand import check_out
@@ -36,6 +37,12 @@ def list_data(
 
     asked, contents = read_params(params), Contents()
     recipes = {name: read_recipe(name) for name in asked.recipes}
+    for name, recipe in recipes.items():
+        if len(recipe.data.tasks) > 1:  # DVC would not train again when another than the first changes
+            raise UserError(
+                f"{params}: recipes.{name}: mixes {', '.join(recipe.data.tasks)}, and the stage train knows one task of a recipe; "
+                "give it a stage of its own in dvc.yaml, see docs/training.md"
+            )
     benchmarks = [run.data for recipe in recipes.values() for run in recipe.evaluation.benchmarks]
     check_out([*(source.root for source in asked.datasets.values()), *benchmarks])
     file = out / "datasets.json"

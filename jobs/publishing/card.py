@@ -58,12 +58,22 @@ def card(
         own=_own(architecture, provenance),
         recipe=recipe,
         sources=", ".join(task["splits"]["train"]),
+        mixture=_mixture(recipe["data"].get("mix", [])),
         rows=[(key, *row) for key, score in scores.items() for row in table(score)],
         scores=scores,
         in_channels=model.in_channels,
         bits=task.get("bits", 8),
         tiles=_tiles(scores) if is_global(model) else None,
     )
+
+
+def _mixture(mix: list[dict[str, Any]]) -> str:
+    """What a mixture of tasks takes of each, in words; empty for one task."""
+    parts = []
+    for share in mix:
+        levels = ", ".join(f"{weight} of level {level}" for level, weight in (share.get("levels") or {}).items())
+        parts.append(f"{share['weight']} of `{share['task']}`" + (f" ({levels})" if levels else ""))
+    return f", mixed in the proportions {', '.join(parts)}" if parts else ""
 
 
 def _licence(licences: dict[str, str | None]) -> str:

@@ -30,7 +30,7 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
         "recipe": checkpoint.name,
         **{name: began.get(name) for name in CODE},
         "data": {
-            **{name: pointer["data"][name] for name in ("task", "digest")},
+            **{name: pointer["data"][name] for name in ("task", "digest", "mixed_with") if name in pointer["data"]},
             "location": began.get("data"),
             **{name: began.get(name) for name in ("shard_bytes", "codec", "datasets")},
             "licences": began.get("licences", {}),

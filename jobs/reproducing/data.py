@@ -18,25 +18,24 @@ from pipeline.shards.format import dataset_digest, read_shards_json, verify
 from pipeline.storage import DeniedError, UnavailableError
 
 
-def bring_data(place: Place, original: Original) -> str:
-    """Have the built data set in the clone's data/<task>; returns its digest, which is another one if nobody kept that set.
+def bring_data(place: Place, original: Original, task: str, wanted: str) -> str:
+    """Have the built data set of a task in the clone's data/<task>; returns its digest, which is not `wanted` if nobody kept that.
 
     One that is there stays. Otherwise it is what DVC's remote has of the commit, or of another commit whose dvc.lock has this
     data set: a training begins before what was built for it is committed. If the remote has none of this digest, it is built
     from the raw images of the commit. Raises UserError without a remote, and for data that are damaged or not there.
     """
-    out = place.clone / "data" / original.task
-    wanted = original.provenance["data"]["digest"]
+    out = place.clone / "data" / task
     if not (out / "shards.json").is_file():
-        held = _remote(place, original)
+        held = _remote(place, original, task, wanted)
         problems: list[str] = []
-        if not any(_fetch(folder, wanted, out, problems) for folder in _kept(place, held, original.task)):
+        if not any(_fetch(folder, wanted, out, problems) for folder in _kept(place, held, task)):
             for problem in problems:
                 _say(f"not taken: {problem}")
             _say(
                 f"{held.store.uri}: has no built data set of the digest {wanted[:16]}; it is built from the raw images"
             )
-            _build(place, original)
+            _build(place, task)
     return dataset_digest(read_shards_json(out)["shards"])
 
 
@@ -55,13 +54,13 @@ def bring_tests(place: Place, recipe: dict[str, Any]) -> list[str]:
     return [folder for folder in folders if not (place.clone / folder).exists()]
 
 
-def _remote(place: Place, original: Original) -> Remote:
+def _remote(place: Place, original: Original, task: str, wanted: str) -> Remote:
     try:
         return remote(place.clone)
     except UserError as error:
         raise UserError(
             f"the data of {original.commit[:12]} cannot be brought: {error}; or put the built data set of the digest "
-            f"{original.provenance['data']['digest'][:16]} into {place.clone}/data/{original.task}, and try again"
+            f"{wanted[:16]} into {place.clone}/data/{task}, and try again"
         ) from None
 
 
@@ -103,11 +102,11 @@ def _fetch(folder: DvcFolder, digest: str, out: Path, problems: list[str]) -> bo
     return True
 
 
-def _build(place: Place, original: Original) -> None:
+def _build(place: Place, task: str) -> None:
     _pull(place, _tracked(place.clone, locked=False))
     place.run("memoir", "ingest")
     # params.yaml may name a store of shards that the team shares, into which a build also writes
-    place.run("memoir", "build", f"--store={place.root / 'shards'}", "--", original.task)
+    place.run("memoir", "build", f"--store={place.root / 'shards'}", "--", task)
 
 
 def _pull(place: Place, targets: list[str]) -> None:

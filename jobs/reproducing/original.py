@@ -37,9 +37,10 @@ class Original:
         return str(self.provenance["recipe"])
 
     @property
-    def task(self) -> str:
-        """The task of the built data set."""
-        return str(self.provenance["data"]["task"])
+    def datasets(self) -> dict[str, str]:
+        """The digests of the built data sets, by task; that of `data.task` first."""
+        data = self.provenance["data"]
+        return {str(data["task"]): str(data["digest"]), **data.get("mixed_with", {})}
 
     @property
     def clean(self) -> bool:
@@ -73,8 +74,8 @@ def read_original(version: str, store: str) -> Original:
         raise UserError(
             f"{where}: does not say from which commit it was trained (an older memoir, or no git); it cannot be reproduced"
         )
-    task = provenance["data"].get("task")
-    if not task or "/" in task or task.startswith((".", "-")):
+    tasks = [provenance["data"].get("task"), *provenance["data"].get("mixed_with", {})]
+    if any(not task or "/" in task or task.startswith((".", "-")) for task in tasks):
         raise UserError(f"{where}: does not say of which task its data were built; it cannot be reproduced")
     for each in provenance.get("overrides", []):
         key, _, value = each.partition("=")

@@ -99,9 +99,10 @@ def _compared(place: Place, original: Original, rows: list[Row]) -> str | None:
     if not original.clean:
         rows[-1] = Row("code", rows[-1].there, here, False, must=False)
     rows += compare.libraries(told.get("libraries", {}), place.libraries)
-    rows.append(compare.same("data", told["data"]["digest"], bring_data(place, original)))
-    if not rows[-1].equal:
-        return "no data of that digest can be had or built"
+    for task, digest in original.datasets.items():
+        rows.append(compare.same("data", digest, bring_data(place, original, task, digest)))
+        if not rows[-1].equal:
+            return "no data of that digest can be had or built"
     recipe = _recipe_file(place.clone, original.name)
     run, resolved = place.plan(recipe, original.overrides())
     found = compare.recipes(original.recipe, resolved)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.documents import SMALL, Latest, Pointer, Provenance, Published, check_document, read_document, read_sums
 from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
@@ -108,6 +108,31 @@ def copy_weights(reference: str, runs: Path, store: str | None, path: Path) -> s
     else:
         found.download(WEIGHTS, path)
     return found.store.uri
+
+
+class Training(NamedTuple):
+    """The training of a model. recipe: for `read_recipe`; overrides: its values. place: the run's folder. step: of the final one."""
+
+    recipe: str
+    overrides: list[str]
+    place: Storage
+    step: int
+
+
+def training_of(reference: str, runs: Path, store: str | None) -> Training:
+    """The training that a model came from. Arguments and errors are those of `load_model`; also for one that was imported."""
+    found = _find(reference, runs, store)
+    if isinstance(found, Checkpoint):
+        pointer, root = found.pointer, found.root.uri
+        recipe = parted(reference).recipe
+        return Training(recipe, pointer.get("overrides", []), storage(f"{root}/runs/{pointer['run']}"), pointer["step"])
+    uri = found.store.uri
+    told = read_document(found.read("provenance.json"), Provenance, f"{uri}/provenance.json", AGAIN)
+    if told.get("imported") or not told.get("run"):
+        raise UserError(f"{uri}: was not trained here, so there is no run to go on; `memoir train --from` starts one")
+    root = uri.rsplit("/models/", 1)[0]
+    recipe = parted(told["recipe"]).recipe
+    return Training(recipe, told.get("overrides", []), storage(f"{root}/runs/{told['run']}"), told["step"])
 
 
 def trained_portably(reference: str, runs: Path, store: str | None = None) -> bool:

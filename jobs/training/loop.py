@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from jobs.documents import State as SavedState
 from jobs.models import Network, collective
 from jobs.models.elementwise import psnr
 from jobs.models.fp32 import exact_fp32
-from jobs.recipe import Recipe, build_model
+from jobs.recipe import Data, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
 from jobs.training.arithmetic import Precision, check_portable, choose_precision
@@ -30,6 +30,7 @@ from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError, some
 from pipeline.keyed import digest64
 from pipeline.loading.loader import Loader, Position
+from pipeline.loading.mixture import Mixture, Source
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import CACHE, ShardSet, Version, validation_pair
 from pipeline.storage import Folder
@@ -62,38 +63,28 @@ class Objective(nn.Module):
 class Run:
     """A model in training: everything that the next step depends on.
 
-    recipe: what to train. data: what `memoir build` wrote, a folder or a URI. Rank and world size are those of torch's
-    process group.
+    recipe: what to train. data: what `memoir build` wrote, a folder or a URI; for a mixture, of each of its tasks. Rank and
+    world size are those of torch's process group.
     """
 
-    def __init__(self, recipe: Recipe, data: Path | str, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, data: Path | str | Mapping[str, Path | str], device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         exact_fp32()
         if recipe.training.portable:
             check_portable()
         self.precision: Precision = choose_precision(recipe.optimisation.precision, device)
         self.rank, self.world_size = collective.rank(), collective.world_size()
-        remote = not isinstance(dataset_storage(str(data)), Folder)
-        cache = ShardCache(CACHE, limit_bytes=recipe.training.cache_bytes) if remote else None
-        self.loaders: list[Loader] = []  # of each stage
+        places = data if isinstance(data, Mapping) else {recipe.data.task: data}
+        caches = {task: self._cache(place) for task, place in places.items()}
+        shards: dict[str, ShardSet] = {}  # by task
+        self.loaders: list[Loader | Mixture] = []  # of each stage
         for each in recipe.data.in_stages:
-            loader = Loader(
-                data,
-                batch=each.batch,
-                sampling=each.sampling,
-                seed=recipe.training.seed,
-                rank=self.rank,
-                world_size=self.world_size,
-                threads=recipe.training.loader_threads,
-                cache=cache,
-                quarantine=recipe.training.quarantine,
-                shards=self.loaders[0].shard_set if self.loaders else None,
-            )
+            loader = self._loader(each, places, caches, shards)
             if self.loaders and (loader.sizes < each.patch).any(1).all():
                 height, width = loader.sizes.max(0).tolist()
                 raise UserError(
-                    f"{data}: no image holds a patch of {each.patch}x{each.patch}, which a stage has; the largest sides are "
-                    f"{height} and {width}"
+                    f"{_told(places)}: no image holds a patch of {each.patch}x{each.patch}, which a stage has; the largest sides "
+                    f"are {height} and {width}"
                 )
             self.loaders.append(loader)
         self.state = State(0, Position())
@@ -101,8 +92,10 @@ class Run:
             dict.fromkeys(note for loader in self.loaders for note in loader.notes)
         )  # which the user must know
         if self.notes and recipe.training.strict:
-            raise UserError(f"{data}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict")
-        self.validation = self._validation_images(data, cache)
+            raise UserError(
+                f"{_told(places)}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict"
+            )
+        self.validation = self._validation_images(places[recipe.data.task], caches[recipe.data.task], shards)
         torch.manual_seed(recipe.training.seed)
         self.model = build_model(recipe.model, recipe.objective).to(device)
         lacking = sorted(set(self.model.inputs) - self.loader.delivers)
@@ -145,7 +138,7 @@ class Run:
         return sum(stage.after <= self.state.step for stage in self.recipe.data.stages)
 
     @property
-    def loader(self) -> Loader:
+    def loader(self) -> Loader | Mixture:
         """The loader of the next step."""
         return self.loaders[self.stage]
 
@@ -158,10 +151,46 @@ class Run:
         ]
         return json.dumps([self.loaders[0].digest, *rest]) if rest else self.loaders[0].digest
 
-    def _validation_images(self, data: Path | str, cache: ShardCache | None) -> list[Version]:
+    def _cache(self, place: Path | str) -> ShardCache | None:
+        """The node's copies of the shards of a dataset that is not on it."""
+        remote = not isinstance(dataset_storage(str(place)), Folder)
+        return ShardCache(CACHE, limit_bytes=self.recipe.training.cache_bytes) if remote else None
+
+    def _loader(
+        self,
+        data: Data,
+        places: Mapping[str, Path | str],
+        caches: Mapping[str, ShardCache | None],
+        shards: dict[str, ShardSet],
+    ) -> Loader | Mixture:
+        """The loader of a stage. shards: of the tasks' split train, as far as they are open; those that it opens are added."""
+        training, sources = self.recipe.training, []
+        for i, (task, level, weight) in enumerate(data.sources):
+            loader = Loader(
+                places[task],
+                batch=data.batch,
+                sampling=data.sampling,
+                # the samples of two sources have the same numbers, and what is drawn for them must differ
+                seed=digest64("source", training.seed, i) >> 1 if data.mix else training.seed,
+                rank=self.rank,
+                world_size=self.world_size,
+                threads=training.loader_threads,
+                cache=caches[task],
+                quarantine=training.quarantine,
+                shards=shards.get(task),
+                level=level,
+            )
+            shards[task] = loader.shard_set
+            name = f"task {task}" + ("" if level is None else f" at level {level}")
+            sources.append(Source(name, loader, weight))
+        return Mixture(sources, seed=training.seed) if data.mix else sources[0].loader
+
+    def _validation_images(
+        self, data: Path | str, cache: ShardCache | None, shards: Mapping[str, ShardSet]
+    ) -> list[Version]:
         """What the run validates on. Where there is nothing, only the recipe's benchmarks tell, and a note says so."""
         task = self.recipe.data.task
-        if "val" not in self.loader.shard_set.listing["splits"]:
+        if "val" not in shards[task].listing["splits"]:
             self.notes.append(f"no validation, for task {task} has no val split")
             return []
         if "gt" not in self.loader.planes:
@@ -196,8 +225,9 @@ class Run:
         if self.state.step >= self.total:
             return
         saved = time.perf_counter()
-        stage, batches = self.stage, self.loader.batches(self.state.position)
-        positions: list[tuple[int, Loader, Position]] = []  # of the steps since the last record
+        stage = self.stage
+        batches: Generator[tuple[Position, Any], None, None] = self.loader.batches(self.state.position)
+        positions: list[tuple[int, Loader | Mixture, Position]] = []  # of the steps since the last record
         try:
             while self.state.step < self.total:
                 beat()
@@ -224,8 +254,8 @@ class Run:
                     self._tell_spikes(meter, positions)
                     positions.clear()
                     record = {**meter.record(self.device), "workers": self.world_size}
-                    if self.loader.shard_set.quarantined:
-                        record["quarantined"] = sorted(self.loader.shard_set.quarantined.values())
+                    if quarantined := self.loader.quarantined:
+                        record["quarantined"] = quarantined
                     self._log(log, {"epoch": position.epoch, "lr": lr, **record})
                 aside = time.perf_counter()
                 minutes = (time.perf_counter() - saved) / 60
@@ -245,7 +275,7 @@ class Run:
         if self.validation and due and step not in self.scores:
             self._log(log, {"epoch": self.state.position.epoch, "val_psnr": self.validate(beat)})
 
-    def _tell_spikes(self, meter: Meter, positions: list[tuple[int, Loader, Position]]) -> None:
+    def _tell_spikes(self, meter: Meter, positions: list[tuple[int, Loader | Mixture, Position]]) -> None:
         """Name the samples of the steps since the last record whose loss stands out."""
         for ago, loss, median in meter.spikes():
             step, loader, position = positions[-1 - ago]
@@ -294,8 +324,10 @@ class Run:
         return loss, totals, norm
 
     def _overflowed(self, loss: Tensor) -> bool:
-        """Whether it is only fp16's scale that was too large: then the step is left out, and the scale halved."""
-        return self.precision == "fp16" and bool(loss.isfinite()) and self.scaler.get_scale() > 1
+        """Whether it is only fp16's scale that was too large: then all ranks leave the step out, and halve it."""
+        if self.precision != "fp16" or self.scaler.get_scale() <= 1:
+            return False
+        return bool(collective.all_reduce(loss.isfinite().float(), dist.ReduceOp.MIN))
 
     def _not_finite(self, batch: dict[str, Tensor], loss: Tensor, norm: Tensor) -> str:
         """The message for a step without finite gradients; it names the samples of all ranks whose own loss is not finite."""
@@ -464,3 +496,7 @@ def _parts(batch: dict[str, Tensor], k: int) -> Iterator[tuple[dict[str, Tensor]
     for i in range(k):
         part = {n: v[i * size : (i + 1) * size] if v.dim() and k > 1 else v for n, v in batch.items()}
         yield part, i == k - 1
+
+
+def _told(places: Mapping[str, Path | str]) -> str:
+    return ", ".join(str(place) for place in places.values())

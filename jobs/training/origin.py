@@ -41,6 +41,7 @@ CODE = (
     "pipeline/depth.py",
     "pipeline/keyed.py",
     "pipeline/loading/loader.py",
+    "pipeline/loading/mixture.py",
     "pipeline/loading/pool.py",
     "pipeline/loading/symmetry.py",
     "pipeline/normal.py",

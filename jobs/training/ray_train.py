@@ -44,10 +44,10 @@ PAUSE_S = 10  # between two starts of the workers, after one that failed
 Worker = Callable[[dict[str, Any]], dict[str, str]]
 
 
-def fit(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, *, cpus: int, gpus: int) -> str:
+def fit(worker: Worker, recipe: Recipe, run: str, data: dict[str, str], place: Storage, *, cpus: int, gpus: int) -> str:
     """Run Ray Train to the end; returns the name of the final checkpoint's folder in `place`.
 
-    worker: what each rank runs, on a dictionary of sent (the recipe, packed), data, place, feed and here; it returns
+    data: datasets by task. worker: what each rank runs, on a dictionary of sent (the recipe, packed), data, place, feed and here; it returns
     {"checkpoint": name}, or what `Feed.fatal` says. cpus, gpus: what every start needs. Raises UserError for what the user
     can mend, and RuntimeError for a defect.
     """
@@ -215,7 +215,9 @@ def _room(training: Training) -> str:
 # what is inside Ray Train
 
 
-def _trainer(worker: Worker, recipe: Recipe, run: str, data: str, place: Storage, feed: Any, scratch: str) -> "Trainer":
+def _trainer(
+    worker: Worker, recipe: Recipe, run: str, data: dict[str, str], place: Storage, feed: Any, scratch: str
+) -> "Trainer":
     """Ray's trainer for a recipe. scratch: a folder for what Ray wants to keep, which is nothing."""
     training = recipe.training
     where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri

@@ -41,7 +41,7 @@ def began(planned: Planned) -> None:
         "data": str(built.root.resolve()) if isinstance(built, Folder) else built.uri,
         "shard_bytes": shard_bytes,
         "codec": listing["codec"],
-        "licences": listing["licences"],
+        "licences": {name: of for each in planned.datasets.values() for name, of in each.listing["licences"].items()},
         "datasets": datasets,
         **({"started_from": planned.start.told()} if planned.start else {}),
     }

@@ -1,5 +1,7 @@
-"""What would be trained, and under which name: a recipe, its dataset and the code together are a run."""
+"""What would be trained, and under which name: a recipe, its datasets and the code together are a run."""
 
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 from jobs.options import evaluation_options
@@ -14,13 +16,21 @@ from pipeline.shards.format import read_shards_json, samples_digest
 from pipeline.storage import Storage, storage
 
 
+class Dataset(NamedTuple):
+    """What `memoir build` made of a task: place, digest of what is trained on, and what its shards.json lists."""
+
+    built: Storage
+    samples: str
+    listing: dict[str, Any]
+
+
 class Planned(NamedTuple):
     """A training run before it begins.
 
     name: the recipe's. variant: the name of its folder in runs/, which is another one if values were replaced; overrides: those
-    that make the difference. run: the run's name in the store, with a digest of its origin: data, recipe and code. built,
-    samples, listing: the dataset, its digest and what its shards.json lists. place: the run's folder in the store.
-    start: the weights that it starts from, where this process has read them.
+    that make the difference. run: the run's name in the store, with a digest of its origin: data, recipe and code. datasets: by
+    task, that of `data.task` first. place: the run's folder in the store. start: the weights that it starts from, where this
+    process has read them.
     """
 
     name: str
@@ -29,12 +39,32 @@ class Planned(NamedTuple):
     recipe: Recipe
     run: str
     origin: dict[str, Any]
-    built: Storage
-    samples: str
-    listing: dict[str, Any]
+    datasets: dict[str, Dataset]
     store: Storage
     place: Storage
     start: Start | None = None
+
+    @property
+    def samples(self) -> str:
+        """The digest of all that is trained on."""
+        return _together(self.datasets)
+
+    @property
+    def built(self) -> Storage:
+        """The dataset of `data.task`."""
+        return next(iter(self.datasets.values())).built
+
+    @property
+    def listing(self) -> dict[str, Any]:
+        """What the dataset of `data.task` lists."""
+        return next(iter(self.datasets.values())).listing
+
+
+def _together(datasets: dict[str, Dataset]) -> str:
+    if len(datasets) == 1:
+        return next(iter(datasets.values())).samples
+    each = {task: dataset.samples for task, dataset in datasets.items()}
+    return hashlib.sha256(json.dumps(each).encode()).hexdigest()
 
 
 def plan_run(
@@ -53,18 +83,20 @@ def plan_run(
     recipe = read_recipe(recipe_name, overrides)
     _refuse_settings(recipe, overrides or [])
     name = bare_name(recipe_name)
-    built = dataset_of_task(data, recipe.data.task)
-    listing = read_shards_json(built)
-    samples = samples_digest(listing)
+    datasets = {}
+    for task in recipe.data.tasks:
+        built = dataset_of_task(data, task)
+        listing = read_shards_json(built)
+        datasets[task] = Dataset(built, samples_digest(listing), listing)
     start = None if begins is None else begins(recipe)
     sha256 = start.sha256 if isinstance(start, Start) else start
-    made_of = origin(recipe, samples, sha256)
+    made_of = origin(recipe, _together(datasets), sha256)
     run = f"{name}-{digest(made_of)}"
     place = storage(f"{store.rstrip('/')}/runs/{run}")
     changed = overriding(overrides or [])
     named = variant(name, recipe, changed) + (f"+from={sha256[:8]}" if sha256 else "")
     read = start if isinstance(start, Start) else None
-    return Planned(name, named, changed, recipe, run, made_of, built, samples, listing, storage(store), place, read)
+    return Planned(name, named, changed, recipe, run, made_of, datasets, storage(store), place, read)
 
 
 def _refuse_settings(recipe: Recipe, overrides: list[str]) -> None:

@@ -23,27 +23,32 @@ if TYPE_CHECKING:
     from jobs.models import Network
 
 FILE = "start.safetensors"
+GOES_ON = "continues.sha256"  # of a run that goes on from another's checkpoint: the digest of that
 
 
 class Start(NamedTuple):
-    """Weights to start from.
+    """What a run starts from.
 
-    data: a safetensors file of those tensors of the network that are given. sha256: of it. name, weights: where they come from,
-    and the sha256 of that file. fresh: the tensors of the network that it lacks, which start from their initialisation.
+    files: to be put into its folder, the one that says that all are there last: a safetensors file of those tensors of the network
+    that are given; or a whole checkpoint, of a run that it goes on from. sha256: of these. name, weights: where they come from, and
+    the sha256 of that file of weights. fresh: the tensors of the network that it lacks, which start from their initialisation.
+    step: what the run goes on from has trained so many.
     """
 
-    data: bytes
+    files: dict[str, bytes]
     sha256: str
     name: str
     weights: str
-    fresh: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
+    step: int | None = None
 
     def told(self) -> dict[str, Any]:
         """What records say of it, see `jobs.documents.StartedFrom`."""
-        return {"name": self.name, "weights": self.weights, "sha256": self.sha256, "fresh": list(self.fresh)}
+        told = {"name": self.name, "weights": self.weights, "sha256": self.sha256, "fresh": list(self.fresh)}
+        return told | ({} if self.step is None else {"step": self.step})
 
 
-Begins = Callable[[Recipe], Start | str | None]  # the weights that a run of a recipe starts from, or their sha256
+Begins = Callable[[Recipe], Start | str | None]  # what a run of a recipe starts from, or its sha256
 
 
 def reader(reference: str | None, runs: Path, store: str, *, partial: bool = False) -> Begins | None:
@@ -60,16 +65,16 @@ def reader(reference: str | None, runs: Path, store: str, *, partial: bool = Fal
 
 
 def keeper(run: str) -> Begins:
-    """What knows the weights that a run on a cluster starts from: those that whoever submitted it has put into its folder.
+    """What knows what a run on a cluster starts from: what whoever submitted it has put into its folder.
 
     run: the URI of its folder.
     """
 
     def begins(recipe: Recipe) -> str | None:
-        try:
-            return storage(run).sha256(FILE)
-        except FileNotFoundError:
-            return None
+        there = storage(run).names()
+        if GOES_ON in there:
+            return storage(run).read(GOES_ON, 64).decode()
+        return storage(run).sha256(FILE) if FILE in there else None
 
     return begins
 
@@ -98,7 +103,7 @@ def read_start(reference: str, recipe: Recipe, runs: Path, store: str, *, partia
         if key not in own:
             _say(f"{reference}: {key} {tuple(held[key].shape)} is not taken, the recipe's network has none")
     data = save({key: tensor.to(own[key].dtype).contiguous() for key, tensor in taken.items()})
-    return Start(data, hashlib.sha256(data).hexdigest(), name, sha256, fresh)
+    return Start({FILE: data}, hashlib.sha256(data).hexdigest(), name, sha256, fresh)
 
 
 def _of_model(reference: str, runs: Path, store: str) -> tuple[str, str, "dict[str, Tensor]"]:
@@ -144,9 +149,10 @@ def _say(line: str) -> None:
 
 
 def keep_start(place: Storage, start: Start | None) -> None:
-    """Put the weights that a run starts from into its folder, where they stay. place: the folder."""
-    if start is not None and FILE not in place.names(FILE):
-        place.write(FILE, start.data)
+    """Put what a run starts from into its folder, once. place: the folder."""
+    if start is not None and (last := [*start.files][-1]) not in place.names(last):
+        for name, data in start.files.items():
+            place.write(name, data)
 
 
 def load_start(model: "Network", place: Storage, folder: Path) -> str | None:

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from jobs.recipe import Recipe
 from jobs.source import files, is_own
 from jobs.training.record import began
-from jobs.training.run import Planned
+from jobs.training.run import Dataset, Planned
 from jobs.training.start import keep_start
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.dvc_objects import DvcFolder
@@ -351,30 +351,39 @@ def _sent(planned: Planned) -> str:
         store.write(file.name, file)
         _say(f"{store.uri}/{file.name}: {file.stat().st_size:,} bytes sent")
     if isinstance(built, DvcFolder):
+        if len(planned.datasets) > 1:
+            raise UserError(
+                f"{planned.run}: a job takes one dataset of a revision, and this mixture has {len(planned.datasets)}; check the "
+                "revision out, and submit with --data data"
+            )
         return built.uri
     if isinstance(store, Bucket):
-        return send(built, planned.listing, store) if isinstance(built, Folder) else built.uri.rpartition("/")[0]
+        return send(planned.datasets, store) if isinstance(built, Folder) else built.uri.rpartition("/")[0]
     for place in (built, store):
         if isinstance(place, Folder):
             _say(f"{_uri(place)}: a folder; all nodes of the cluster must have it under this path")
     return _uri(built).rpartition("/")[0]
 
 
-def send(built: Folder, listing: dict[str, Any], store: Bucket) -> str:
-    """Put a built dataset into a bucket, as far as it is not there; returns the --data to train from it.
+def send(datasets: dict[str, Dataset], store: Bucket) -> str:
+    """Put built datasets, which are folders here, into a bucket as far as they are not there; returns the --data to train from.
 
     Shards and the parts of the tables are shards/<name> and shards/<table>/<name>, by content, whichever datasets they are part
     of; data/<digest>/<task>/shards.json lists them. Raises UserError for a file that is missing or damaged here.
     """
-    shards = {
-        shard["name"]: (built.root / shard["split"] / shard["name"], shard["sha256"]) for shard in listing["shards"]
-    }
-    tables = {
-        (name := table_file(table, part[table])): (built.root / name, part[table])
-        for part in listing["parts"]
-        for table in TABLES
-        if part[table]
-    }
+    shards: dict[str, tuple[Path, str]] = {}  # the file here and its sha256, by name
+    tables: dict[str, tuple[Path, str]] = {}
+    for built, _, listing in datasets.values():
+        assert isinstance(built, Folder)
+        shards |= {
+            shard["name"]: (built.root / shard["split"] / shard["name"], shard["sha256"]) for shard in listing["shards"]
+        }
+        tables |= {
+            (name := table_file(table, part[table])): (built.root / name, part[table])
+            for part in listing["parts"]
+            for table in TABLES
+            if part[table]
+        }
     wanted = {f"shards/{name}": file for name, file in (shards | tables).items()}
     held = _held(store, "shards/")
     lacking = {name: file for name, file in wanted.items() if held.get(name) != _size(file[0])}
@@ -392,11 +401,15 @@ def send(built: Folder, listing: dict[str, Any], store: Bucket) -> str:
 
         with ThreadPoolExecutor(UPLOADS) as pool:
             list(pool.map(put, lacking))
-    text = json.dumps(listing | {"shards_in": f"{store.uri}/shards"}, indent=1).encode()
-    data = f"data/{hashlib.sha256(text).hexdigest()[:16]}"
-    name = f"{data}/{listing['task']}/shards.json"
-    if name not in _held(store, f"{data}/"):
-        store.write(name, text)  # last: with it the dataset is whole
+    texts = {
+        task: json.dumps(listing | {"shards_in": f"{store.uri}/shards"}, indent=1).encode()
+        for task, (_, _, listing) in datasets.items()
+    }
+    data = f"data/{hashlib.sha256(b''.join(texts.values())).hexdigest()[:16]}"
+    for task, text in texts.items():
+        name = f"{data}/{task}/shards.json"
+        if name not in _held(store, f"{data}/"):
+            store.write(name, text)  # last: with it the dataset is whole
     sent = len(lacking.keys() & {f"shards/{name}" for name in shards})
     _say(
         f"{store.uri}: {sent} of {len(shards)} shards sent, with {len(lacking) - sent} of {len(tables)} tables of their rows; "

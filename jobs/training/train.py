@@ -12,7 +12,7 @@ from jobs.recipe import Recipe
 from jobs.training.origin import begin, own_source
 from jobs.training.record import began, on_this_machine
 from jobs.training.run import Planned, plan_run
-from jobs.training.start import keep_start, keeper, reader
+from jobs.training.start import Begins, keep_start, keeper
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.cpus import available_cpus
 from pipeline.errors import UserError, printable
@@ -29,20 +29,20 @@ def train(
     runs: Path,
     overrides: list[str] | None = None,
     run: str | None = None,
-    start: str | None = None,
-    partial: bool = False,
+    begins: Begins | None = None,
 ) -> dict[str, Any]:
     """Train a recipe on data/<task> and leave its final checkpoint in <store>/runs/<run>; returns the pointer to it.
 
     data, store: a folder or s3://bucket/prefix; data may be dvc://REVISION. The run's name carries a digest of data, recipe and code: the same command
     continues a killed run, finds a finished one and never mixes two. With an http(s) address of a Ray cluster it trains
-    there. run: the name that it must have, for a job on that cluster. start, partial: weights to start from, see `reader`; they are
-    part of what the run's name says, and a run that continues has its own. Writes runs/<recipe>/checkpoint.json (the pointer, which
+    there. run: the name that it must have, for a job on that cluster. begins: has what the run starts from, which is part of what
+    its name says; a run that continues has its own. Writes runs/<recipe>/checkpoint.json (the pointer, which
     names the checkpoint by its path in the store, so that it is the same for all who share the store), metrics.json and
     curve.tsv; with overrides that make another model, into a folder of its own (see `jobs.variant`). Raises UserError for a
     mistake in the recipe, data, store, cluster or weights.
     """
-    begins = reader(start, runs, store, partial=partial) if run is None else keeper(f"{store.rstrip('/')}/runs/{run}")
+    if run is not None:
+        begins = keeper(f"{store.rstrip('/')}/runs/{run}")
     planned = plan_run(recipe_name, data=data, store=store, overrides=overrides, begins=begins)
     name, place = planned.name, planned.place
     if run not in (None, planned.run):
@@ -54,7 +54,8 @@ def train(
 
             train_there(planned)
         else:
-            check_present(planned.built, planned.listing)
+            for dataset in planned.datasets.values():
+                check_present(dataset.built, dataset.listing)
             recipe = planned.recipe
             if run is None:
                 keep_start(planned.place, planned.start)
@@ -98,13 +99,17 @@ def _train_here(planned: Planned, recipe: Recipe) -> str:
     from jobs.training.ray_train import fit  # imports Ray, which must not be before `connect`
     from jobs.training.worker import train_rank
 
-    shards = str(planned.built.root.resolve()) if isinstance(planned.built, Folder) else planned.built.uri
-    return fit(train_rank, recipe, planned.run, shards, planned.place, cpus=cpus, gpus=gpus)
+    data = {
+        task: str(built.root.resolve()) if isinstance(built, Folder) else built.uri
+        for task, (built, _, _) in planned.datasets.items()
+    }
+    return fit(train_rank, recipe, planned.run, data, planned.place, cpus=cpus, gpus=gpus)
 
 
 def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The pointer to the final checkpoint of a run that has ended, and its records. Raises FileNotFoundError, UserError."""
     place, listing = planned.place, planned.listing
+    mixed_with = {task: other.listing["digest"] for task, other in planned.datasets.items() if task != listing["task"]}
     done = read_document(place.read("done.json", SMALL), Done, f"{place.uri}/done.json", "train again")
     checkpoint = storage(f"{place.uri}/{done['checkpoint']}")
     state = read_document(checkpoint.read("state.json", SMALL), State, f"{checkpoint.uri}/state.json", "train again")
@@ -122,7 +127,8 @@ def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         **({"started_from": start} if (start := planned.origin.get("started_from")) else {}),
         "data": {
             name: listing[name] for name in ("task", "digest", "colour", "bits", "degradation", "negatives", "splits")
-        },
+        }
+        | ({"mixed_with": mixed_with} if mixed_with else {}),
     }
     records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
     return pointer, records

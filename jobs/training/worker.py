@@ -68,8 +68,8 @@ class Rank:
     Checkpoints are written by rank 0, which also tells the feed, TensorBoard and metrics.jsonl what the loop has logged.
     """
 
-    def __init__(self, sent: dict[str, Any], data: str, place: str, feed: Any, here: str) -> None:
-        """sent: the packed recipe. place: the run's folder in the store. feed: the actor that shows what is told.
+    def __init__(self, sent: dict[str, Any], data: dict[str, str], place: str, feed: Any, here: str) -> None:
+        """sent: the packed recipe. data: datasets by task. place: the run's folder in the store. feed: the actor that shows what is told.
 
         here: the driver's folder.
         """

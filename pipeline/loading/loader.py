@@ -12,10 +12,11 @@ the device.
 import json
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from pipeline.sampling.patches import Grid, RandomCrops
 from pipeline.shards.cache import ShardCache
 from pipeline.shards.shard_set import ShardSet
 
+Where = TypeVar("Where")  # what is cut together, see `ahead`
+Cut = TypeVar("Cut")
 WINDOW = 16  # shards whose samples are mixed
 SMALL = 64  # the largest side of grey patches that are gathered row by row: a call for each patch costs more than its pixels
 TOGETHER = 2**20  # bytes of small batches that are cut in one go
@@ -73,7 +76,8 @@ class Loader:
     place: what `memoir build` wrote, a folder or a URI. batch: the global batch B; rank r of W takes positions
     [r*B/W, (r+1)*B/W) of each. sampling: which patches of an image. threads: how many threads cut ahead. cache,
     quarantine: as ShardSet takes them; a sample of a damaged member has weight 0. shards: of this split, where they are open.
-    Raises UserError for a batch that W does not divide, and for views that the split was not built for.
+    level: only the inputs of this one; None: of all. Raises UserError for a batch that W does not divide, for views that the
+    split was not built for, and for a level that it has not.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Loader:
         cache: ShardCache | None = None,
         quarantine: int = 0,
         shards: ShardSet | None = None,
+        level: int | None = None,
     ) -> None:
         if batch % world_size:
             divisors = ", ".join(str(w) for w in range(1, batch + 1) if batch % w == 0)
@@ -103,6 +108,12 @@ class Loader:
         s = self.shard_set
         self.sizes = s.sizes
         counts = sampling.counts(self.sizes)
+        self.level = level
+        if level is not None:
+            if level not in s.level:
+                there = ", ".join(str(each) for each in np.unique(s.level))
+                raise UserError(f"{place}: no input of level {level} in split {split}; there are {there}")
+            counts = np.where(s.level == level, counts, 0)
         self.first = np.concatenate(([0], np.cumsum(counts)))  # the sample number where each version begins
         self.per_shard = np.zeros(len(s.shards), np.int64)
         np.add.at(self.per_shard, s.version_shard, counts)
@@ -128,6 +139,11 @@ class Loader:
         return -(-self.samples // self.batch)
 
     @property
+    def quarantined(self) -> list[str]:
+        """The damaged members that were met, in words."""
+        return sorted(self.shard_set.quarantined.values())
+
+    @property
     def delivers(self) -> set[str]:
         """The images of a batch on the device: gt, lq, mask, "intra negatives" or "extra negatives"; or frames."""
         online = {"lq"} if self.shard_set.degradation.online else set()
@@ -144,7 +160,7 @@ class Loader:
         """The true samples of a global batch, of all ranks, in words."""
         first = position.batch * self.batch
         wanted = np.arange(first, min(first + self.batch, self.samples))
-        return [self.name(sample) for sample in self._order(position.epoch).samples(wanted).tolist()]
+        return [self.name(sample) for sample in self.order(position.epoch).samples(wanted).tolist()]
 
     @property
     def notes(self) -> list[str]:
@@ -169,46 +185,14 @@ class Loader:
     def digest(self) -> str:
         """A digest of what the batches depend on beside the position: shards, sampling, global batch and seed."""
         made = [self.shard_set.digest, self.split, self.batch, self.seed, WINDOW, str(self.sampling)]
-        return json.dumps(made)
+        return json.dumps(made if self.level is None else [*made, self.level])
 
     def batches(self, start: Position = Position()) -> Generator[tuple[Position, Batch], None, None]:
         """Batches from `start` on, without end: (position of the batch, batch), as `cut` makes them.
 
         Whoever is done with a batch calls its `hand_back`, which spares the loader new memory for each one.
         """
-        work, turn_to_work = self._work(start), threading.Lock()
-        room, ended = threading.Semaphore(2 * self.threads), threading.Event()
-        coming: queue.SimpleQueue[Future[list[tuple[Position, Batch]]]] = queue.SimpleQueue()
-
-        def cut_ahead() -> None:
-            while True:
-                room.acquire()
-                if ended.is_set():
-                    return
-                future: Future[list[tuple[Position, Batch]]] = Future()
-                try:
-                    with turn_to_work:
-                        coming.put(future)
-                        where = next(work)
-                    future.set_result(self._cut(*where))
-                except BaseException as error:  # passed on to the thread that waits for the batch
-                    future.set_exception(error)
-                    return
-
-        # The threads take their work themselves: the training loop only takes a batch, and does not wait for the
-        # interpreter's lock while the cutting of another one starts.
-        threads = [threading.Thread(target=cut_ahead, name=f"loader-{i}", daemon=True) for i in range(self.threads)]
-        for thread in threads:
-            thread.start()
-        try:
-            while True:
-                yield from coming.get().result()
-                room.release()
-        finally:
-            ended.set()
-            room.release(self.threads)
-            for thread in threads:
-                thread.join(1)  # a thread that waits for a server ends by itself
+        return ahead(self._work(start), lambda where: self._cut(*where), self.threads)
 
     def _work(self, start: Position) -> Generator[tuple[Position, Places], None, None]:
         """Yield without end what is cut together: its first position, and where the samples of one or several batches lie."""
@@ -219,23 +203,23 @@ class Loader:
         while True:
             if batch >= len(self):
                 epoch, batch = epoch + 1, 0
-            order = self._order(epoch)
+            order = self.order(epoch)
             while batch < len(self):
                 many = min(max(1, BLOCK // self.share), len(self) - batch)
-                self._prefetch(order, batch)
+                self.prefetch(order, batch * self.batch)
                 places = self._places(order, batch, many)
                 for i in range(0, many, together):
                     part = places[i * self.share : min(i + together, many) * self.share]
                     yield Position(epoch, batch + i), part
                 batch += many
 
-    def _prefetch(self, order: Order, batch: int) -> None:
-        """Ask for the shards of this window and the next."""
+    def prefetch(self, order: Order, position: int) -> None:
+        """Ask for the shards of the window that this position of the epoch is in, and of the next."""
         if self.shard_set.cache is not None:
-            first = int(np.searchsorted(order.position, batch * self.batch, side="right") - 1) // WINDOW * WINDOW
+            first = int(np.searchsorted(order.position, position, side="right") - 1) // WINDOW * WINDOW
             wanted = [int(shard) for shard in order.shard_order[first : first + 2 * WINDOW]]
             if len(wanted) < 2 * WINDOW:
-                following = self._order(order.epoch + 1).shard_order[: 2 * WINDOW - len(wanted)]
+                following = self.order(order.epoch + 1).shard_order[: 2 * WINDOW - len(wanted)]
                 wanted += [int(shard) for shard in following if shard not in wanted]
             self.shard_set.prefetch(wanted)
 
@@ -249,15 +233,19 @@ class Loader:
         float32 (), true samples in the global batch / W. For tasks with n negatives, permille: int32 (B/W, n), thousandths
         of the lq in each; and negatives: (B/W, n, C, H, W), unless they are to be mixed from lq and gt; int16 if stored mixed.
         """
-        return self._cut(position, self._places(self._order(position.epoch), position.batch, 1))[0][1]
+        return self._cut(position, self._places(self.order(position.epoch), position.batch, 1))[0][1]
 
-    def _order(self, epoch: int) -> Order:
+    def order(self, epoch: int) -> Order:
+        """The order of an epoch's samples."""
         return Order(self.per_shard, window=WINDOW, seed=self.seed, epoch=epoch)
 
     def _places(self, order: Order, batch: int, many: int) -> Places:
         """The places of this rank's samples in `many` batches from `batch` on."""
         starts = np.arange(batch, batch + many)[:, None] * self.batch + self.rank * self.share
-        positions = (starts + np.arange(self.share)).ravel()
+        return self.places(order, (starts + np.arange(self.share)).ravel())
+
+    def places(self, order: Order, positions: np.ndarray) -> Places:
+        """The places of the samples at these positions (k,) of an epoch; those after its end are padding."""
         sample = order.samples(positions % self.samples)
         version = np.searchsorted(self.first, sample, side="right") - 1
         number = sample - self.first[version]
@@ -266,14 +254,31 @@ class Loader:
 
     def _cut(self, first: Position, places: Places) -> list[tuple[Position, Batch]]:
         """Cut these samples into batches, from the position `first` on."""
+        loan = Loan(self._pool, len(places.sample) // self.share)
+        columns, epoch = self._columns(places, first.epoch, loan), torch.tensor(first.epoch)
+        batches = []
+        for i in range(len(places.sample) // self.share):
+            position = Position(first.epoch, first.batch + i)
+            true = min(self.batch, self.samples - position.batch * self.batch)
+            batch = {name: column[i * self.share : (i + 1) * self.share] for name, column in columns.items()}
+            batch |= {"epoch": epoch, "count": torch.tensor(true / self.world_size, dtype=torch.float32)}
+            batches.append((position, Batch(batch, loan)))
+        return batches
+
+    def cut_some(self, places: Places, epoch: int) -> Batch:
+        """Cut any number of an epoch's samples: as `cut`, without a count."""
+        loan = Loan(self._pool, 1)
+        return Batch(self._columns(places, epoch, loan) | {"epoch": torch.tensor(epoch)}, loan)
+
+    def _columns(self, places: Places, epoch: int, loan: Loan) -> dict[str, Tensor]:
+        """Cut samples of an epoch: all of a batch that there is one of for each sample."""
         s, p, n = self.shard_set, self.sampling.patch, len(places.sample)
         rows = {name: s.planes[name][places.version] for name in self.planes}
         if self.pairs:
-            swapped = hashed(digest64("order of frames", self.seed, first.epoch), places.sample) % np.uint64(2) == 1
+            swapped = hashed(digest64("order of frames", self.seed, epoch), places.sample) % np.uint64(2) == 1
             rows = {a: np.where(swapped, rows[b], rows[a]) for a, b in (("v", "w"), ("w", "v"))}
         if "lq" in rows:
             rows["lq"] = rows["lq"] + self.turned[places.view]
-        loan = Loan(self._pool, n // self.share)
         columns: dict[str, Tensor] = {}
         for (channels, dtype), names in self.alike.items():
             patches = loan.take(len(names), n, p, p, channels, dtype=TORCH[dtype])
@@ -286,7 +291,7 @@ class Loader:
         if s.degradation.drawn_by == "threads":
             gt = columns["gt"].permute(0, 2, 3, 1).numpy()
             inputs = loan.take(*gt.shape, dtype=columns["gt"].dtype)
-            s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, first.epoch, inputs.numpy())
+            s.degradation.patches(gt, s.level[places.version], places.sample, self.seed, epoch, inputs.numpy())
             columns["lq"] = inputs.permute(0, 3, 1, 2)
         if s.permille.shape[1]:
             columns["permille"] = torch.from_numpy(s.permille[places.version])
@@ -304,20 +309,11 @@ class Loader:
         if s.quarantined:
             bad = np.array(list(s.quarantined))
             weight = weight * ~np.logical_or.reduce([np.isin(row, bad) for row in rows.values()])
-        columns |= {
+        return columns | {
             "level": torch.from_numpy(s.level[places.version]),
             "weight": torch.from_numpy(weight),
             "sample": torch.from_numpy(places.sample),
         }
-        epoch = torch.tensor(first.epoch)
-        batches = []
-        for i in range(n // self.share):
-            position = Position(first.epoch, first.batch + i)
-            true = min(self.batch, self.samples - position.batch * self.batch)
-            batch = {name: column[i * self.share : (i + 1) * self.share] for name, column in columns.items()}
-            batch |= {"epoch": epoch, "count": torch.tensor(true / self.world_size, dtype=torch.float32)}
-            batches.append((position, Batch(batch, loan)))
-        return batches
 
     def _cut_planes(
         self,
@@ -412,3 +408,43 @@ class Loader:
             if "negatives" not in out:
                 out["negatives"] = mix(out["lq"][:, None], out["gt"][:, None], permille)
         return out
+
+
+def ahead(work: Iterator[Where], cut: Callable[[Where], list[Cut]], threads: int) -> Generator[Cut, None, None]:
+    """What `cut` makes of each piece of work, in its order; so many threads cut ahead.
+
+    work: without an end, and not reentrant: the threads take turns in it.
+    """
+    turn_to_work = threading.Lock()
+    room, ended = threading.Semaphore(2 * threads), threading.Event()
+    coming: queue.SimpleQueue[Future[list[Cut]]] = queue.SimpleQueue()
+
+    def cut_ahead() -> None:
+        while True:
+            room.acquire()
+            if ended.is_set():
+                return
+            future: Future[list[Cut]] = Future()
+            try:
+                with turn_to_work:
+                    coming.put(future)
+                    where = next(work)
+                future.set_result(cut(where))
+            except BaseException as error:  # passed on to the thread that waits for the batch
+                future.set_exception(error)
+                return
+
+    # The threads take their work themselves: the training loop only takes a batch, and does not wait for the
+    # interpreter's lock while the cutting of another one starts.
+    cutting = [threading.Thread(target=cut_ahead, name=f"loader-{i}", daemon=True) for i in range(threads)]
+    for thread in cutting:
+        thread.start()
+    try:
+        while True:
+            yield from coming.get().result()
+            room.release()
+    finally:
+        ended.set()
+        room.release(threads)
+        for thread in cutting:
+            thread.join(1)  # a thread that waits for a server ends by itself

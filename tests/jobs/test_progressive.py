@@ -1,4 +1,4 @@
-"""Progressive training: other patches, batches and learning rates after so many steps."""
+"""Progressive training, other patches, batches, rates and mixtures after so many steps; and mixtures of tasks."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jobs.recipe import Recipe, read_recipe
+from jobs.recipe import Recipe, Share, mixed, read_recipe
 from jobs.training import loop
 from jobs.training.loop import Run, State
 from pipeline.errors import UserError
@@ -43,6 +43,27 @@ def data(builder: Callable[..., Path]) -> Path:
     names = [f"train/{i}.png" for i in range(3)] + ["val/0.png"]
     files = {name: rng.integers(40, 200, (5, 5, 1), np.uint8).repeat(4, 0).repeat(4, 1) for name in names}
     return builder("stages", files, degradation={"kind": "jpeg", "quality": [10, 20]})
+
+
+@pytest.fixture(scope="module")
+def others(builder: Callable[..., Path]) -> Path:
+    """Six images, whose inputs are noisy."""
+    rng = np.random.default_rng(1)
+    files = {f"train/{i}.png": rng.integers(40, 200, (24, 24, 1), np.uint8) for i in range(6)}
+    return builder("others", files, degradation={"kind": "noise", "sigma": [15]})
+
+
+MIXED = """
+  mix: [{task: tiny, weight: 3, levels: {10: 1, 20: 2}}, {task: others}]
+  stages: [{after: 4, patch: 12, batch: 4, mix: [{task: tiny}, {task: others, weight: 3}]}, {after: 7, mix: []}]
+"""
+
+
+def mixture(folder: Path, *overrides: str) -> Recipe:
+    """A recipe that mixes, mixes otherwise from step 4 on, and from step 7 on takes `tiny` alone."""
+    lines = [line for line in RECIPE.splitlines() if "stages:" not in line]
+    at = lines.index("  batch: 8") + 1
+    return recipe(folder, *overrides, text="\n".join([*lines[:at], MIXED.strip("\n"), *lines[at:]]))
 
 
 def recipe(folder: Path, *overrides: str, text: str = RECIPE) -> Recipe:
@@ -117,7 +138,7 @@ class Alone(nn.Module):
         return {}
 
 
-def walk(asked: Recipe, data: Path, rank: int, world: int, killed: int) -> list[list[int]]:
+def walk(asked: Recipe, data: Path | dict[str, Path], rank: int, world: int, killed: int) -> list[list[int]]:
     """The true samples of a rank in each step; the run is killed after one of them, and goes on as another one."""
     found: list[list[int]] = []
 
@@ -201,3 +222,91 @@ def test_a_checkpoint_of_other_stages_is_refused(data, tmp_path):
     for old, new in (("after: 7", "after: 8"), ("lr: 0.001", "lr: 0.0005"), ("batch: 12", "batch: 6")):
         with pytest.raises(UserError, match="was trained on other batches"):
             Run(recipe(tmp_path, text=RECIPE.replace(old, new)), data, CPU).load(tmp_path / "saved")
+
+
+def test_a_mixture_trains_in_its_proportions_and_resumes_to_the_bit_in_any_stage(data, others, tmp_path):
+    asked, places = mixture(tmp_path), {"tiny": data, "others": others}
+    assert asked.data.tasks == ["tiny", "others"]
+    whole, levels = Run(asked, places, CPU), []
+    step = whole.step
+
+    def look(batch: dict[str, Any]) -> Any:
+        levels.append(sorted(batch["level"].tolist()))
+        return step(batch)
+
+    whole.step = look  # type: ignore[method-assign]
+    whole.train(
+        lambda run: [write_bytes(tmp_path / str(run.state.step) / n, d) for n, d in run.save().items()], lambda _: None
+    )
+    assert levels[:4] == [[10] * 2 + [15] * 2 + [20] * 4] * 4  # the noise has level 15
+    assert all(each.count(15) == 3 for each in levels[4:7])
+    assert all(15 not in each for each in levels[7:])
+    for at in (1, 4, 6, 8):
+        again = Run(asked, places, CPU)
+        again.load(tmp_path / str(at))
+        again.train(lambda run: None, lambda _: None)
+        pairs = zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), at
+        assert (again.state, again.scores) == (whole.state, whole.scores)
+    other = Run(mixture(tmp_path, "data.mix=[{task: tiny, weight: 2}, {task: others}]"), places, CPU)
+    with pytest.raises(UserError, match="was trained on other batches"):
+        other.load(tmp_path / "1")
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    weights=st.tuples(*[st.integers(1, 4)] * 4),
+    first=st.integers(1, 6),
+    world=st.sampled_from([1, 2, 4, 8]),
+    killed=st.integers(1, 13),
+)
+def test_the_global_batches_of_mixtures_depend_on_the_step_alone(
+    data, others, weights, first, world, killed, tmp_path_factory
+):
+    mixes = [f"[{{task: tiny, weight: {a}}}, {{task: others, weight: {b}}}]" for a, b in (weights[:2], weights[2:])]
+    overrides = [
+        f"data.mix={mixes[0]}",
+        f"data.stages=[{{after: {first}, patch: 12, batch: 16, mix: {mixes[1]}}}]",
+        "optimisation.length={steps: 14}",
+        "training.workers=1",
+    ]
+    asked, places = recipe(tmp_path_factory.mktemp("mix"), *overrides), {"tiny": data, "others": others}
+    ranks = [walk(asked, places, rank, world, killed) for rank in range(world)]
+    assert [flat(parts) for parts in zip(*ranks, strict=True)] == walk(asked, places, 0, 1, 14)
+
+
+@pytest.mark.parametrize(
+    ("mix", "says"),
+    [
+        ("[{task: others}]", r"data: task tiny: not one of the mix, others"),
+        ("[{task: tiny}, {task: tiny}]", r"data\.mix: each task once"),
+        ("[{task: tiny, weight: 0}]", r"data\.mix\.0\.weight"),
+        ("[{task: tiny, levels: {}}]", r"data\.mix\.0: levels: one or more"),
+        (
+            "[{task: tiny, weight: 4999}, {task: others, weight: 5000}]",
+            r"repeat after 9,999 samples, and the most is 4,096",
+        ),
+        ("[{tsk: tiny}]", r"data\.mix\.0\.tsk"),
+    ],
+)
+def test_mixtures_that_cannot_be_are_one_line(mix, says, tmp_path):
+    with pytest.raises(UserError, match=says) as error:
+        recipe(tmp_path, f"data.mix={mix}")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_are_the_smallest_with_their_proportions():
+    shares = (Share(task="a", weight=6, levels={30: 1, 50: 3}), Share(task="b", weight=6))
+    assert mixed(shares) == [("a", 30, 1), ("a", 50, 3), ("b", None, 4)]
+
+
+def test_the_task_of_a_mixture_is_its_first(tmp_path):
+    text = RECIPE.replace("  task: tiny\n", "  mix: [{task: others}, {task: tiny}]\n")
+    assert recipe(tmp_path, text=text).data.task == "others"
+
+
+def test_a_mixture_of_other_colours_is_one_line_before_anything_starts(data, builder, tmp_path):
+    files = {"train/0.png": np.random.default_rng(2).integers(0, 255, (20, 20, 3), np.uint8)}
+    colour = builder("colour", files, colour="rgb", degradation={"kind": "jpeg", "quality": [10]})
+    with pytest.raises(UserError, match=r"other image channels: task tiny at level 10 has 1, and task others 3$"):
+        Run(mixture(tmp_path), {"tiny": data, "others": colour}, CPU)

@@ -20,6 +20,7 @@ from jobs.publishing.publish import models
 from jobs.recipe import Recipe, build_model, read_recipe
 from jobs.training import submit
 from jobs.training import train as stage
+from jobs.training.going_on import going_on
 from jobs.training.loop import Run
 from jobs.training.origin import begin
 from jobs.training.record import recorded
@@ -71,8 +72,9 @@ def project(builder, tmp_path, monkeypatch) -> Path:
     return data
 
 
-def trained(data: Path, **how) -> dict:
-    return train("tiny.yaml", data=str(data), store="store", runs=Path("runs"), **how)
+def trained(data: Path, start: str | None = None, partial: bool = False, **how) -> dict:
+    begins = reader(start, Path("runs"), "store", partial=partial)
+    return train("tiny.yaml", data=str(data), store="store", runs=Path("runs"), begins=begins, **how)
 
 
 def loss(pointer: dict, step: int = 1) -> float:
@@ -186,7 +188,7 @@ def test_a_job_on_a_cluster_has_the_weights_from_the_store(project, capsys):
     assert f"--run {planned.run} " in sent[0]["entrypoint"]
     assert "--from" not in sent[0]["entrypoint"]
     kept = Path("store/runs", planned.run, FILE)
-    assert kept.read_bytes() == planned.start.data
+    assert kept.read_bytes() == planned.start.files[FILE]
     told = recorded(planned.place)[0]
     check_document(told, Began, "", "")
     assert told["started_from"] == planned.start.told()
@@ -343,3 +345,85 @@ def test_the_workers_of_ray_start_from_the_weights(tmp_path, monkeypatch, cli):
     assert re.search("2 workers, from other weights", done.stdout + done.stderr)
     for name, parameter in model.named_parameters():
         assert float((found[name] - parameter).abs().max()) < 1e-25, name  # a step of 1e-30 tells in what was 0
+
+
+CONSTANT = "optimisation.schedule=constant"
+
+
+def gone_on(data: Path, model: str, *overrides: str) -> dict:
+    before = going_on(model, Path("runs"), "store", list(overrides))
+    return train(
+        before.recipe,
+        data=str(data),
+        store="store",
+        runs=Path("runs"),
+        overrides=before.overrides,
+        begins=before.begins,
+    )
+
+
+def test_a_finished_run_goes_on_to_the_bit_as_a_run_of_its_own(project, monkeypatch):
+    monkeypatch.setattr("jobs.recipe.RECIPES", Path())
+    monkeypatch.setattr("jobs.variant.RECIPES", Path())
+    short, long = (trained(project, overrides=[CONSTANT, f"optimisation.length.steps={n}"]) for n in (3, 6))
+    before = weights(short)
+    on = gone_on(project, "tiny+length.steps=3+schedule=constant", "optimisation.length.steps=6")
+    assert (on["step"], equal(weights(on), weights(long)), equal(weights(short), before)) == (6, True, True)
+    assert len({short["run"], long["run"], on["run"]}) == 3
+    told = recorded(storage(f"store/runs/{on['run']}"))[0]
+    check_document(told, Began, "", "")
+    assert told["started_from"]["step"] == 3
+    assert told["started_from"]["name"].endswith(short["checkpoint"])
+    steps = [
+        json.loads(line)["step"] for line in Path("store/runs", on["run"], "metrics.jsonl").read_text().splitlines()
+    ]
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]  # with the history of the run before
+    (variant,) = Path("runs").glob("tiny+length.steps=6*+from=*")
+    further = gone_on(project, variant.name, "optimisation.length.steps=8", "optimisation.lr=1e-4")
+    assert further["step"] == 8
+    assert gone_on(project, variant.name, "optimisation.length.steps=8", "optimisation.lr=1e-4") == further
+
+
+def test_a_job_on_a_cluster_goes_on_from_what_is_in_the_store(project, monkeypatch):
+    monkeypatch.setattr("jobs.recipe.RECIPES", Path())
+    trained(project)
+    length = "optimisation.length.steps=5"
+    before = going_on("tiny", Path("runs"), "store", [length])
+    planned = plan_run("tiny", data=str(project), store="store", overrides=before.overrides, begins=before.begins)
+    keep_start(planned.place, planned.start)
+    Path("runs/tiny/checkpoint.json").unlink()
+    pointer = trained(project, run=planned.run, overrides=[length])
+    assert (pointer["run"], pointer["step"], pointer["started_from"]) == (planned.run, 5, planned.start.sha256)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], r"^tiny: has trained its 3 steps; say how far it goes on, with --set optimisation\.length\.steps=6$"),
+        (["optimisation.length.steps=3"], r"optimisation\.length: 3 steps, and .* has trained 3; give more$"),
+        (["optimisation.length.steps=9", "data.batch=8"], r"^--set data\.batch: a run that goes on keeps it"),
+        (["optimisation.length.steps=9", "optimisation.optimiser=sgd"], r"^--set optimisation\.optimiser: a run"),
+        (["optimisation.length.steps=9", "training.seed=1"], r"^--set training\.seed: a run"),
+        (["optimisation.length.stops=9"], r"optimisation\.length\.stops"),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_one_line_before_anything_starts(overrides, says, project, monkeypatch):
+    monkeypatch.setattr("jobs.recipe.RECIPES", Path())
+    trained(project)
+    there = sorted(Path("store/runs").iterdir())
+    with pytest.raises(UserError, match=says) as error:
+        gone_on(project, "tiny", *overrides)
+    assert "\n" not in str(error.value)
+    assert sorted(Path("store/runs").iterdir()) == there
+
+
+def test_a_recipe_that_has_changed_since_and_a_checkpoint_that_is_gone_are_one_line(project, monkeypatch):
+    monkeypatch.setattr("jobs.recipe.RECIPES", Path())
+    pointer = trained(project)
+    Path("tiny.yaml").write_text(RECIPE.replace("channels: 4", "channels: 6"))
+    with pytest.raises(UserError, match=r"the recipe here is another one than .*: model\.channels: 4 there, 6 here$"):
+        gone_on(project, "tiny", "optimisation.length.steps=9")
+    Path("tiny.yaml").write_text(RECIPE)
+    Path("store", pointer["checkpoint"], "optimiser.pt").unlink()
+    with pytest.raises(UserError, match=r"the run before cannot go on without it$"):
+        gone_on(project, "tiny", "optimisation.length.steps=9")

@@ -396,7 +396,7 @@ def test_an_older_python_on_the_cluster_is_one_line():
 def send(root: Path, bucket: str) -> str:
     planned = plan_run("tiny.yaml", data="data", store=bucket)
     assert isinstance(planned.built, Folder)
-    return submit.send(planned.built, planned.listing, planned.store)
+    return submit.send(planned.datasets, planned.store)
 
 
 def test_a_dataset_in_a_bucket_has_the_samples_and_the_run_of_the_folder(root, s3):

@@ -739,17 +739,17 @@ def test_batches_that_are_handed_back_need_no_new_memory(jpeg, monkeypatch, made
 
 def test_batches_that_share_memory_give_it_back_together(jpeg, made):
     loader = load(jpeg)
-    places = loader._places(loader._order(0), 0, 3)
+    places = loader._places(loader.order(0), 0, 3)
     first, second, third = (batch for _, batch in loader._cut(Position(), places))
     assert first["gt"].untyped_storage().data_ptr() == third["gt"].untyped_storage().data_ptr()
     right = copied(third)
     for batch in (first, second, first, first):  # a second time is none
         batch.hand_back()
-        loader._cut(Position(0, 3), loader._places(loader._order(0), 3, 3))
+        loader._cut(Position(0, 3), loader._places(loader.order(0), 3, 3))
     assert same(third, right)
     assert (first, len(made)) == ({}, 5)
     third.hand_back()
-    loader._cut(Position(0, 3), loader._places(loader._order(0), 3, 3))
+    loader._cut(Position(0, 3), loader._places(loader.order(0), 3, 3))
     assert len(made) == 5
 
 
@@ -974,7 +974,7 @@ def test_the_shards_of_this_window_and_the_next_come_ahead_of_need(bucket, tmp_p
     assert len(loader.shard_set.shards) == 3
     batches = loader._work(Position())
     next(batches)  # nothing is cut yet
-    order = loader._order(0).shard_order[: 2 * module.WINDOW]
+    order = loader.order(0).shard_order[: 2 * module.WINDOW]
     wanted = {loader.shard_set.shards[shard]["sha256"] for shard in order}
     deadline = time.monotonic() + 20
     while {path.name for path in (tmp_path / "cache").glob("??/*") if len(path.name) == 64} != wanted:
