@@ -16,7 +16,7 @@ import time
 from statistics import median
 from typing import Any
 
-from jobs.training.arithmetic import PORTABLE
+from jobs.arithmetic import PORTABLE
 
 RECIPES = ("memnet-jpeg", "memnet-denoise", "memnet-sr", "memorynet-deshadow", "timelapse-derain", "drcnet-derain")
 

@@ -52,7 +52,7 @@ def examine(params_file: Path) -> Iterator[Finding]:
 def _precision() -> Finding:
     import torch
 
-    from jobs.training.arithmetic import native_bf16
+    from jobs.arithmetic import native_bf16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = "bf16" if native_bf16(device) else "fp32"

@@ -290,7 +290,7 @@ class Training(Frozen):
     gpu: bool = Field(False, description="one GPU for each worker")
     portable: bool = Field(
         False,
-        description="the same weights on every x86-64 CPU with AVX2, see jobs/training/arithmetic.py; slower on newer ones",
+        description="the same weights on every x86-64 CPU with AVX2, see jobs/arithmetic.py; slower on newer ones",
     )
     spread: bool = Field(False, description="workers on as many nodes as there are, instead of on as few as will do")
     loader_threads: int = Field(1, gt=0, description="threads of a worker that cut batches ahead")

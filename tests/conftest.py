@@ -86,9 +86,9 @@ def untrained_run(place: Path, recipe: str, seed: int = 0, **results: Any) -> Pa
     from safetensors.torch import save_file
 
     from jobs.evaluation.scores import write_scores
+    from jobs.origin import digest, origin
     from jobs.recipe import build_model, read_recipe
     from jobs.training.loop import weights
-    from jobs.training.origin import digest, origin
 
     place.mkdir(parents=True, exist_ok=True)
     (place / "tiny.yaml").write_text(recipe)

@@ -17,8 +17,8 @@ import yaml
 from conftest import photograph, untrained_run
 
 import memoir
+from jobs.origin import digest, origin
 from jobs.recipe import read_recipe
-from jobs.training.origin import digest, origin
 from pipeline.images import write_image
 from pipeline.storage import storage
 

@@ -13,8 +13,8 @@ app = typer.Typer()
 
 def in_its_arithmetic(model: str, runs: Path, store: str | None) -> None:
     """Compute portably with a model that was trained so: its scores and pictures are then the same on every CPU."""
+    from jobs.arithmetic import go_on_portably
     from jobs.restoring.checkpoint import trained_portably
-    from jobs.training.arithmetic import go_on_portably
 
     if trained_portably(model, runs, store):
         go_on_portably()

@@ -20,11 +20,11 @@ from jobs.evaluation.scoring import Each, Restorer, Scored, here, identity, rest
 from jobs.evaluation.settings import with_settings
 from jobs.evaluation.spread import spread
 from jobs.models import Network, Remembering
+from jobs.origin import other_run
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.checkpoint import Checkpoint, Trained, load_model, read_checkpoint
 from jobs.restoring.restore import check_channels, on_device
 from jobs.restoring.tiles import TILE, WHOLE, is_global, restore_blended, restore_plane
-from jobs.training.origin import other_run
 from jobs.variant import reference
 from pipeline.depth import Bits
 from pipeline.errors import UserError, printable

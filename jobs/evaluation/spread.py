@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from jobs.arithmetic import PORTABLE, THREADS
 from jobs.evaluation.scoring import Each, Image, Restorer, Scored, restorer, score_image
 from jobs.recipe import resolved_model
 from jobs.restoring.checkpoint import Trained
 from jobs.restoring.restore import on_device
 from jobs.source import receive, send
-from jobs.training.arithmetic import PORTABLE, THREADS
 from pipeline.cluster import address_to_join, connect, trouble
 from pipeline.cpus import available_cpus
 from pipeline.depth import Bits

@@ -1,7 +1,7 @@
 """Replacements for functions of torch that MKL's vector library computes on a CPU by approximations of its maker.
 
 MKL computes sqrt, log10, log2, atan and acos of a tensor. The functions here give the same bits everywhere (see
-jobs/training/arithmetic.py), as divisions, their square roots and `log` do.
+jobs/arithmetic.py), as divisions, their square roots and `log` do.
 """
 
 import math

@@ -62,8 +62,8 @@ def suite(
 
 def _portable(model: str | None, scale: str | None, places: Places) -> None:
     """Compute as the models were trained, where that was portably: the scores are then those of `memoir evaluate`."""
+    from jobs.arithmetic import go_on_portably
     from jobs.restoring.checkpoint import trained_portably
-    from jobs.training.arithmetic import go_on_portably
 
     if scale == "sample" or (
         model not in (None, "identity") and trained_portably(str(model), places.runs, places.store)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.arithmetic import Precision, check_portable, choose_precision
 from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
 from jobs.models import Network, collective
@@ -23,7 +24,6 @@ from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Data, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
-from jobs.training.arithmetic import Precision, check_portable, choose_precision
 from jobs.training.meter import Meter
 from jobs.training.optimiser import Average, Optimiser, learning_rate
 from pipeline.dvc_objects import dataset_storage

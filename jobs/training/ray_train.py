@@ -31,8 +31,8 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.arithmetic import PORTABLE
 from jobs.recipe import Recipe, Training, packed
-from jobs.training.arithmetic import PORTABLE
 from jobs.training.feed import Feed, shown
 from pipeline.cluster import taken, trouble, wait_for
 from pipeline.errors import MENDABLE, UserError

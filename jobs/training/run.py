@@ -5,8 +5,8 @@ import json
 from typing import Any, NamedTuple
 
 from jobs.options import evaluation_options
+from jobs.origin import digest, origin
 from jobs.recipe import Recipe, read_recipe
-from jobs.training.origin import digest, origin
 from jobs.training.start import Begins, Start
 from jobs.variant import overriding, variant
 from pipeline.config import bare_name

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from jobs.documents import SMALL, Origin, read_document
+from jobs.origin import FILE as ORIGIN
 from jobs.recipe import Recipe, build_model
-from jobs.training.origin import FILE as ORIGIN
 from pipeline.errors import UserError, printable, some
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage

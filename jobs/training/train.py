@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.documents import SMALL, Done, State, read_document, read_records
+from jobs.origin import begin, own_source
 from jobs.project import pointers_only
 from jobs.recipe import Recipe
-from jobs.training.origin import begin, own_source
 from jobs.training.record import began, on_this_machine
 from jobs.training.run import Planned, plan_run
 from jobs.training.start import Begins, keep_start, keeper

@@ -13,8 +13,8 @@ import ray.train.torch
 import torch
 from torch.distributed import DistError
 
+from jobs.arithmetic import COST, native_bf16
 from jobs.recipe import unpacked
-from jobs.training.arithmetic import COST, native_bf16
 from jobs.training.board import Board
 from jobs.training.loop import Run, json_lines
 from jobs.training.optimiser import Average

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs import arithmetic
+from jobs.arithmetic import PORTABLE, THREADS, check_portable, choose_precision, native_bf16
 from jobs.models.elementwise import psnr, root
 from jobs.recipe import read_recipe
-from jobs.training import arithmetic
-from jobs.training.arithmetic import PORTABLE, THREADS, check_portable, choose_precision, native_bf16
 from pipeline.errors import UserError
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ SETTINGS = {
 CHILD = """
 import hashlib, json, sys
 import torch
-from jobs.training.arithmetic import check_portable
+from jobs.arithmetic import check_portable
 from jobs.training.optimiser import Optimiser
 from jobs.recipe import Optimisation, Span, resolved_model
 check_portable()
@@ -161,7 +161,7 @@ def test_a_command_starts_again_as_it_was_given_unless_its_instructions_and_thre
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
-        "from jobs.training.arithmetic import go_on_portably\n"
+        "from jobs.arithmetic import go_on_portably\n"
         "print(os.getpid(), sys.argv[1:])\n"
         "go_on_portably()\n"
         "import torch\nprint(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())\n"

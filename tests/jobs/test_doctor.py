@@ -41,5 +41,5 @@ def test_the_cpus_are_those_of_this_process_and_a_long_folder_is_a_failure(monke
 
 def test_the_precision_is_what_auto_takes_here(monkeypatch):
     for native, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("jobs.training.arithmetic.native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr("jobs.arithmetic.native_bf16", lambda device, native=native: native)
         assert f"auto is {precision} on this machine's " in _precision().detail

@@ -29,9 +29,9 @@ from jobs.evaluation.metrics import psnr
 from jobs.evaluation.protocols import GRAY_FLOAT, ISTD, RGB, Y_MATLAB, Y_RGB, score
 from jobs.evaluation.scores import read_scores
 from jobs.evaluation.scoring import here, score_runs
+from jobs.origin import begin, digest, origin
 from jobs.recipe import BenchmarkRun, read_recipe
 from jobs.restoring.tiles import restore_blended, restore_plane
-from jobs.training.origin import begin, digest, origin
 from pipeline.degradations.jpeg import jpeg
 from pipeline.errors import UserError
 from pipeline.images import read_image, write_image

@@ -145,13 +145,13 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
 @pytest.mark.parametrize("native", [True, False])
 def test_a_run_ends_in_the_precision_that_it_began_in_whatever_the_device_has(native, data, tmp_path, monkeypatch):
     options = recipe("optimisation.precision=auto", "optimisation.length={steps: 4}", folder=tmp_path)
-    monkeypatch.setattr("jobs.training.arithmetic.native_bf16", lambda device: native)
+    monkeypatch.setattr("jobs.arithmetic.native_bf16", lambda device: native)
     whole = Run(options, data, CPU)
     began = whole.precision
     assert began == ("bf16" if native else "fp32")
     save(whole, tmp_path / "start")
     whole.train(nothing, nothing)
-    monkeypatch.setattr("jobs.training.arithmetic.native_bf16", lambda device: not native)
+    monkeypatch.setattr("jobs.arithmetic.native_bf16", lambda device: not native)
     resumed = Run(options, data, CPU)
     assert resumed.precision != began
     resumed.load(tmp_path / "start")

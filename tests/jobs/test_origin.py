@@ -7,8 +7,8 @@ from ray import exceptions
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
+from jobs.origin import FILE, begin, differences, digest
 from jobs.recipe import read_recipe
-from jobs.training.origin import FILE, begin, differences, digest
 from jobs.training.ray_train import Failure, Kind, classify, told
 from pipeline.errors import UserError
 from pipeline.storage import storage

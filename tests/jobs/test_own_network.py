@@ -23,13 +23,13 @@ from torch import nn
 from jobs import source
 from jobs.evaluation.evaluate import evaluate, evaluate_recipe
 from jobs.models import Network, Remembering, own
+from jobs.origin import differences, digest, origin, own_source
 from jobs.publishing.publish import publish
 from jobs.recipe import BenchmarkRun, build_model, named_here, packed, read_recipe, resolved_model, trusts
 from jobs.restoring.checkpoint import load_model
 from jobs.restoring.restore import restore
 from jobs.restoring.tiles import restore_plane
 from jobs.training.loop import Run
-from jobs.training.origin import differences, digest, origin, own_source
 from pipeline.errors import UserError
 from pipeline.images import write_image
 

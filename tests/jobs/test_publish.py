@@ -19,6 +19,7 @@ from simplejpeg import decode_jpeg, encode_jpeg
 from skimage.data import camera
 
 from jobs.evaluation.scores import write_scores
+from jobs.origin import digest, origin
 from jobs.publishing.card import card as card_of
 from jobs.publishing.promote import promote, promotions
 from jobs.publishing.publish import FILES, models, publish
@@ -26,7 +27,6 @@ from jobs.recipe import build_model, read_recipe
 from jobs.restoring import checkpoint
 from jobs.restoring.checkpoint import load_model
 from jobs.restoring.tiles import restore_plane
-from jobs.training.origin import digest, origin
 from pipeline.errors import UserError
 from pipeline.storage import storage
 from pipeline.task import read_task

@@ -15,9 +15,9 @@ from torch import nn
 from jobs.evaluation.benchmark import benchmark
 from jobs.models.memnet import MemNet
 from jobs.options import MODELS
+from jobs.origin import CODE, OWN
 from jobs.recipe import RECIPES, Optimisation, Span, build_model, packed, read_recipe, unpacked
 from jobs.training.optimiser import learning_rate
-from jobs.training.origin import CODE, OWN
 from pipeline.config import bare_name
 from pipeline.errors import UserError
 from pipeline.layouts import layout
@@ -505,7 +505,7 @@ def test_a_run_is_named_after_all_code_that_moves_its_weights():
     root = RECIPES.parents[1]
     imported = re.findall(r"^from (jobs\.training\.\w+) import", (root / "jobs/training/loop.py").read_text(), re.M)
     needed = {f"{name.replace('.', '/')}.py" for name in imported} - {"jobs/training/meter.py"}  # which only measures
-    assert needed >= {"jobs/training/arithmetic.py", "jobs/training/optimiser.py"}
+    assert needed >= {"jobs/arithmetic.py", "jobs/training/optimiser.py"}
     assert needed | {"jobs/training/loop.py"} <= set(CODE)
     stage = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["train"]["do"]
     assert {"jobs/training/loop.py", "jobs/training/optimiser.py"} <= set(stage["deps"])

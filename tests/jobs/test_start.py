@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from test_import_memnet import release
 
 from jobs.documents import Began, Pointer, check_document
+from jobs.origin import begin
 from jobs.publishing.publish import models
 from jobs.recipe import Recipe, build_model, read_recipe
 from jobs.training import submit
 from jobs.training import train as stage
 from jobs.training.going_on import going_on
 from jobs.training.loop import Run
-from jobs.training.origin import begin
 from jobs.training.record import recorded
 from jobs.training.resume import Checkpoints
 from jobs.training.run import Planned, plan_run

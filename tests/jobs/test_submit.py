@@ -28,8 +28,8 @@ from http_fakes import answering
 from ray._private.utils import check_version_info
 from ray.job_submission import JobDetails, JobStatus, JobType
 
+from jobs.origin import digest, origin
 from jobs.training import submit
-from jobs.training.origin import digest, origin
 from jobs.training.run import plan_run
 from pipeline.cluster import address_to_join, connect, jobs_address
 from pipeline.errors import UserError

@@ -16,7 +16,7 @@ from pipeline.storage import Storage
 
 FILE = "run.json"
 CODE = (
-    "jobs/training/arithmetic.py",
+    "jobs/arithmetic.py",
     "jobs/training/loop.py",
     "jobs/training/optimiser.py",
     "jobs/models/batchnorm.py",
@@ -59,7 +59,7 @@ def origin(recipe: Recipe, shards: str, started_from: str | None = None) -> dict
 
     started_from: the sha256 of the weights it starts from, see `jobs.training.start`; None: from its initialisation.
     """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     name = recipe.model.name
     code = (*CODE, *OWN) if is_own(name) else (*CODE, f"jobs/models/{name}.py")
     paths = {path: root / path for path in code} | (files(name) if is_own(name) else {})
