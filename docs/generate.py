@@ -36,6 +36,7 @@ LINKS = {  # where a page describes the mappings that its keys hold
     "Span": "a-span",
     "Objective": "objective",
     "Training": "training",
+    "Validation": "validation",
     "Evaluation": "evaluation",
     "BenchmarkRun": "evaluationbenchmarks",
 }
@@ -95,6 +96,7 @@ def _recipe() -> str:
         Span,
         Stage,
         Training,
+        Validation,
     )
 
     return _page(
@@ -111,6 +113,7 @@ def _recipe() -> str:
         _section("optimisation.ema", Ema),
         _section("objective", Objective),
         _section("training", Training),
+        _section("validation", Validation),
         _section("evaluation", Evaluation),
         _section("evaluation.benchmarks", BenchmarkRun),
     )

@@ -52,6 +52,10 @@ CODE = (
 )
 # and for a network of one's own: what it is given, and where terms of its objective come from
 OWN = ("jobs/models/memorynet.py", "jobs/models/objective.py", "jobs/models/own.py")
+# and where a recipe says by what its weights are chosen
+CHOOSING = tuple(
+    f"jobs/evaluation/{name}.py" for name in ("benchmark", "metrics", "protocols", "scoring", "validating")
+)
 
 
 def origin(recipe: Recipe, shards: str, started_from: str | None = None) -> dict[str, Any]:
@@ -62,8 +66,10 @@ def origin(recipe: Recipe, shards: str, started_from: str | None = None) -> dict
     root = Path(__file__).parents[1]
     name = recipe.model.name
     code = (*CODE, *OWN) if is_own(name) else (*CODE, f"jobs/models/{name}.py")
+    code += () if recipe.validation is None else CHOOSING
     paths = {path: root / path for path in code} | (files(name) if is_own(name) else {})
-    return recipe.model_dump(mode="json", include={"model", "objective", "data", "optimisation"}) | {
+    sections = {"model", "objective", "data", "optimisation", "validation"}
+    return recipe.model_dump(mode="json", include=sections) | {
         "seed": recipe.training.seed,
         "portable": recipe.training.portable,
         "shards": shards,
@@ -76,7 +82,9 @@ def own_source(made_of: dict[str, Any]) -> str | None:
     """The digest of the source files in an `origin`, for a network of one's own; None for memoir's models."""
     if not is_own(made_of["model"]["name"]):
         return None
-    return source_digest({path: sha256 for path, sha256 in made_of["code"].items() if path not in (*CODE, *OWN)})
+    return source_digest(
+        {path: sha256 for path, sha256 in made_of["code"].items() if path not in (*CODE, *OWN, *CHOOSING)}
+    )
 
 
 def digest(made_of: dict[str, Any]) -> str:

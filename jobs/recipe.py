@@ -343,6 +343,44 @@ class BenchmarkRun(Frozen):
     subset: str | None = Field(None, description="of a published set: only the test images of this subset")
 
 
+class Validation(Frozen):
+    """What weights are chosen by, and when there are no better ones to come. Without it: PSNR on the val split of the task."""
+
+    benchmark: str | None = Field(None, description="as of evaluation.benchmarks; null: PSNR on the task's val split")
+    data: str | None = Field(
+        None, description="folder of its images, which must be no test images, as all nodes have it"
+    )
+    layout: str | None = Field(None, description="of a published set: name, or name:variant, of pipeline/layouts")
+    split: Literal["val", "test"] = Field("val", description="of a published set")
+    subset: str | None = Field(None, description="of a published set: only the images of this subset")
+    metric: str = Field("psnr", description="of the benchmark's protocol, e.g. psnr or ssim")
+    stop_after: int | None = Field(
+        None,
+        gt=0,
+        description="validations in a row without a better one, after which training ends; null: at its length",
+    )
+    final: Literal["last", "best"] = Field(
+        "last", description="what is evaluated and published: the last weights, or those with the best validation"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Validation":
+        if (self.benchmark is None) != (self.data is None):
+            raise ValueError("benchmark and data go together; without both, the val split of the task is validated on")
+        if self.benchmark is None and self.metric != "psnr":
+            raise ValueError(f"metric {self.metric}: of a benchmark; the val split has psnr")
+        return self
+
+    @property
+    def run(self) -> BenchmarkRun | None:
+        """The benchmark on its images; None: the val split."""
+        if self.benchmark is None or self.data is None:
+            return None
+        return BenchmarkRun(
+            benchmark=self.benchmark, data=self.data, layout=self.layout, split=self.split, subset=self.subset
+        )
+
+
 class Evaluation(Frozen):
     """What the finished model is scored on."""
 
@@ -384,6 +422,7 @@ class Recipe(Frozen):
     data: Data = Field(description="shards, and the samples that are cut from them")
     optimisation: Optimisation = Field(description="how the weights move")
     training: Training = Field(description="how the run is carried out")
+    validation: Validation | None = Field(None, description="what the weights are chosen by")
     evaluation: Evaluation = Field(description="what the finished model is scored on")
 
     @model_validator(mode="after")
@@ -398,6 +437,17 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _best_is_kept(self) -> "Recipe":
+        t = self.training
+        best = self.validation is not None and self.validation.final == "best"
+        if best and (t.validate_every % t.checkpoint_every or t.keep_best == 0):
+            raise ValueError(
+                f"validation.final best: needs training.keep_best of at least 1, and a checkpoint at each validation: "
+                f"validate_every, {t.validate_every}, in steps of checkpoint_every, {t.checkpoint_every}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _windows(self) -> "Recipe":
         smallest = min(data.patch for data in self.data.in_stages)
         if self.objective is not None and self.objective.ssim is not None and smallest < 11:
@@ -407,6 +457,8 @@ class Recipe(Frozen):
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialised: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialised(self)
+        if self.validation is None:
+            fields.pop("validation", None)
         if "objective" in fields:  # the papers' models have none, and their recipes say nothing of it
             terms = {} if self.objective is None else self.objective.terms
             fields = {key: terms if key == "objective" else value for key, value in fields.items()}

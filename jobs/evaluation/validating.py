@@ -52,7 +52,9 @@ def check_metric(validation: Validation) -> None:
     which = benchmark(validation.run.benchmark)
     names = [metric.name for metric in which.protocol.metrics]
     if validation.metric not in names:
-        raise UserError(f"validation.metric: {which.name} has no {validation.metric}; {nearest(validation.metric, names)}")
+        raise UserError(
+            f"validation.metric: {which.name} has no {validation.metric}; {nearest(validation.metric, names)}"
+        )
 
 
 def check_apart(validation: Validation, tests: Sequence[BenchmarkRun]) -> None:

@@ -18,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.arithmetic import Precision, check_portable, choose_precision
 from jobs.documents import SavedRecipe, read_document, read_records
 from jobs.documents import State as SavedState
+from jobs.evaluation.metrics import METRICS
+from jobs.evaluation.protocols import Score
+from jobs.evaluation.validating import Validator, means
 from jobs.models import Network, collective
 from jobs.models.elementwise import psnr
 from jobs.models.fp32 import exact_fp32
@@ -26,6 +29,7 @@ from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
 from jobs.training.meter import Meter
 from jobs.training.optimiser import Average, Optimiser, learning_rate
+from pipeline.depth import Bits
 from pipeline.dvc_objects import dataset_storage
 from pipeline.errors import UserError, some
 from pipeline.keyed import digest64
@@ -95,7 +99,11 @@ class Run:
             raise UserError(
                 f"{_told(places)}: {self.notes[0]}; mend the data or the recipe, or leave out training.strict"
             )
-        self.validation = self._validation_images(places[recipe.data.task], caches[recipe.data.task], shards)
+        chosen = recipe.validation
+        self.validator = Validator(chosen) if chosen is not None and chosen.run is not None else None
+        self.validation: list[Version] = []
+        if self.validator is None:
+            self.validation = self._validation_images(places[recipe.data.task], caches[recipe.data.task], shards)
         torch.manual_seed(recipe.training.seed)
         self.model = build_model(recipe.model, recipe.objective).to(device)
         lacking = sorted(set(self.model.inputs) - self.loader.delivers)
@@ -107,6 +115,12 @@ class Run:
             raise UserError(
                 f"model.in_channels is {self.model.in_channels} and the images of task {recipe.data.task} have {self.loader.channels}"
             )
+        if self.validator is not None and self.validator.benchmark.channels != self.model.in_channels:
+            raise UserError(
+                f"validation.benchmark: {self.validator.benchmark.name} is on images of {self.validator.benchmark.channels} "
+                f"channels, and model.in_channels is {self.model.in_channels}"
+            )
+        self.bits: Bits = max(shard_set.listing.get("bits", 8) for shard_set in shards.values())
         if is_own(recipe.model.name):
             from jobs.models.own import try_out
 
@@ -222,14 +236,14 @@ class Run:
         every = self.recipe.training
         meter = Meter()
         self._validate_if_due(log, beat)
-        if self.state.step >= self.total:
+        if self.ended:
             return
         saved = time.perf_counter()
         stage = self.stage
         batches: Generator[tuple[Position, Any], None, None] = self.loader.batches(self.state.position)
         positions: list[tuple[int, Loader | Mixture, Position]] = []  # of the steps since the last record
         try:
-            while self.state.step < self.total:
+            while not self.ended:
                 beat()
                 if stage != self.stage:
                     batches.close()
@@ -264,6 +278,9 @@ class Run:
                     save(self)
                     saved = time.perf_counter()
                 self._validate_if_due(log, beat)
+                if self.ended and not last:  # before its length: it has its last checkpoint all the same
+                    self._tell_stopped()
+                    save(self)
                 meter.began += time.perf_counter() - aside
         finally:
             batches.close()
@@ -272,8 +289,39 @@ class Run:
         """Validate and log the score, if the recipe wants one at this step and there is none yet."""
         step, every = self.state.step, self.recipe.training.validate_every
         due = step > 0 and (step % every == 0 or step == self.total)
-        if self.validation and due and step not in self.scores:
-            self._log(log, {"epoch": self.state.position.epoch, "val_psnr": self.validate(beat)})
+        if (self.validation or self.validator) and due and step not in self.scores:
+            values = {f"val_{name}": value for name, value in self.validate(beat).items()}
+            self._log(log, {"epoch": self.state.position.epoch, **values})
+
+    @property
+    def ended(self) -> bool:
+        """Whether training is at its end: its length, or so many validations without a better one as the recipe says."""
+        if self.state.step >= self.total:
+            return True
+        chosen, scores = self.recipe.validation, self.scores
+        if chosen is None or chosen.stop_after is None or self.state.step not in scores:
+            return False
+        return sum(step > self.best for step in scores) >= chosen.stop_after
+
+    @property
+    def best(self) -> int:
+        """The step with the best validation, the later of equal ones; the run has one."""
+        scores = self.scores
+        return max(scores, key=lambda step: (scores[step], step))
+
+    @property
+    def final(self) -> int:
+        """The step whose weights the run is for, when it has ended."""
+        chosen = self.recipe.validation
+        return self.best if chosen is not None and chosen.final == "best" and self.scores else self.state.step
+
+    def _tell_stopped(self) -> None:
+        assert self.recipe.validation is not None
+        value = next(record for record in self.records if record["step"] == self.best and self._chosen_by in record)
+        self.tell(
+            f"step {self.state.step}: {self.recipe.validation.stop_after} validations without a better "
+            f"{self._chosen_by.removeprefix('val_')} than {value[self._chosen_by]:.4g} at step {self.best}; training ends"
+        )
 
     def _tell_spikes(self, meter: Meter, positions: list[tuple[int, Loader | Mixture, Position]]) -> None:
         """Name the samples of the steps since the last record whose loss stands out."""
@@ -364,25 +412,42 @@ class Run:
         return float(waited) / 1e9 * steps
 
     @property
+    def _chosen_by(self) -> str:
+        """The key of a record that the weights are chosen by."""
+        return f"val_{'psnr' if self.recipe.validation is None else self.recipe.validation.metric}"
+
+    @property
     def scores(self) -> dict[int, float]:
-        """Mean PSNR (dB) on the val split at each step that was validated."""
-        return {record["step"]: record["val_psnr"] for record in self.records if "val_psnr" in record}
+        """What the weights are chosen by at each step that was validated, the higher the better."""
+        key = self._chosen_by
+        sign = -1 if METRICS[key.removeprefix("val_")].better == "lower" else 1
+        return {record["step"]: sign * record[key] for record in self.records if key in record}
 
     @torch.no_grad()
-    def validate(self, beat: Callable[[], None] = lambda: None) -> float:
-        """Mean PSNR (dB, float, no crop) over the whole images of the val split, each scored on one rank.
+    def validate(self, beat: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """The means that the weights are chosen by, each image scored on one rank, with the weights that are evaluated.
 
-        An image is restored as `restore` does it, in tiles where it is large, and with the weights that are evaluated.
+        Of the recipe's validation what its benchmark measures; else PSNR (dB, float, no crop) over the whole images of the
+        val split, restored as `restore` does it, in tiles where an image is large.
         """
         exact_fp32()
         with self._evaluated():
-            return self._validate(beat)
+            self.model.eval()
+            if self.world_size > 1 and is_own(self.recipe.model.name):
+                for buffer in self.model.buffers():  # those of rank 0, which a checkpoint has
+                    dist.broadcast(buffer, 0)
+            return {"psnr": self._validate(beat)} if self.validator is None else self._by_benchmark(beat)
+
+    def _by_benchmark(self, beat: Callable[[], None]) -> dict[str, float]:
+        assert self.validator is not None
+        mine = self.validator.scores(self.model, self.bits, self.rank, self.world_size, beat)
+        if self.world_size == 1:
+            return means(mine)
+        of_ranks: list[list[tuple[int, Score]]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(of_ranks, mine)
+        return means([score for scores in of_ranks for score in scores])
 
     def _validate(self, beat: Callable[[], None]) -> float:
-        self.model.eval()
-        if self.world_size > 1 and is_own(self.recipe.model.name):
-            for buffer in self.model.buffers():  # those of rank 0, which a checkpoint has
-                dist.broadcast(buffer, 0)
         total = torch.zeros(2, dtype=torch.float64)
         for version in self.validation[self.rank :: self.world_size]:
             beat()

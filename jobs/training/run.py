@@ -82,6 +82,11 @@ def plan_run(
     """
     recipe = read_recipe(recipe_name, overrides)
     _refuse_settings(recipe, overrides or [])
+    if recipe.validation is not None and recipe.validation.run is not None:
+        from jobs.evaluation.validating import check_apart, check_metric
+
+        check_metric(recipe.validation)
+        check_apart(recipe.validation, recipe.evaluation.benchmarks)
     name = bare_name(recipe_name)
     datasets = {}
     for task in recipe.data.tasks:

@@ -77,8 +77,8 @@ def train(
     if line := pointers_only(store):
         sys.stderr.write(f"{printable(line)}\n")
     folder = runs / planned.variant
-    final = {key: value for record in records for key, value in record.items()}
-    metrics = {key: final[key] for key in ("step", "loss", "psnr", "val_psnr") if key in final}
+    final = {key: value for record in records if record["step"] <= pointer["step"] for key, value in record.items()}
+    metrics = {key: final[key] for key in final if key in ("step", "loss", "psnr") or key.startswith("val_")}
     write_bytes(folder / "checkpoint.json", _json(pointer))
     write_bytes(folder / "metrics.json", _json(metrics))
     write_bytes(folder / "curve.tsv", _curve(records).encode())

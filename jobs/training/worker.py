@@ -98,7 +98,7 @@ class Rank:
             self.run.train(self.save, self.record, watchdog.beat)
             if self.first:
                 self.finish()
-        return self.checkpoints.name(self.run.state.step)
+        return self.checkpoints.name(self.run.final)
 
     def resume(self) -> str | None:
         """Load the newest whole checkpoint, the same on all ranks, or else what the run starts from; returns which, if any."""

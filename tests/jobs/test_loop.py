@@ -390,7 +390,7 @@ def test_images_per_second_are_those_of_training_alone(data, tmp_path, monkeypat
     monkeypatch.setattr("jobs.training.loop.time", SimpleNamespace(perf_counter=lambda: pass_time(0.001)))
     every = ["training.log_every=1", "training.validate_every=1", "training.checkpoint_every=1"]
     run = Run(recipe(*every, "optimisation.length={steps: 4}", folder=tmp_path), data, CPU)
-    run.validate = lambda beat: pass_time(100)
+    run.validate = lambda beat: {"psnr": pass_time(100)}
     run.train(lambda run: pass_time(1000) and None, nothing)
     seconds = [record["seconds"] for record in run.records if "loss" in record]
     assert len(seconds) == 4
@@ -403,10 +403,10 @@ def test_validation_is_the_mean_psnr_of_the_whole_images(data, tmp_path):
     pairs = [(v.planes["lq"].astype(float), v.planes["gt"].astype(float)) for v in run.validation]
     assert len(pairs) == 4
     psnrs = [10 * math.log10(255**2 / np.mean((lq - gt) ** 2)) for lq, gt in pairs]
-    assert run.validate() == pytest.approx(np.mean(psnrs), rel=1e-5)
+    assert run.validate()["psnr"] == pytest.approx(np.mean(psnrs), rel=1e-5)
     first = Run(recipe("training.validation_images=1", folder=tmp_path), data, CPU)
     nn.init.zeros_(first.model.recon.weight)
-    assert first.validate() == pytest.approx(psnrs[0], rel=1e-5)
+    assert first.validate()["psnr"] == pytest.approx(psnrs[0], rel=1e-5)
 
 
 def test_grey_photographs_are_validated_with_as_they_are_trained_on_among_colour(builder, tmp_path):
