@@ -216,6 +216,29 @@ def _say_trained(pointer: dict[str, Any], store: str) -> None:
     say(f"{pointer['run']}: {pointer['step']} steps; {store}/{pointer['checkpoint']} ({pointer['sha256'][:16]})")
 
 
+@app.command("lr-range")
+def learning_rates(
+    recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
+    lowest: Annotated[float, typer.Option(help="the rate of the first step")] = 1e-6,
+    highest: Annotated[float, typer.Option(help="the rate of the last one")] = 1.0,
+    steps: Annotated[int, typer.Option(min=3, help="optimiser steps")] = 100,
+    overrides: Set = None,
+    data: TrainData = "data",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train a recipe's first steps in this process at rising learning rates: where the loss falls, and where it diverges."""
+    from jobs.training.lr_range import curve, lr_range, table
+    from jobs.variant import reference
+    from pipeline.files import write_bytes
+
+    found = lr_range(recipe, data=data, lowest=lowest, highest=highest, steps=steps, overrides=overrides or [])
+    out = runs / reference(recipe).name / "lr-range.tsv"
+    write_bytes(out, curve(found).encode())
+    for line in table(found):
+        say(line)
+    say(f"all steps: {out}")
+
+
 @app.command()
 def sweep(
     recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],

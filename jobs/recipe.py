@@ -300,6 +300,12 @@ class Training(Frozen):
     validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")
     checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
     checkpoint_minutes: float | None = Field(None, gt=0, description="and so often in between; null: not")
+    snapshot_every: int | None = Field(
+        None,
+        gt=0,
+        description="steps between two copies of the state in the memory of each node, from which a run goes on that lost a "
+        "rank; null: none",
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints: so many of the newest are kept")
     keep_best: int = Field(1, ge=0, description="and so many with the best validation")
     cache_bytes: int | None = Field(

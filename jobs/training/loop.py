@@ -137,6 +137,7 @@ class Run:
                 "statistics, is over each part"
             )
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
+        self.meter = Meter()
         self.tell: Callable[[str], None] = lambda line: None  # what the user is to see at once
         self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
         objective = Objective(self.model)
@@ -225,20 +226,23 @@ class Run:
         save: Callable[["Run"], None],
         log: Callable[[dict[str, Any]], None],
         beat: Callable[[], None] = lambda: None,
+        snap: Callable[["Run", Meter], None] = lambda run, meter: None,
     ) -> None:
         """Train to the end of the recipe from where the state stands.
 
         save is called on every rank every `checkpoint_every` steps, every `checkpoint_minutes` by this rank's clock, and at
         the end; it comes before the validation of that step, which a run that continues from there makes up for. log is called
         on every rank with each new record of metrics.jsonl: every `log_every` steps (means over steps and ranks), and after
-        each validation. beat is called at each sign of life: a step, a validated image.
+        each validation. beat is called at each sign of life: a step, a validated image. snap is called on every rank after every
+        step that is not the last.
         """
-        every = self.recipe.training
-        meter = Meter()
+        every, meter = self.recipe.training, self.meter
         self._validate_if_due(log, beat)
         if self.ended:
             return
         saved = time.perf_counter()
+        if not meter.steps:
+            meter.reset()
         stage = self.stage
         batches: Generator[tuple[Position, Any], None, None] = self.loader.batches(self.state.position)
         positions: list[tuple[int, Loader | Mixture, Position]] = []  # of the steps since the last record
@@ -281,6 +285,8 @@ class Run:
                 if self.ended and not last:  # before its length: it has its last checkpoint all the same
                     self._tell_stopped()
                     save(self)
+                if not self.ended:
+                    snap(self, meter)
                 meter.began += time.perf_counter() - aside
         finally:
             batches.close()
@@ -326,6 +332,8 @@ class Run:
     def _tell_spikes(self, meter: Meter, positions: list[tuple[int, Loader | Mixture, Position]]) -> None:
         """Name the samples of the steps since the last record whose loss stands out."""
         for ago, loss, median in meter.spikes():
+            if ago >= len(positions):  # before this process began
+                continue
             step, loader, position = positions[-1 - ago]
             names = loader.names(position)
             self.tell(

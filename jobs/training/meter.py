@@ -26,6 +26,24 @@ class Meter:
         self.losses: list[Tensor] = []
         self.steps, self.images, self.wait, self.network, self.began = 0, 0, 0.0, 0.0, time.perf_counter()
 
+    def state(self) -> dict[str, Any]:
+        """The interval so far, of this rank, as JSON."""
+        return {
+            "sums": {name: float(value) for name, value in self.sums.items()},
+            "losses": [float(loss) for loss in self.losses],
+            "steps": self.steps,
+            "images": self.images,
+            "seconds": [self.wait, self.network, time.perf_counter() - self.began],
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on with an interval as `state` had it."""
+        self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+        self.losses = [torch.tensor(value, device=device) for value in state["losses"]]
+        self.steps, self.images = state["steps"], state["images"]
+        self.wait, self.network, seconds = state["seconds"]
+        self.began = time.perf_counter() - seconds
+
     def start(self) -> None:
         """The loop asks for a batch."""
         self.asked = time.perf_counter()

@@ -97,9 +97,12 @@ class Checkpoints:
             if found and int(found[1]) <= newest and int(found[1]) not in kept:
                 self.place.remove(name)
 
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there, ascending; none of them is read."""
+        return self._steps(self.place.names("step-"))
+
     @staticmethod
     def _steps(names: list[str]) -> list[int]:
-        """The steps of the checkpoints that are there, ascending."""
         return sorted(int(found[1]) for name in names if (found := NAME.match(name)) and name.endswith(f"/{SUMS}"))
 
     def fetch(self, name: str, folder: Path) -> None:
@@ -122,7 +125,7 @@ class Checkpoints:
         A damaged one is passed over for the one before it, with a line to `warn`. Raises UserError if all are damaged.
         """
         damage = ""
-        for step in reversed(self._steps(self.place.names("step-"))):
+        for step in reversed(self.steps()):
             try:
                 self.fetch(self.name(step), folder)
             except UnavailableError:

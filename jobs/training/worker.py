@@ -17,9 +17,11 @@ from jobs.arithmetic import COST, native_bf16
 from jobs.recipe import unpacked
 from jobs.training.board import Board
 from jobs.training.loop import Run, json_lines
+from jobs.training.meter import Meter
 from jobs.training.optimiser import Average
 from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
+from jobs.training.snapshots import Snapshots
 from jobs.training.start import load_start
 from jobs.training.watchdog import Watchdog
 from pipeline.errors import MENDABLE, UserError
@@ -88,6 +90,11 @@ class Rank:
         self.board: Board | None = None  # rank 0's
         self.live: Path | None = None  # the file of rank 0 that shows each record at once; a bucket has none
         self.warned = False  # that a node will be taken
+        self.snapshots: Snapshots | None = None
+        if training.snapshot_every is not None:
+            own = ray.train.get_context().get_local_rank() == 0
+            run = place.rstrip("/").rpartition("/")[2]
+            self.snapshots = Snapshots(run, self.run.rank, first_of_node=own, warn=self.note)
 
     def train(self) -> str:
         """Train to the end; returns the name of the final checkpoint."""
@@ -95,14 +102,21 @@ class Rank:
         if self.first:
             self.begin(came_from)
         with Watchdog(self.training.hang_s, self.hung) as watchdog:
-            self.run.train(self.save, self.record, watchdog.beat)
+            self.run.train(self.save, self.record, watchdog.beat, self.snap)
             if self.first:
                 self.finish()
+            if self.snapshots:
+                self.snapshots.remove()
         return self.checkpoints.name(self.run.final)
 
     def resume(self) -> str | None:
-        """Load the newest whole checkpoint, the same on all ranks, or else what the run starts from; returns which, if any."""
+        """Load the newest whole checkpoint, the same on all ranks, or else what the run starts from; returns which, if any.
+
+        A snapshot in the memory of a node is as good, and may be of a later step.
+        """
         with tempfile.TemporaryDirectory(prefix="memoir-checkpoint-") as copy:
+            if self.snapshots and (step := self._from_memory(self.snapshots, Path(copy))):
+                return f"step {step} in memory"
             newest = [self.checkpoints.newest(Path(copy), self.note) if self.first else None]
             torch.distributed.broadcast_object_list(newest)  # rank 0's
             if name := newest[0]:
@@ -114,6 +128,25 @@ class Rank:
                     self.run.average = Average(self.run.model, self.run.average.ema)
                 return f"other weights ({sha256[:16]})"
         return name
+
+    def _from_memory(self, snapshots: Snapshots, folder: Path) -> int | None:
+        """Load the newest snapshot, if the store has no newer checkpoint; returns its step."""
+        stored = [max(self.checkpoints.steps(), default=0) if self.first else 0]
+        torch.distributed.broadcast_object_list(stored)
+        if (found := snapshots.newest(folder, after=stored[0])) is None:
+            return None
+        step, meter = found
+        self.run.load(folder)
+        if meter is not None:
+            self.run.meter.restore(meter, self.run.device)
+        return step
+
+    def snap(self, run: Run, meter: Meter) -> None:
+        """Keep the state in memory, if this step is one of those."""
+        every = self.training.snapshot_every
+        if self.snapshots and every is not None and run.state.step % every == 0:
+            told = {**meter.state(), "world_size": run.world_size, "every": every}
+            self.snapshots.save(run.state.step, run.save, told)
 
     def begin(self, came_from: str | None) -> None:
         """Tell what begins and how it computes, and open the files for the records, without those that come again."""

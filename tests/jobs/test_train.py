@@ -136,6 +136,20 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed
     assert records(workplace, "worker") == records(workplace, "undisturbed")
 
 
+def test_a_killed_worker_costs_no_step_that_is_in_memory(workplace, undisturbed):
+    often = ["training.snapshot_every=1", "training.checkpoint_every=1000"]
+    process = train(workplace, "memory", *often)
+    until_step(workplace, "memory", 60, process)
+    workers_of(process)[1].kill()
+    reached = max(record["step"] for record in records(workplace, "memory"))
+    assert finish(workplace, "memory", process)["sha256"] == undisturbed["sha256"]
+    (step,) = re.findall(r"2 workers, from step (\d+) in memory", (workplace / "memory.log").read_text())
+    assert int(step) >= reached
+    # also of the interval that was interrupted, of which both ranks had a part
+    assert records(workplace, "memory") == records(workplace, "undisturbed")
+    assert not list(Path(f"/dev/shm/memoir-{os.getuid()}").glob("tiny-*"))
+
+
 def test_a_killed_controller_of_ray_is_replaced(workplace, undisturbed):
     process = train(workplace, "controller")
     until_step(workplace, "controller", 60, process)
