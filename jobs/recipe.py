@@ -295,6 +295,10 @@ class Training(Frozen):
     spread: bool = Field(False, description="workers on as many nodes as there are, instead of on as few as will do")
     loader_threads: int = Field(1, gt=0, description="threads of a worker that cut batches ahead")
     seed: int = Field(0, ge=0, description="of initial weights, the order of samples, and what is drawn for them")
+    track: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (),
+        description="trackers that records go to, too; they need `pip install 'memoir[wandb]'` or `'memoir[mlflow]'`",
+    )
     log_every: int = Field(50, gt=0, description="steps between two lines of metrics.jsonl")
     validate_every: int = Field(1000, gt=0, description="steps between two validations")
     validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")

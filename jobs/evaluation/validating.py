@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jobs.evaluation.benchmark import benchmark
 from jobs.evaluation.items import items
 from jobs.evaluation.protocols import Score, mean
@@ -27,18 +29,22 @@ class Validator:
         self.items, _ = items(self.benchmark, validation.run)
 
     def scores(
-        self, model: Network, bits: Bits, rank: int, world_size: int, beat: Callable[[], None]
-    ) -> list[tuple[int, Score]]:
+        self, model: Network, bits: Bits, rank: int, world_size: int, beat: Callable[[], None], shown: int = 0
+    ) -> tuple[list[tuple[int, Score]], dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """This rank's images, each with its number: a share of them, so that all ranks together have all.
 
-        model: in eval mode. bits: a channel of the images may have. beat: called at each image.
+        model: in eval mode. bits: a channel of the images may have. beat: called at each image. Returns also input, output and
+        target of its first `shown` images, by their keys: float32 (H, W, C) in [0, 1].
         """
-        restore, found = restorer(model), []
+        restore, found, pictures = restorer(model), [], {}
         for place in range(rank, len(self.items), world_size):
             beat()
-            (scored,) = score_image(restore, bits, (Asked(0, place, self.benchmark, self.items[place], False),))
+            wanted = len(pictures) < shown
+            (scored,) = score_image(restore, bits, (Asked(0, place, self.benchmark, self.items[place], wanted),))
             found.append((place, scored.output))
-        return found
+            if wanted:
+                pictures[scored.key] = (scored.pair.lq, scored.restored, scored.pair.gt)
+        return found, pictures
 
 
 def means(scores: Sequence[tuple[int, Score]]) -> dict[str, float]:

@@ -1,8 +1,11 @@
 """The curves of a run for TensorBoard."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.storage import Folder, Storage
 
@@ -18,8 +21,10 @@ class Board:
         self.folder = Path(self._copy.name if self._copy else place.root, "tensorboard")  # type: ignore[attr-defined]
         self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Every number of a record, as a curve."""
+    def add(self, record: dict[str, Any], pictures: Mapping[str, np.ndarray]) -> None:
+        """Every number of a record, as a curve; with a validation its pictures, uint8 (H, W, C) by name, C 1 or 3."""
+        for name, pixels in pictures.items() if any(key.startswith("val_") for key in record) else ():
+            self._writer.add_image(name, pixels, record["step"], dataformats="HWC")
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._writer.add_scalar(name, value, record["step"])

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -41,6 +42,7 @@ from pipeline.storage import Folder
 
 RAW = "training.safetensors"  # in a checkpoint: the weights in training, where those to evaluate are an average
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PICTURES, CROP = 3, 160  # pictures of a validation, and pixels of their sides
 TIMED = 10  # DistributedDataParallel times one step in so many
 
 
@@ -138,6 +140,7 @@ class Run:
             )
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
         self.meter = Meter()
+        self.pictures: dict[str, np.ndarray] = {}  # of this rank's first images of the last validation, see `_picture`
         self.tell: Callable[[str], None] = lambda line: None  # what the user is to see at once
         self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
         objective = Objective(self.model)
@@ -439,6 +442,7 @@ class Run:
         val split, restored as `restore` does it, in tiles where an image is large.
         """
         exact_fp32()
+        self.pictures = {}
         with self._evaluated():
             self.model.eval()
             if self.world_size > 1 and is_own(self.recipe.model.name):
@@ -448,7 +452,8 @@ class Run:
 
     def _by_benchmark(self, beat: Callable[[], None]) -> dict[str, float]:
         assert self.validator is not None
-        mine = self.validator.scores(self.model, self.bits, self.rank, self.world_size, beat)
+        mine, shown = self.validator.scores(self.model, self.bits, self.rank, self.world_size, beat, PICTURES)
+        self.pictures = {key: _picture(*planes) for key, planes in shown.items()}
         if self.world_size == 1:
             return means(mine)
         of_ranks: list[list[tuple[int, Score]]] = [[] for _ in range(self.world_size)]
@@ -461,6 +466,8 @@ class Run:
             beat()
             lq, gt = validation_pair(version, self.model.in_channels)
             output = restore_plane(self.model, lq)
+            if len(self.pictures) < PICTURES:
+                self.pictures[version.key] = _picture(lq, output, gt)
             mse = (torch.from_numpy(output).double() - torch.from_numpy(gt).double()).square().mean()
             total += torch.stack((psnr(mse), torch.ones_like(mse)))
         dB, images = collective.all_reduce(total.to(self.device))
@@ -569,6 +576,14 @@ def _parts(batch: dict[str, Tensor], k: int) -> Iterator[tuple[dict[str, Tensor]
     for i in range(k):
         part = {n: v[i * size : (i + 1) * size] if v.dim() and k > 1 else v for n, v in batch.items()}
         yield part, i == k - 1
+
+
+def _picture(lq: np.ndarray, output: np.ndarray, gt: np.ndarray) -> np.ndarray:
+    """The middle of an image, side by side: input, output, target. All float (H, W, C) in [0, 1]; returns uint8 (h, 3 w, C)."""
+    height, width = (min(CROP, side) for side in gt.shape[:2])
+    top, left = (gt.shape[0] - height) // 2, (gt.shape[1] - width) // 2
+    parts = [plane[top : top + height, left : left + width] for plane in (lq, output, gt)]
+    return np.rint(np.concatenate(parts, 1).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _told(places: Mapping[str, Path | str]) -> str:

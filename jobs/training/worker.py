@@ -23,6 +23,7 @@ from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
 from jobs.training.snapshots import Snapshots
 from jobs.training.start import load_start
+from jobs.training.trackers import Trackers, check_installed
 from jobs.training.watchdog import Watchdog
 from pipeline.errors import MENDABLE, UserError
 from pipeline.files import write_bytes
@@ -80,6 +81,7 @@ class Rank:
         recipe = unpacked(sent)
         torch.set_num_threads(recipe.training.cpus_per_worker)
         training = recipe.training
+        check_installed(training.track)
         self.training, self.place, self.feed = training, place, feed
         self.store = storage(place)
         self.checkpoints = Checkpoints(self.store, keep_last=training.keep_last, keep_best=training.keep_best)
@@ -88,6 +90,7 @@ class Rank:
         if self.first:
             self.run.tell = self.note
         self.board: Board | None = None  # rank 0's
+        self.trackers: Trackers | None = None  # rank 0's
         self.live: Path | None = None  # the file of rank 0 that shows each record at once; a bucket has none
         self.warned = False  # that a node will be taken
         self.snapshots: Snapshots | None = None
@@ -158,6 +161,9 @@ class Rank:
         for line in (started, computed, *costs, *run.notes):
             self.note(line)
         self.board = Board(self.store, run.state.step)
+        if self.training.track:
+            name = self.place.rstrip("/").rpartition("/")[2]
+            self.trackers = Trackers(self.training.track, name, run.recipe.model_dump(mode="json"), self.note)
         if isinstance(self.store, Folder):
             self.live = self.store.root / "metrics.jsonl"
             write_bytes(self.live, json_lines(run.records).encode())
@@ -172,7 +178,9 @@ class Rank:
     def show(self, record: dict[str, Any]) -> None:
         """Show a record wherever somebody may look."""
         if self.board:
-            self.board.add(record)
+            self.board.add(record, self.run.pictures)
+        if self.trackers:
+            self.trackers.add(record)
         told = {"total": self.run.total, **record}
         if "images_per_s" in record:
             told["left_s"] = (self.run.total - record["step"]) * self.run.loader.batch / record["images_per_s"]
@@ -199,6 +207,8 @@ class Rank:
     def finish(self) -> None:
         """Write what came after the last checkpoint: the validation of the last step."""
         self.checkpoints.finish(self.run.state.step, self.run.scores, self.beside(with_records=True))
+        if self.trackers:
+            self.trackers.finish()
 
     def beside(self, *, with_records: bool) -> dict[str, bytes]:
         """The files of the run, contents by name, that are written with a checkpoint."""

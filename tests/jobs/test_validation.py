@@ -85,7 +85,7 @@ def test_the_mean_is_the_same_for_any_number_of_ranks(data):
     run.model.eval()
     found = []
     for ranks in (1, 2, 3, 4):
-        parts = [validator.scores(run.model, 8, rank, ranks, lambda: None) for rank in range(ranks)]
+        parts = [validator.scores(run.model, 8, rank, ranks, lambda: None)[0] for rank in range(ranks)]
         found.append(means([score for part in reversed(parts) for score in part]))
     assert found[0] == found[1] == found[2] == found[3]
 
@@ -192,3 +192,15 @@ def _with_pairs(data: Path) -> Path:
     for role in ("lq", "gt"):
         write_image(Path(f"chosen/val/{role}/0.png"), np.repeat(photograph(1, 24, 24, 1), 3, 2))
     return data
+
+
+def test_pictures_of_a_validation_show_input_output_and_target(data):
+    run, _, _ = trained(recipe(), data)
+    assert sorted(run.pictures) == ["0", "1", "2"]
+    with torch.no_grad():
+        run.model.eval()
+        which = benchmark("jpeg-q10")
+        scored = score_folder(restorer(run.model), which, read_recipe("tiny.yaml").validation.run)
+    for image in scored:
+        expected = np.concatenate([image.pair.lq, image.restored, image.pair.gt], 1)
+        assert np.abs(run.pictures[image.key] / 255 - expected.clip(0, 1)).max() <= 0.5 / 255 + 1e-6
