@@ -248,6 +248,12 @@ class Optimisation(Frozen):
         "of GPUs; fp16: with a scaled loss",
     )
 
+    compile: bool = Field(
+        False,
+        description="the step is compiled by torch.compile, once for each size of patch: the same within rounding, after a "
+        "minute or more at the beginning",
+    )
+
     @model_validator(mode="after")
     def _belongs(self) -> "Optimisation":
         if (self.schedule == "step") != (self.lr_step is not None):
@@ -442,6 +448,8 @@ class Recipe(Frozen):
             raise ValueError(
                 f"optimisation.precision: {o.precision} is not portable: say fp32 or auto, or leave out training.portable"
             )
+        if self.training.portable and o.compile:
+            raise ValueError("optimisation.compile: what a compiler makes is not portable; leave out one of the two")
         if self.training.portable and o.optimiser in ("muon", *BETAS, "schedule-free-adamw"):
             raise ValueError(f"optimisation.optimiser: {o.optimiser} is not portable; sgd, adam and adamw are")
         return self

@@ -7,6 +7,7 @@ rest to a model that only maps images to images.
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
@@ -73,6 +74,16 @@ class Remembering(Network, Protocol):
 
     def read_weights(self, x: Tensor) -> dict[str, Tensor]:
         """How much each position of x (B, C, H, W) reads of each item: {bank: (B, items, h, w)}."""
+
+
+@runtime_checkable
+class Contrasting(Protocol):
+    """What a network adds if its objective compares maps of VGG19, which only training needs."""
+
+    def load_features(self, device: torch.device) -> None:
+        """Load what it compares with onto a device; otherwise the first step does. Raises UserError for weights that are not
+        there, or not VGG19's.
+        """
 
 
 @runtime_checkable

@@ -500,6 +500,12 @@ class DRCNet(nn.Module):
         logs["psnr"] = psnr(mse) * (true / batch["count"])
         return loss, logs
 
+    def load_features(self, device: torch.device) -> None:
+        """See jobs.models.Contrasting."""
+        if (options := self.contrastive) is not None:
+            features = VGG19Features(options.maps[0], options.vgg, normalise=options.vgg_norm)
+            self._features = features.to(device, torch.float32)
+
     def _regularisation(
         self, options: ContrastiveOptions, outputs: list[Tensor], batch: Batch
     ) -> tuple[Tensor, list[Tensor]]:
@@ -507,10 +513,11 @@ class DRCNet(nn.Module):
 
         The gradient is taken here, which frees VGG19's maps before the network's own backward pass.
         """
-        layers, omega = options.maps
+        _, omega = options.maps
+        if self._features is None:
+            self.load_features(batch["gt"].device)
         G = self._features
-        if G is None:
-            G = self._features = VGG19Features(layers, options.vgg, normalise=options.vgg_norm)
+        assert G is not None
         J = batch["gt"]
         with torch.no_grad():
             negatives, c = _negatives(options, batch)

@@ -501,7 +501,7 @@ class MemoryNet(nn.Module):
                 "memory.base: read, or loss.recon: null"
             )
         self.loss, self.contrastive, self.decay_all = loss, contrastive, decay_all
-        self._vgg: tuple[VGG19Features, ...] = ()  # at most one; no module, so in no state_dict
+        self._features: VGG19Features | None = None  # no module: neither trained nor in a checkpoint
 
         widths = (n, n + u, n + 2 * u)
         self.slope = nn.Parameter(torch.tensor([0.25]))  # of the PReLU
@@ -620,12 +620,19 @@ class MemoryNet(nn.Module):
 
     def _contrast(self, options: ContrastiveOptions, X: Tensor, Y: Tensor, J: Tensor, weight: Tensor) -> Tensor:
         """The contrastive loss (B,): output X near the clean Y (positive), away from the degraded input J (negative)."""
-        if not self._vgg:
-            self._vgg = (VGG19Features(VGG_LAYERS, options.vgg),)
+        if self._features is None:
+            self.load_features(X.device)
+        G = self._features
+        assert G is not None
         with torch.no_grad():
-            pairs = [maps.chunk(2) for maps in self._vgg[0](torch.cat((Y, J)))]
+            pairs = [maps.chunk(2) for maps in G(torch.cat((Y, J)))]
         positive, negative = ([pair[k] for pair in pairs] for k in (0, 1))
-        return contrast(self._vgg[0](X), positive, negative, weight, options.ratio)
+        return contrast(G(X), positive, negative, weight, options.ratio)
+
+    def load_features(self, device: torch.device) -> None:
+        """See jobs.models.Contrasting."""
+        if self.contrastive is not None:
+            self._features = VGG19Features(VGG_LAYERS, self.contrastive.vgg).to(device, torch.float32)
 
     def _lambda_cr(self, options: ContrastiveOptions, batch: Batch) -> Tensor | float:
         """The contrastive loss's weight at this point of the run."""

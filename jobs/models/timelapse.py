@@ -138,11 +138,16 @@ class Memory(nn.Module):
     @torch.no_grad()
     def commit(self, p: Tensor) -> None:
         """Make p the items. They must be the same on all ranks: checked at the first update and every CHECK_EVERY."""
-        if world_size() > 1 and self.updates % CHECK_EVERY == 0:
+        if world_size() > 1:
+            self._check(p)
+        self.items.copy_(p)
+
+    @torch.compiler.disable  # a number that grows would be compiled anew at each step
+    def _check(self, p: Tensor) -> None:
+        if self.updates % CHECK_EVERY == 0:
             spread = all_reduce(torch.stack((p, -p)), dist.ReduceOp.MAX).sum(0)  # largest - smallest over ranks
             assert not spread.any(), "the ranks hold different memory items"
         self.updates += 1
-        self.items.copy_(p)
 
 
 class Separation(NamedTuple):

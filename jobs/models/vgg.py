@@ -83,10 +83,15 @@ class VGG19Features:
         with torch.autocast(x.device.type, enabled=False):
             return self._maps(x.to(torch.promote_types(x.dtype, torch.float32)))
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
+    def to(self, device: torch.device, dtype: torch.dtype) -> "VGG19Features":
+        """Move the weights, if they are elsewhere or of another dtype; returns itself."""
         held = next(iter(self.weights.values()))[0]
-        if (held.device, held.dtype) != (x.device, x.dtype):
-            self.weights = {i: (w.to(x.device, x.dtype), b.to(x.device, x.dtype)) for i, (w, b) in self.weights.items()}
+        if (held.device, held.dtype) != (device, dtype):
+            self.weights = {i: (w.to(device, dtype), b.to(device, dtype)) for i, (w, b) in self.weights.items()}
+        return self
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        self.to(x.device, x.dtype)
         if self.normalise:
             mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
             x = (x - mean) / std

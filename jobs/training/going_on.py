@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from jobs.documents import SMALL, SavedRecipe, State, read_document
 from jobs.recipe import Recipe
 from jobs.restoring.checkpoint import WEIGHTS, Training, training_of
@@ -86,7 +88,14 @@ def _start(before: Training, recipe: Recipe) -> Start:
 def _check(recipe: Recipe, files: dict[str, bytes], where: str) -> None:
     """Raise UserError unless the recipe goes on from this checkpoint."""
     mend = "train it again"
-    was = read_document(files["recipe.json"], SavedRecipe, f"{where}/recipe.json", mend)
+    saved = read_document(files["recipe.json"], SavedRecipe, f"{where}/recipe.json", mend)
+    try:  # with the values of keys that its version of memoir did not have
+        was = type(recipe).model_validate(saved).model_dump(mode="json")
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(
+            f"{where}: its recipe is of another version of memoir ({key}); start from it with --from"
+        ) from None
     state = read_document(files["state.json"], State, f"{where}/state.json", mend)
     now = json.loads(recipe.model_dump_json())
     changed = [

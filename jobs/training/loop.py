@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -22,7 +25,7 @@ from jobs.documents import State as SavedState
 from jobs.evaluation.metrics import METRICS
 from jobs.evaluation.protocols import Score
 from jobs.evaluation.validating import Validator, means
-from jobs.models import Network, collective
+from jobs.models import Contrasting, Network, collective
 from jobs.models.elementwise import psnr
 from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Data, Recipe, build_model
@@ -130,6 +133,8 @@ class Run:
             for patch in sorted({each.patch for each in recipe.data.in_stages}):
                 try_out(another, recipe.model.name, patch, ranks=self.world_size)
         o = recipe.optimisation
+        if isinstance(self.model, Contrasting):
+            self.model.load_features(device)  # which may not be there
         self.optimiser = Optimiser(self.model, o)
         self.average = Average(self.model, o.ema) if o.ema is not None else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -143,7 +148,9 @@ class Run:
         self.pictures: dict[str, np.ndarray] = {}  # of this rank's first images of the last validation, see `_picture`
         self.tell: Callable[[str], None] = lambda line: None  # what the user is to see at once
         self.records: list[dict[str, Any]] = []  # lines of metrics.jsonl; a checkpoint carries its run's history
-        objective = Objective(self.model)
+        objective: nn.Module = Objective(self.model)
+        if o.compile:
+            objective = compiled(objective, device)
         self.objective: nn.Module = objective
         if self.world_size > 1:
             # Buffers of the papers' models need no broadcast: their statistics are global and so the same on every rank.
@@ -554,6 +561,20 @@ class Run:
             }:
                 raise UserError(f"{folder}/model.safetensors: not an average of this model; train under another name")
             self.average.weights = {name: evaluated[name].to(self.device) for name in self.average.weights}
+
+
+def compiled(objective: nn.Module, device: torch.device) -> nn.Module:
+    """The objective, to be compiled at its first step with each shape; what was compiled is kept for later runs.
+
+    Raises UserError where there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(f"optimisation.compile: there is no {compiler} here; install it, set CXX, or leave it out")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UserError("optimisation.compile: there is no triton here; install torch with it, or leave it out")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((CACHE.parent / "compiled").absolute()))
+    return cast(nn.Module, torch.compile(objective, dynamic=False))
 
 
 def json_lines(records: list[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """Optimisers, clipping, averages and schedules, and that a run with any of them resumes to the bit."""
 
+import functools
 import itertools
 import math
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from jobs.models.memnet import MemNet
 from jobs.recipe import Optimisation, Recipe, read_recipe
+from jobs.training import loop
 from jobs.training.loop import Run
 from jobs.training.optimiser import Average, ConvMuon, Optimiser, adaptive_clip, learning_rate
 from pipeline.errors import UserError
@@ -270,6 +272,48 @@ def test_parts_of_a_network_have_rates_of_their_own_or_stay(data, tmp_path):
 def test_rates_of_what_is_not_there_are_one_line(rates, says):
     with pytest.raises(UserError, match=says):
         Optimiser(hidden(), of(lr_of=rates))
+
+
+def test_a_compiled_step_is_the_same_within_rounding_and_resumes_to_the_bit(data, tmp_path, monkeypatch):
+    """By what comes before the compiler: the graph of forward and backward. See the slow test for the compiler itself."""
+    monkeypatch.setattr(loop.torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    eager, whole = (Run(recipe(tmp_path, f"optimisation.compile={on}"), data, CPU) for on in ("false", "true"))
+    files: dict[int, dict[str, bytes]] = {}
+    for run in (eager, whole):
+        run.train(lambda run: files.update({run.state.step: run.save()}), lambda record: None)
+    for (name, a), b in zip(eager.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+    assert [r["loss"] for r in whole.records if "loss" in r] == pytest.approx(
+        [r["loss"] for r in eager.records if "loss" in r], rel=1e-5
+    )
+    for name, contents in files[min(files)].items():
+        write_bytes(tmp_path / "saved" / name, contents)
+    again = Run(recipe(tmp_path, "optimisation.compile=true"), data, CPU)
+    again.load(tmp_path / "saved")
+    again.train(lambda run: None, lambda record: None)
+    pairs = zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_the_compiler_makes_the_same_step_within_rounding_and_its_work_is_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    small = ["model.channels=2", "optimisation.length={steps: 2}"]
+    losses = []
+    for on in ("false", "true"):
+        run = Run(recipe(tmp_path, *small, f"optimisation.compile={on}"), data, CPU)
+        run.train(lambda run: None, lambda record: None)
+        losses.append([r["loss"] for r in run.records if "loss" in r])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert list((tmp_path / "compiled").rglob("*.so"))
+
+
+def test_a_missing_compiler_is_one_line_before_anything_starts(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        UserError, match=r"^optimisation\.compile: there is no no-such-compiler here; install it, set CXX,"
+    ):
+        Run(recipe(tmp_path, "optimisation.compile=true"), data, CPU)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "muon", "schedule-free-adamw"])
