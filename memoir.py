@@ -548,6 +548,25 @@ def load(
     say(f"{shards}: a device that takes {step_ms:g} ms for a batch of {batch} waits {done['stall']:.1%} of the time")
 
 
+@bench.command()
+def step(
+    recipe: Annotated[str, typer.Argument(help="name of a file in jobs/recipes, or a YAML file")],
+    overrides: Set = None,
+    data: TrainData = "data",
+    seconds: Annotated[float, typer.Option(min=0.1, help="for all of it, about")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Where the time of a recipe's step goes: samples/s, waiting for data, convolutions, and what to change first."""
+    from jobs.training.bench import bench_step, told
+
+    found = bench_step(recipe, data=data, seconds=seconds, overrides=overrides or [])
+    if as_json:
+        print(json.dumps(found._asdict(), indent=1))
+        return
+    for line in told(found):
+        say(f"{recipe}: {line}")
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 1."""
     hand_over(sys.argv[1:])

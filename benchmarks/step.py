@@ -24,7 +24,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,16 +34,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # `python benchmarks/step.py
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import REFERENCES
 from jobs.models import Network
 from jobs.recipe import build_model, read_recipe
+from jobs.training.convolutions import Convolutions, alone
 from jobs.training.optimiser import Optimiser
 
 STAND_IN = "model.contrastive.vgg={path: stand-in, sha256: null}"  # VGG19's shapes, without its weights
-aten = torch.ops.aten
 
 
 class Case(NamedTuple):
@@ -147,76 +145,6 @@ def measured(of: list[Way], rounds: int) -> dict[str, list[tuple[float, float]]]
             if number >= 0:
                 rows[way.name].append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
     return rows
-
-
-# the convolutions alone
-
-
-class Convolutions(TorchDispatchMode):
-    """Counts the convolutions, forward and backward, by all that their time depends on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[tuple[Any, ...]] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten.convolution.default:
-            x, weight, bias = args[:3]
-            self.found["forward", shape(x), shape(weight), bias is not None, x.dtype, *map(_hashable, args[3:9])] += 1
-        elif func is aten.convolution_backward.default:
-            grad, x, weight = args[:3]
-            key = (shape(x), shape(weight), shape(grad), x.dtype, *map(_hashable, args[4:11]))
-            self.found["backward", *key] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def shape(x: Tensor) -> tuple[int, ...]:
-    """Of a tensor."""
-    return tuple(x.shape)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def alone(counts: Counter[tuple[Any, ...]], seconds: float) -> float:
-    """The milliseconds of all of these convolutions, each in the quicker layout. seconds: for each shape."""
-    return sum(number * min(_one(key, layout, seconds) for layout in LAYOUTS) for key, number in counts.items())
-
-
-LAYOUTS = (torch.channels_last, torch.contiguous_format)
-
-
-def _one(key: tuple[Any, ...], layout: torch.memory_format, seconds: float) -> float:
-    def made(sides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.rand(sides).to(dtype).contiguous(memory_format=layout)
-
-    if key[0] == "forward":
-        _, x, weight, bias, dtype, *rest = key
-        given = (made(x, dtype), made(weight, dtype), torch.rand(weight[0]).to(dtype) if bias else None)
-        transposed = rest[3]
-        if transposed and bias:
-            given = (*given[:2], torch.rand(weight[1] * rest[5]).to(dtype))
-        rest = [list(value) if isinstance(value, tuple) else value for value in rest]
-
-        def run() -> Any:
-            return aten.convolution.default(*given, *rest)
-    else:
-        _, x, weight, grad, dtype, *rest = key
-        tensors = (made(grad, dtype), made(x, dtype), made(weight, dtype))
-        bias_sizes = [weight[0] if not rest[3] else weight[1] * rest[5]]
-        rest = [list(value) if isinstance(value, tuple) else value for value in rest]
-
-        def run() -> Any:
-            return aten.convolution_backward.default(*tensors, bias_sizes, *rest)
-
-    run()
-    found, end = [], time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        run()
-        found.append(1e3 * (time.perf_counter() - began))
-    return median(found)
 
 
 # limits and memory

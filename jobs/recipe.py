@@ -248,6 +248,11 @@ class Optimisation(Frozen):
         "of GPUs; fp16: with a scaled loss",
     )
 
+    batchnorm: Literal["global", "rank"] = Field(
+        "global",
+        description="whose samples BatchNorm's statistics are of: the global batch's, or each worker's own, without an exchange "
+        "at each layer; the weights then depend on the number of workers",
+    )
     compile: bool = Field(
         False,
         description="the step is compiled by torch.compile, once for each size of patch: the same within rounding, after a "

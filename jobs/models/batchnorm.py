@@ -24,39 +24,46 @@ class Statistics(NamedTuple):
     elements: int
 
 
-def batch_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
+def batch_statistics(x: Tensor, eps: float = 1e-5, *, of_rank: bool = False) -> Statistics:
     """Mean and variance of x (N, C, H, W) over the global batch: float32 (float64 for float64), differentiable once.
 
-    Every rank must hold equally many elements: the ranks' means are averaged as they are.
+    Every rank must hold equally many elements: the ranks' means are averaged as they are. of_rank: over this rank's part alone.
     """
-    mean, var = _Statistics.apply(x, eps)
-    return Statistics(mean, var, x.numel() // x.shape[1] * world_size())
+    ranks = 1 if of_rank else world_size()
+    mean, var = _Statistics.apply(x, eps, ranks)
+    return Statistics(mean, var, x.numel() // x.shape[1] * ranks)
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, eps):  # type: ignore[no-untyped-def]
-        # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
-        one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-        _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)
-        var = rstd.pow(-2) - eps
-        if world_size() > 1:
+    def forward(ctx, x, eps, ranks):  # type: ignore[no-untyped-def]
+        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+            mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        else:
+            # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
+            one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)
+            var = rstd.pow(-2) - eps
+        if ranks > 1:
             means, variances = all_gather(torch.stack((mean, var))).unbind(1)
             mean = means.mean(0)
             var = (variances + (means - mean).square()).mean(0)
         var = var.clamp_min(0)
         ctx.save_for_backward(x, mean)
+        ctx.ranks = ranks
         return mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_mean, d_var):  # type: ignore[no-untyped-def]
         x, mean = ctx.saved_tensors
-        grads = all_gather(torch.stack((d_mean, d_var))).sum(0)  # every rank's loss depends on these statistics
-        d_mean, d_var = grads / (x.numel() // x.shape[1] * world_size())
+        grads = torch.stack((d_mean, d_var))
+        if ctx.ranks > 1:
+            grads = all_gather(grads).sum(0)  # every rank's loss depends on these statistics
+        d_mean, d_var = grads / (x.numel() // x.shape[1] * ctx.ranks)
         scale = 2 * d_var
         shift = d_mean - scale * mean
-        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), None
+        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), None, None
 
 
 class _Normalise(torch.autograd.Function):
@@ -90,6 +97,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
+    of_rank = False  # whether the statistics are of this rank's samples alone; the running averages then differ
 
     def forward(self, x: Tensor, statistics: Statistics | None = None) -> Tensor:
         """Normalise x (N, C, H, W). statistics: x's, if the caller has them already; used in training only."""
@@ -105,14 +113,20 @@ class BatchNorm2d(nn.BatchNorm2d):
         running_mean, running_var = self.running_mean[start:stop], self.running_var[start:stop]
         if not self.training:
             return F.batch_norm(x, running_mean, running_var, gamma, beta, False, 0.0, self.eps)
-        mean, var, elements = statistics or batch_statistics(x, self.eps)
+        if statistics is None and (self.of_rank or world_size() == 1):
+            # The tensor is this layer's alone: statistics and result in one go, and one backward pass for both.
+            out, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, self.eps)
+            var, elements = (rstd.detach().pow(-2) - self.eps).clamp_min(0), x.numel() // x.shape[1]
+        else:
+            mean, var, elements = statistics or batch_statistics(x, self.eps)
+            out = _Normalise.apply(x, mean, var, gamma, beta, self.eps)
         with torch.no_grad():
             if start == 0:
                 self.num_batches_tracked.add_(1)
             weight = self._newest_weight()
             running_mean.lerp_(mean, weight)
             running_var.lerp_(var * (elements / max(elements - 1, 1)), weight)
-        return _Normalise.apply(x, mean, var, gamma, beta, self.eps)
+        return out
 
     def _newest_weight(self) -> Tensor:
         """The weight of batch t, the newest, in the running averages: momentum / (1 - (1 - momentum)^t), so 1 for t = 1."""

@@ -91,7 +91,7 @@ class MemoryBlock(nn.Module):
 
     def remember(self, x: Tensor) -> Memory:
         """x with its batch statistics, which all layers that normalise it share."""
-        return Memory(x, batch_statistics(x) if self.training else None)
+        return Memory(x, batch_statistics(x, of_rank=self.gate.bn.of_rank) if self.training else None)
 
     def forward(self, long_term: list[Memory]) -> Memory:
         """[B_0, ..., B_{m-1}], each (B, C, H, W) -> B_m (eq. 10; the long-term memories first, as released)."""
@@ -207,7 +207,7 @@ class MemNet(nn.Module):
     def predictions(self, x: Tensor) -> list[Tensor]:
         """[y_1, ..., y_M] (eq. 11; basic: [y_M], eq. 3), each of x's shape and dtype: (B, in_channels, H, W) in [0, 1]."""
         B_0 = self.feature(x).to(x.dtype)  # feature maps keep the precision of x under autocast
-        memories = [Memory(B_0, batch_statistics(B_0) if self.training else None)]
+        memories = [self.blocks[0].remember(B_0)]  # type: ignore[operator]
         for block in self.blocks:
             memories.append(block(memories))
         sources = memories[1:] if self.multi_supervision else memories[-1:]

@@ -26,6 +26,7 @@ from jobs.evaluation.metrics import METRICS
 from jobs.evaluation.protocols import Score
 from jobs.evaluation.validating import Validator, means
 from jobs.models import Contrasting, Network, collective
+from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.elementwise import psnr
 from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Data, Recipe, build_model
@@ -143,6 +144,15 @@ class Run:
                 f"{o.accumulate} parts of a worker's batch: what the model computes over a batch, such as BatchNorm's "
                 "statistics, is over each part"
             )
+        self.of_rank = o.batchnorm == "rank" and self.world_size > 1
+        if self.of_rank:
+            layers = [module for module in self.model.modules() if isinstance(module, BatchNorm2d)]
+            for layer in layers:
+                layer.of_rank = True
+            if layers:
+                self.notes.append(
+                    f"BatchNorm's statistics are of each worker's {self.loader.share} samples, the running averages of the first's"
+                )
         self.total = recipe.optimisation.length.in_steps(len(self.loader))
         self.meter = Meter()
         self.pictures: dict[str, np.ndarray] = {}  # of this rank's first images of the last validation, see `_picture`
@@ -452,7 +462,7 @@ class Run:
         self.pictures = {}
         with self._evaluated():
             self.model.eval()
-            if self.world_size > 1 and is_own(self.recipe.model.name):
+            if self.world_size > 1 and (is_own(self.recipe.model.name) or self.of_rank):
                 for buffer in self.model.buffers():  # those of rank 0, which a checkpoint has
                     dist.broadcast(buffer, 0)
             return {"psnr": self._validate(beat)} if self.validator is None else self._by_benchmark(beat)

@@ -121,7 +121,7 @@ def test_it_is_trained_with_float64_and_once_differentiable():
         return (torch.func.functional_call(layer, {"weight": gamma, "bias": beta}, (x,)) * weights).square().sum()
 
     assert torch.autograd.gradcheck(loss, (x, layer.weight, layer.bias))
-    for value in (loss(x, layer.weight, layer.bias), batch_statistics(x).var.square().sum()):
+    for value in (layer(x, batch_statistics(x)).square().sum(), batch_statistics(x).var.square().sum()):
         (gradient,) = torch.autograd.grad(value, x, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             gradient.sum().backward()
@@ -246,6 +246,13 @@ def rank(index: int, folder: Path) -> None:
     y = layers[0](leaf, statistics).sin() + layers[1](leaf, statistics) * grad[half]
     y.backward(grad[half])
     results["shared"] = {"y": y.detach(), "d_x": leaf.grad, "d_gamma": layers[0].weight.grad}
+    x, grad = data("plain")
+    own = affine(BatchNorm2d(5))
+    own.of_rank = True
+    results["of_rank"] = run(own, x[half], grad[half])
+    leaf = x[half].clone().requires_grad_()
+    affine(BatchNorm2d(5))(leaf, batch_statistics(leaf, of_rank=True)).backward(grad[half])
+    results["of_rank shared"] = {"d_x": leaf.grad}
     torch.save(results, folder / f"{index}.pt")
     dist.destroy_process_group()
 
@@ -293,3 +300,13 @@ def test_layers_that_share_statistics_do_so_over_two_ranks(ranks):
     expected = {"y": y.detach(), "d_x": leaf.grad, "d_gamma": layers[0].weight.grad}
     for name, value in expected.items():
         assert difference(merged([result["shared"] for result in ranks], name), value) < 1e-5, name
+
+
+def test_statistics_of_a_rank_are_those_of_its_samples_alone(ranks):
+    x, grad = data("plain")
+    for index, result in enumerate(ranks):
+        half = slice(4 * index, 4 * index + 4)
+        expected = run(affine(nn.BatchNorm2d(5, momentum=1.0)), x[half], grad[half])
+        for name, value in result["of_rank"].items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(result["of_rank shared"]["d_x"], result["of_rank"]["d_x"], rtol=1e-4, atol=1e-4)

@@ -27,9 +27,9 @@ evaluation: {{benchmarks: [{{benchmark: pairs-y, data: images, layout: pairs}}]}
 """
 
 
-def trained(name: str, folder: Path, data: dict[str, Path]) -> dict[str, Tensor]:
+def trained(name: str, folder: Path, data: dict[str, Path], *overrides: str) -> dict[str, Tensor]:
     """Weights and buffers after all steps."""
-    run = Run(read_recipe(str(folder / f"{name}.yaml")), data[name], torch.device("cpu"))
+    run = Run(read_recipe(str(folder / f"{name}.yaml"), list(overrides)), data[name], torch.device("cpu"))
     assert run.loader.samples % 4  # the last batch has padding
     run.train(lambda run: None, lambda record: None)
     assert run.state.step == 20
@@ -39,7 +39,9 @@ def trained(name: str, folder: Path, data: dict[str, Path]) -> dict[str, Tensor]
 def rank(index: int, folder: Path, data: dict[str, Path]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=index, world_size=2)
-    torch.save({name: trained(name, folder, data) for name in MODELS}, folder / f"{index}.pt")
+    found = {name: trained(name, folder, data) for name in MODELS}
+    found["of_rank"] = trained("timelapse", folder, data, "optimisation.batchnorm=rank", "model.memory.update=none")
+    torch.save(found, folder / f"{index}.pt")
     dist.destroy_process_group()
 
 
@@ -88,6 +90,17 @@ def test_both_ranks_hold_the_same_weights_and_memory_bit_for_bit(name, runs):
     assert all(torch.equal(first[key], second[key]) for key in first)
     if name == "timelapse":
         assert "memory.items" in first
+
+
+def test_with_statistics_of_each_rank_they_hold_the_same_weights(runs):
+    folder, data = runs
+    first, second = (torch.load(folder / f"{index}.pt")["of_rank"] for index in range(2))
+    averages = {key for key in first if "running" in key}
+    assert all(torch.equal(first[key], second[key]) for key in first.keys() - averages)
+    assert not any(torch.equal(first[key], second[key]) for key in averages)  # of other samples
+    alone = trained("timelapse", folder, data, "model.memory.update=none")
+    weights = [key for key in alone if key.endswith("conv_a.weight")]
+    assert not any(torch.allclose(first[key], alone[key], rtol=1e-6) for key in weights)
 
 
 @pytest.mark.parametrize(("negatives", "starts"), [({}, True), ({"kind": "extra", "number": 1}, False), (None, False)])

@@ -1,0 +1,146 @@
+"""Where the time of a recipe's step goes on this machine: `memoir bench step`."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jobs.arithmetic import native_bf16
+from jobs.recipe import read_recipe
+from jobs.training.convolutions import Convolutions, alone
+from jobs.training.loop import Run, State
+from pipeline.revisions.revision import dataset_of_task
+from pipeline.storage import Folder
+
+WAITS, IDLE = 0.03, 0.5  # shares of a step: waiting for data, and time outside of convolutions, that are worth a word
+
+
+class Step(NamedTuple):
+    """Medians over the steps, in milliseconds; one worker.
+
+    step: all of it, with the loader. waiting: for the batch. forward, backward, rest: of the step without the loader; rest is
+    clipping, optimiser and averages. convolutions: each alone, in the quicker layout. samples: in a second, with the loader.
+    """
+
+    step: float
+    waiting: float
+    forward: float
+    backward: float
+    rest: float
+    convolutions: float
+    samples: float
+    precision: str
+    threads: int
+
+
+def bench_step(recipe_name: str, *, data: str, seconds: float, overrides: Sequence[str] = ()) -> Step:
+    """Train a recipe's first steps in this process, with one worker's share of its batch, for so long; nothing is kept.
+
+    Raises UserError as `memoir train` does.
+    """
+    recipe = read_recipe(recipe_name, [*overrides])
+    share = recipe.data.batch // recipe.training.fewest
+    one = [*overrides, "training.workers=1", f"data.batch={share}", "data.stages=[]"]
+    recipe = read_recipe(recipe_name, one)
+    places = {}
+    for task in recipe.data.tasks:
+        built = dataset_of_task(data, task)
+        places[task] = built.root if isinstance(built, Folder) else built.uri
+    torch.set_num_threads(recipe.training.cpus_per_worker)
+    device = torch.device("cuda" if recipe.training.gpu and torch.cuda.is_available() else "cpu")
+    run = Run(recipe, places, device)
+    steps, waits = _with_loader(run, seconds / 2)
+    batch = run.loader.to_device(run.loader.cut(run.state.position), device)
+    forward, backward, rest = (1e3 * median(part) for part in zip(*_parts(run, batch, seconds / 4), strict=True))
+    with Convolutions() as convolutions:
+        run.objective(batch | {"progress": torch.tensor(0.5, device=device)})[0].backward()
+    shapes = max(len(convolutions.found), 1)
+    floor = alone(convolutions.found, seconds / 4 / 2 / shapes) if device.type == "cpu" else float("nan")
+    step, waiting = 1e3 * median(steps), 1e3 * median(waits)
+    samples = run.loader.batch / median(steps)
+    return Step(step, waiting, forward, backward, rest, floor, samples, run.precision, torch.get_num_threads())
+
+
+def _with_loader(run: Run, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of the steps with the loader, and of waiting for it."""
+    steps, waits = [], []
+    end = time.perf_counter() + seconds
+    with closing(run.loader.batches()) as batches:
+        while len(steps) < 5 or time.perf_counter() < end:
+            began = time.perf_counter()
+            position, cut = next(batches)
+            batch = run.loader.to_device(cut, run.device)  # type: ignore[arg-type]
+            cut.hand_back()
+            waits.append(_now(run) - began)
+            run.step(batch)
+            steps.append(_now(run) - began)
+            run.state = State(run.state.step + 1, position)
+            run.total = max(run.total, run.state.step + 1)
+    return steps[2:], waits[2:]
+
+
+def _parts(run: Run, batch: dict[str, Tensor], seconds: float) -> Iterator[tuple[float, float, float]]:
+    """Seconds of forward, backward and the rest of each of some steps on one batch."""
+    found: list[tuple[float, float, float]] = []
+    end = time.perf_counter() + seconds
+    objective = run.objective
+    progress = {"progress": torch.tensor(0.5, device=run.device)}
+    autocast: Any = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision)
+    while len(found) < 4 or time.perf_counter() < end:
+        run.model.train()
+        run.optimiser.zero_grad()
+        began = _now(run)
+        with torch.autocast(run.device.type, autocast, enabled=autocast is not None):
+            loss = objective(batch | progress)[0]
+        ahead = _now(run)
+        loss.backward()
+        back = _now(run)
+        lr = run.lr()
+        run.optimiser.clip(lr)
+        run.optimiser.step(lr, run.scaler)
+        found.append((ahead - began, back - ahead, _now(run) - back))
+    return iter(found[1:])
+
+
+def _now(run: Run) -> float:
+    """The time, when all that was asked of the device is done."""
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
+    return time.perf_counter()
+
+
+def told(found: Step) -> list[str]:
+    """In words, with what to change first."""
+    whole = found.forward + found.backward + found.rest
+    lines = [
+        f"{found.samples:,.1f} samples/s; a step takes {found.step:,.1f} ms, {found.waiting / found.step:.1%} of it waiting for data "
+        f"({found.threads} threads, {found.precision})",
+        f"without the loader {whole:,.1f} ms: forward {found.forward:,.1f}, backward {found.backward:,.1f}, clipping and optimiser "
+        f"{found.rest:,.1f}",
+    ]
+    known = found.convolutions == found.convolutions  # not of a GPU
+    if known:
+        lines.append(
+            f"its convolutions alone take {found.convolutions:,.1f} ms: a step is at {found.convolutions / whole:.0%} of that limit"
+        )
+    if found.waiting > WAITS * found.step:
+        lines.append("first: training.loader_threads, for the step waits for data")
+    elif found.rest > 0.2 * whole:
+        lines.append("first: a larger batch, for clipping and optimiser take a fifth of each step whatever its size")
+    elif found.precision == "fp32" and native_bf16(torch.device("cpu")):
+        lines.append("first: optimisation.precision auto, for this CPU has bf16")
+    elif found.threads < len(os.sched_getaffinity(0)):
+        lines.append(
+            f"first: training.cpus_per_worker, or more workers: {len(os.sched_getaffinity(0))} CPUs are here, and "
+            f"{found.threads} used"
+        )
+    elif known and found.convolutions < IDLE * whole:
+        lines.append("first: a larger batch or patch, for more than half of the step is not its convolutions")
+    else:
+        lines.append("nothing stands out: a step is near what its convolutions take here")
+    return lines

@@ -1,0 +1,77 @@
+"""The time that a step's convolutions take by themselves: what no step can be quicker than without other convolutions."""
+
+import time
+from collections import Counter
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+LAYOUTS = (torch.channels_last, torch.contiguous_format)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts the convolutions, forward and backward, by all that their time depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[Any, ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten.convolution.default:
+            x, weight, bias = args[:3]
+            self.found["forward", shape(x), shape(weight), bias is not None, x.dtype, *map(_hashable, args[3:9])] += 1
+        elif func is aten.convolution_backward.default:
+            grad, x, weight = args[:3]
+            key = (shape(x), shape(weight), shape(grad), x.dtype, *map(_hashable, args[4:11]))
+            self.found["backward", *key] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def shape(x: Tensor) -> tuple[int, ...]:
+    """Of a tensor."""
+    return tuple(x.shape)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def alone(counts: Counter[tuple[Any, ...]], seconds: float) -> float:
+    """The milliseconds of all of these convolutions, each in the quicker layout. seconds: for each shape."""
+    return sum(number * min(_one(key, layout, seconds) for layout in LAYOUTS) for key, number in counts.items())
+
+
+def _one(key: tuple[Any, ...], layout: torch.memory_format, seconds: float) -> float:
+    def made(sides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.rand(sides).to(dtype).contiguous(memory_format=layout)
+
+    if key[0] == "forward":
+        _, x, weight, bias, dtype, *rest = key
+        given = (made(x, dtype), made(weight, dtype), torch.rand(weight[0]).to(dtype) if bias else None)
+        transposed = rest[3]
+        if transposed and bias:
+            given = (*given[:2], torch.rand(weight[1] * rest[5]).to(dtype))
+        rest = [list(value) if isinstance(value, tuple) else value for value in rest]
+
+        def run() -> Any:
+            return aten.convolution.default(*given, *rest)
+    else:
+        _, x, weight, grad, dtype, *rest = key
+        tensors = (made(grad, dtype), made(x, dtype), made(weight, dtype))
+        bias_sizes = [weight[0] if not rest[3] else weight[1] * rest[5]]
+        rest = [list(value) if isinstance(value, tuple) else value for value in rest]
+
+        def run() -> Any:
+            return aten.convolution_backward.default(*tensors, bias_sizes, *rest)
+
+    run()
+    found, end = [], time.perf_counter() + seconds
+    while len(found) < 3 or time.perf_counter() < end:
+        began = time.perf_counter()
+        run()
+        found.append(1e3 * (time.perf_counter() - began))
+    return median(found)

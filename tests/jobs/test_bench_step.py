@@ -1,0 +1,78 @@
+"""`memoir bench step`: where the time of a recipe's step goes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import photograph
+from torch import nn
+
+from jobs.training import bench as module
+from jobs.training.bench import Step, bench_step, told
+from jobs.training.convolutions import Convolutions, alone
+from pipeline.errors import UserError
+
+RECIPE = """
+model: {name: memnet, memory_blocks: 1, recursions: 1, channels: 4, bn_momentum: 0.1}
+data: {task: tiny, patch: 8, crops: 4, batch: 8, stages: [{after: 3, batch: 4}]}
+optimisation: {optimiser: adam, lr: 0.002, schedule: cosine, length: {steps: 5}, ema: {decay: 0.9}}
+training: {workers: 2}
+evaluation: {benchmarks: [{benchmark: jpeg-q10, data: images}]}
+"""
+EVEN = Step(100, 1, 30, 60, 9, 80, 80, "bf16", 2)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def data(builder: Callable[..., Path], tmp_path, monkeypatch) -> Path:
+    built = builder("bench-step", {f"train/{i}.png": photograph(i, 20, 20, 1) for i in range(3)})
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(RECIPE)
+    return built.parent
+
+
+def test_the_parts_of_a_step_are_measured_with_one_workers_share_of_the_batch(data):
+    found = bench_step("tiny.yaml", data=str(data), seconds=0.4)
+    assert found.samples == pytest.approx(4 * 1e3 / found.step)
+    assert 0 < found.waiting < found.step
+    assert min(found.forward, found.backward, found.rest, found.convolutions) > 0
+    assert (found.precision, found.threads) == ("fp32", 1)
+    assert sorted(path.name for path in Path().iterdir()) == ["tiny.yaml"]  # nothing is kept
+    with pytest.raises(UserError, match=r"nowhere/tiny"):
+        bench_step("tiny.yaml", data="nowhere", seconds=0.1)
+
+
+def test_all_convolutions_are_counted_forward_and_backward():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Conv2d(4, 4, 3, bias=False))
+    with Convolutions() as found:
+        model(torch.rand(2, 1, 12, 12)).sum().backward()
+    kinds = sorted((key[0], key[2]) for key in found.found)
+    shapes = [(3, 1, 3, 3), (3, 4, 2, 2), (4, 4, 3, 3)]
+    assert kinds == sorted((way, shape) for way in ("forward", "backward") for shape in shapes)
+    assert set(found.found.values()) == {1}
+    once = alone(found.found, 0)
+    twice = alone(found.found + found.found, 0)
+    assert 0 < once < twice  # roughly the double
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"waiting": 4}, "first: training.loader_threads"),
+        ({"rest": 40}, "first: a larger batch, for clipping and optimiser"),
+        ({"precision": "fp32"}, "first: optimisation.precision auto"),
+        ({"threads": 1}, "first: training.cpus_per_worker, or more workers: 2 CPUs are here, and 1 used"),
+        ({"convolutions": 20}, "first: a larger batch or patch"),
+        ({}, "nothing stands out"),
+    ],
+)
+def test_what_to_change_first_is_what_costs_most(change, says, monkeypatch):
+    monkeypatch.setattr(module, "native_bf16", lambda device: True)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    assert told(EVEN._replace(**change))[-1].startswith(says)
+
+
+def test_a_gpu_has_no_limit_here():
+    assert not any("limit" in line for line in told(EVEN._replace(convolutions=float("nan"))))
