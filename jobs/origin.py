@@ -65,8 +65,8 @@ def origin(recipe: Recipe, shards: str, started_from: str | None = None) -> dict
     """
     root = Path(__file__).parents[1]
     name = recipe.model.name
-    code = (*CODE, *OWN) if is_own(name) else (*CODE, f"jobs/models/{name}.py")
-    code += () if recipe.validation is None else CHOOSING
+    code = [*CODE, *(OWN if is_own(name) else [f"jobs/models/{name}.py"])]
+    code += [] if recipe.validation is None else CHOOSING
     paths = {path: root / path for path in code} | (files(name) if is_own(name) else {})
     sections = {"model", "objective", "data", "optimisation", "validation"}
     return recipe.model_dump(mode="json", include=sections) | {

@@ -36,7 +36,8 @@ class Validator:
         model: in eval mode. bits: a channel of the images may have. beat: called at each image. Returns also input, output and
         target of its first `shown` images, by their keys: float32 (H, W, C) in [0, 1].
         """
-        restore, found, pictures = restorer(model), [], {}
+        restore, found = restorer(model), []
+        pictures: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         for place in range(rank, len(self.items), world_size):
             beat()
             wanted = len(pictures) < shown

@@ -55,7 +55,8 @@ def bench_step(recipe_name: str, *, data: str, seconds: float, overrides: Sequen
     device = torch.device("cuda" if recipe.training.gpu and torch.cuda.is_available() else "cpu")
     run = Run(recipe, places, device)
     steps, waits = _with_loader(run, seconds / 2)
-    batch = run.loader.to_device(run.loader.cut(run.state.position), device)
+    cut: Any = run.loader.cut(run.state.position)
+    batch = run.loader.to_device(cut, device)
     forward, backward, rest = (1e3 * median(part) for part in zip(*_parts(run, batch, seconds / 4), strict=True))
     with Convolutions() as convolutions:
         run.objective(batch | {"progress": torch.tensor(0.5, device=device)})[0].backward()
@@ -68,13 +69,15 @@ def bench_step(recipe_name: str, *, data: str, seconds: float, overrides: Sequen
 
 def _with_loader(run: Run, seconds: float) -> tuple[list[float], list[float]]:
     """Seconds of the steps with the loader, and of waiting for it."""
-    steps, waits = [], []
+    steps: list[float] = []
+    waits: list[float] = []
+    loading: Any = run.loader.batches()
     end = time.perf_counter() + seconds
-    with closing(run.loader.batches()) as batches:
+    with closing(loading) as batches:
         while len(steps) < 5 or time.perf_counter() < end:
             began = time.perf_counter()
             position, cut = next(batches)
-            batch = run.loader.to_device(cut, run.device)  # type: ignore[arg-type]
+            batch = run.loader.to_device(cut, run.device)
             cut.hand_back()
             waits.append(_now(run) - began)
             run.step(batch)

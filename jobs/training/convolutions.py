@@ -69,7 +69,8 @@ def _one(key: tuple[Any, ...], layout: torch.memory_format, seconds: float) -> f
             return aten.convolution_backward.default(*tensors, bias_sizes, *rest)
 
     run()
-    found, end = [], time.perf_counter() + seconds
+    found: list[float] = []
+    end = time.perf_counter() + seconds
     while len(found) < 3 or time.perf_counter() < end:
         began = time.perf_counter()
         run()

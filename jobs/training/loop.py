@@ -258,7 +258,7 @@ class Run:
         """
         every, meter = self.recipe.training, self.meter
         self._validate_if_due(log, beat)
-        if self.ended:
+        if self.ended():
             return
         saved = time.perf_counter()
         if not meter.steps:
@@ -267,7 +267,7 @@ class Run:
         batches: Generator[tuple[Position, Any], None, None] = self.loader.batches(self.state.position)
         positions: list[tuple[int, Loader | Mixture, Position]] = []  # of the steps since the last record
         try:
-            while not self.ended:
+            while not self.ended():
                 beat()
                 if stage != self.stage:
                     batches.close()
@@ -302,10 +302,10 @@ class Run:
                     save(self)
                     saved = time.perf_counter()
                 self._validate_if_due(log, beat)
-                if self.ended and not last:  # before its length: it has its last checkpoint all the same
+                if self.ended() and not last:  # before its length: it has its last checkpoint all the same
                     self._tell_stopped()
                     save(self)
-                if not self.ended:
+                if not self.ended():
                     snap(self, meter)
                 meter.began += time.perf_counter() - aside
         finally:
@@ -319,7 +319,6 @@ class Run:
             values = {f"val_{name}": value for name, value in self.validate(beat).items()}
             self._log(log, {"epoch": self.state.position.epoch, **values})
 
-    @property
     def ended(self) -> bool:
         """Whether training is at its end: its length, or so many validations without a better one as the recipe says."""
         if self.state.step >= self.total:
