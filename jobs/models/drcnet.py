@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jobs.models.collective import all_gather, rank
 from jobs.models.contrastive import Over, ratio
+from jobs.models.convolution import Conv2d
 from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
@@ -246,9 +247,9 @@ class RegionNorm(nn.Module):
         self.t, self.region_norm, kernel = options.t, options.region_norm, options.response_kernel
         self.weight = nn.Parameter(torch.ones(channels, 1, 1)) if options.affine else None
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1)) if options.affine else None
-        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
-        self.gamma = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
-        self.beta = nn.Conv2d(1, 1, kernel, padding=kernel // 2)
+        self.conv = Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
+        self.gamma = Conv2d(1, 1, kernel, padding=kernel // 2)
+        self.beta = Conv2d(1, 1, kernel, padding=kernel // 2)
 
     def response(self, z: Tensor) -> Tensor:
         """The spatial response map M_sr (B, 1, H, W), in (0, 1) (eqs. 2, 3; mean and maximum of the convolved features)."""
@@ -279,8 +280,8 @@ class DFR(nn.Module):
         self.delta, self.unbiased = options.delta, options.unbiased
         self.norm = RegionNorm(options, c_out // 2) if normalise else None
         # The branches have a 3x3 convolution each; on the same input they are one.
-        self.conv = nn.Conv2d(c_in, c_out * (2 if self.has_sf and self.has_ea else 1), 3, padding=1)
-        self.identity = nn.Conv2d(c_in, c_out, 1) if options.has_identity else None
+        self.conv = Conv2d(c_in, c_out * (2 if self.has_sf and self.has_ea else 1), 3, padding=1)
+        self.identity = Conv2d(c_in, c_out, 1) if options.has_identity else None
 
     def forward(self, x: Tensor) -> Tensor:
         u = v = self.conv(x)
@@ -305,7 +306,7 @@ class ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
         self.conv_a, self.conv_b = _conv3(c_in, c_out), _conv3(c_out, c_out)
-        self.shortcut = nn.Conv2d(c_in, c_out, 1)
+        self.shortcut = Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.leaky_relu(self.conv_a(x), SLOPE)
@@ -331,7 +332,7 @@ class UNet(nn.Module):
         upper = c[:-1]  # the levels that have a smaller one below
         self.stem = _conv3(3, width)
         self.encoder = nn.ModuleList(blocks)
-        self.down = nn.ModuleList(nn.MaxPool2d(2) if pool else nn.Conv2d(n, n, 4, 2, 1, bias=False) for n in upper)
+        self.down = nn.ModuleList(nn.MaxPool2d(2) if pool else Conv2d(n, n, 4, 2, 1, bias=False) for n in upper)
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * n, n, 2, 2) for n in upper)
         self.skip = nn.ModuleList(_conv3(n, n) for n in upper)
         self.decoder = nn.ModuleList(ResBlock(2 * n, n) for n in upper)
@@ -447,7 +448,7 @@ class DRCNet(nn.Module):
 
         self.stage_1 = UNet(blocks(), width, pool=not dfr.has_sf, fuse=False)
         self.sam = SAM(width)
-        self.merge = nn.Conv2d(2 * width, width, 1)
+        self.merge = Conv2d(2 * width, width, 1)
         self.stage_2 = UNet(blocks(), width, pool=not dfr.has_sf, fuse=True)
         self.tail = _conv3(width, 3)
 
@@ -588,7 +589,7 @@ def _negatives(options: ContrastiveOptions, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _conv3(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, padding=1)
+    return Conv2d(c_in, c_out, 3, padding=1)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d, Statistics, batch_statistics
+from jobs.models.convolution import Conv2d, conv2d
 from jobs.models.elementwise import psnr
 
 Batch = dict[str, Tensor]
@@ -29,7 +30,7 @@ class PreActConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int, momentum: float) -> None:
         super().__init__()
         self.bn = BatchNorm2d(c_in, momentum=momentum)
-        self.conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2)
+        self.conv = Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.relu(self.bn(x), inplace=True))
@@ -56,7 +57,7 @@ class Gate(PreActConv):
             stop = start + memory.x.shape[1]
             active = F.relu(self.bn.part(memory.x, start, memory.statistics), inplace=True)
             bias = self.conv.bias if start == 0 else None
-            term = F.conv2d(active, self.conv.weight[:, start:stop], bias).to(memory.x.dtype)
+            term = conv2d(active, self.conv.weight[:, start:stop], bias).to(memory.x.dtype)
             out = term if out is None else out + term
             start = stop
         assert out is not None
@@ -82,8 +83,8 @@ class MemoryBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.recursions, self.long_term, self.short_term = recursions, long_term, short_term
-        self.conv_a = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_b = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_a = Conv2d(channels, channels, 3, padding=1)
+        self.conv_b = Conv2d(channels, channels, 3, padding=1)
         layers = 1 if share_bn else recursions
         self.bn_a = nn.ModuleList(BatchNorm2d(channels, momentum=momentum) for _ in range(layers))
         self.bn_b = nn.ModuleList(BatchNorm2d(channels, momentum=momentum) for _ in range(layers))
@@ -181,7 +182,7 @@ class MemNet(nn.Module):
         self.feature = (
             PreActConv(in_channels, channels, 3, bn_momentum)
             if chosen["fe_preact"]
-            else nn.Conv2d(in_channels, channels, 3, padding=1)
+            else Conv2d(in_channels, channels, 3, padding=1)
         )
         self.blocks = nn.ModuleList(
             MemoryBlock(
@@ -193,7 +194,7 @@ class MemNet(nn.Module):
         self.recon_bn = nn.ModuleList(
             BatchNorm2d(channels, momentum=bn_momentum) for _ in range(M if multi_supervision else 1)
         )
-        self.recon = nn.Conv2d(channels, in_channels, 3, padding=1)
+        self.recon = Conv2d(channels, in_channels, 3, padding=1)
         if multi_supervision:
             self.ensemble = nn.Parameter(torch.full((M,), 1 / M if chosen["ensemble_init"] == "mean" else 1.0))
         for module in self.modules():

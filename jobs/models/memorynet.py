@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jobs.models.contrastive import Over, ratio
+from jobs.models.convolution import Conv2d
 from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
@@ -284,7 +285,7 @@ def _standard(bank: Tensor) -> Tensor:
 
 def conv(c_in: int, c_out: int, kernel: int = 3) -> nn.Conv2d:
     """Stride 1, same size, no bias."""
-    return nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
+    return Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
 
 
 def up(x: Tensor) -> Tensor:

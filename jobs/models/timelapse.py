@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.collective import all_reduce, world_size
+from jobs.models.convolution import Conv2d, conv2d
 from jobs.models.elementwise import psnr
 from jobs.models.padding import mirrored
 from jobs.models.timelapse_profiles import LossOptions, MemoryOptions, chosen
@@ -73,15 +74,15 @@ class DecoderLevel(nn.Module):
 
     def __init__(self, channels: int, parts: int, norm: str, bias: bool) -> None:
         super().__init__()
-        self.conv_a = nn.Conv2d(parts * channels, channels, 3, padding=1, bias=bias)
+        self.conv_a = Conv2d(parts * channels, channels, 3, padding=1, bias=bias)
         self.activation_a = activation(channels, norm)
-        self.b = layer(nn.Conv2d(channels, channels, 3, padding=1, bias=bias), norm)
+        self.b = layer(Conv2d(channels, channels, 3, padding=1, bias=bias), norm)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         C = x.shape[1]
-        y = F.conv2d(x, self.conv_a.weight[:, :C], self.conv_a.bias, padding=1)
+        y = conv2d(x, self.conv_a.weight[:, :C], self.conv_a.bias, padding=1)
         if skip is not None:
-            y = y + F.conv2d(skip, self.conv_a.weight[:, C:], padding=1)
+            y = y + conv2d(skip, self.conv_a.weight[:, C:], padding=1)
         return self.b(self.activation_a(y))
 
 
@@ -211,7 +212,7 @@ class TimeLapseNet(nn.Module):
         self.query_eps = 1e-5 if settings.norm == "bn" else 1e-8
 
         def conv(c_in: int, c_out: int) -> nn.Conv2d:
-            return nn.Conv2d(c_in, c_out, 3, padding=1, bias=bias)
+            return Conv2d(c_in, c_out, 3, padding=1, bias=bias)
 
         def up() -> nn.Sequential:
             deconv = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1, bias=bias)

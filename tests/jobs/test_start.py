@@ -24,13 +24,14 @@ from jobs.training import train as stage
 from jobs.training.going_on import going_on
 from jobs.training.loop import Run
 from jobs.training.record import recorded
-from jobs.training.resume import Checkpoints
+from jobs.training.resume import SUMS, Checkpoints
 from jobs.training.run import Planned, plan_run
 from jobs.training.start import FILE, keep_start, keeper, load_start, read_start, reader
 from jobs.training.train import train
 from jobs.training.worker import Rank
 from pipeline.errors import UserError
 from pipeline.images import write_image
+from pipeline.shards.format import file_sha256
 from pipeline.storage import storage
 
 RECIPE = """
@@ -415,6 +416,25 @@ def test_a_run_that_cannot_go_on_is_one_line_before_anything_starts(overrides, s
         gone_on(project, "tiny", *overrides)
     assert "\n" not in str(error.value)
     assert sorted(Path("store/runs").iterdir()) == there
+
+
+def test_a_run_of_a_version_of_memoir_that_had_fewer_keys_goes_on(project, monkeypatch):
+    monkeypatch.setattr("jobs.recipe.RECIPES", Path())
+    folder = Path("store", trained(project)["checkpoint"])
+    saved = json.loads((folder / "recipe.json").read_text())
+    for section, key in (("optimisation", "compile"), ("data", "mix"), ("training", "snapshot_every")):
+        del saved[section][key]
+
+    def rewritten(recipe: dict) -> None:
+        (folder / "recipe.json").write_text(json.dumps(recipe))
+        names = [path.name for path in sorted(folder.iterdir()) if path.name != SUMS]
+        (folder / SUMS).write_text("".join(f"{file_sha256(folder / name)}  {name}\n" for name in names))
+
+    rewritten(saved)
+    assert gone_on(project, "tiny", "optimisation.length.steps=5")["step"] == 5
+    rewritten(saved | {"data": {"task": "tiny"}})
+    with pytest.raises(UserError, match=r"its recipe is of another version of memoir \(data\.patch\); start from it"):
+        gone_on(project, "tiny", "optimisation.length.steps=6")
 
 
 def test_a_recipe_that_has_changed_since_and_a_checkpoint_that_is_gone_are_one_line(project, monkeypatch):
