@@ -432,8 +432,10 @@ def test_a_run_of_a_version_of_memoir_that_had_fewer_keys_goes_on(project, monke
 
     rewritten(saved)
     assert gone_on(project, "tiny", "optimisation.length.steps=5")["step"] == 5
-    rewritten(saved | {"data": {"task": "tiny"}})
-    with pytest.raises(UserError, match=r"its recipe is of another version of memoir \(data\.patch\); start from it"):
+    rewritten(saved | {"optimisation": {"lr": 0.1}})
+    with pytest.raises(
+        UserError, match=r"its recipe is of another version of memoir \(optimisation\.optimiser\); start"
+    ):
         gone_on(project, "tiny", "optimisation.length.steps=6")
 
 
