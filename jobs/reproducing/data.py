@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.reproducing.original import Original
 from jobs.reproducing.place import Place
 from jobs.sharing.remote import Remote, remote
 from jobs.sharing.repo import contents, in_history, revisions
@@ -18,7 +17,7 @@ from pipeline.shards.format import dataset_digest, read_shards_json, verify
 from pipeline.storage import DeniedError, UnavailableError
 
 
-def bring_data(place: Place, original: Original, task: str, wanted: str) -> str:
+def bring_data(place: Place, commit: str, task: str, wanted: str) -> str:
     """Have the built data set of a task in the clone's data/<task>; returns its digest, which is not `wanted` if nobody kept that.
 
     One that is there stays. Otherwise it is what DVC's remote has of the commit, or of another commit whose dvc.lock has this
@@ -27,7 +26,7 @@ def bring_data(place: Place, original: Original, task: str, wanted: str) -> str:
     """
     out = place.clone / "data" / task
     if not (out / "shards.json").is_file():
-        held = _remote(place, original, task, wanted)
+        held = _remote(place, commit, task, wanted)
         problems: list[str] = []
         if not any(_fetch(folder, wanted, out, problems) for folder in _kept(place, held, task)):
             for problem in problems:
@@ -54,12 +53,12 @@ def bring_tests(place: Place, recipe: dict[str, Any]) -> list[str]:
     return [folder for folder in folders if not (place.clone / folder).exists()]
 
 
-def _remote(place: Place, original: Original, task: str, wanted: str) -> Remote:
+def _remote(place: Place, commit: str, task: str, wanted: str) -> Remote:
     try:
         return remote(place.clone)
     except UserError as error:
         raise UserError(
-            f"the data of {original.commit[:12]} cannot be brought: {error}; or put the built data set of the digest "
+            f"the data of {commit[:12]} cannot be brought: {error}; or put the built data set of the digest "
             f"{wanted[:16]} into {place.clone}/data/{task}, and try again"
         ) from None
 

@@ -16,7 +16,7 @@ from jobs.publishing.publish import publish
 from jobs.reproducing import compare, data, place
 from jobs.reproducing.compare import Row
 from jobs.reproducing.data import bring_data
-from jobs.reproducing.original import Original, read_original
+from jobs.reproducing.original import read_original
 from jobs.reproducing.place import Place
 from pipeline.errors import UserError
 from pipeline.storage import DeniedError, UnavailableError
@@ -126,7 +126,7 @@ def test_a_password_in_a_url_is_neither_shown_nor_kept(cli, version, tmp_path):
 def test_a_password_is_not_shown_for_a_commit_that_is_not_there(published, tmp_path, monkeypatch):
     monkeypatch.setattr(place, "git", lambda *arguments, **more: b"")
     with pytest.raises(UserError, match=r"^https://git\.example\.com/x: has no commit") as told:
-        place.clone(tmp_path, original("d"), "https://me:secret@git.example.com/x")
+        place.clone(tmp_path, told_of("d"), "https://me:secret@git.example.com/x")
     assert "secret" not in str(told.value)
 
 
@@ -209,7 +209,7 @@ def history(tmp_path, monkeypatch, without_ray) -> Path:
     return tmp_path
 
 
-def original(digest: str) -> Original:
+def told_of(digest: str) -> Original:
     told = {"recipe": "tiny", "data": {"task": "tiny", "digest": digest}}
     return Original("u", "0" * 12, "c" * 40, "0" * 64, "0" * 64, {}, {}, told)
 
@@ -232,7 +232,7 @@ def digest_at(folder: Path, tag: str) -> str:
 def test_the_data_set_of_a_digest_is_found_in_whichever_commit_has_it(tag, history):
     here = Place(history / "again", sys.executable, {})
     wanted = digest_at(history, tag)
-    assert bring_data(here, original(wanted)) == wanted
+    assert bring_data(here, "c" * 40, "tiny", wanted) == wanted
     assert len({digest_at(history, each) for each in ("v1", "v2")}) == 2
     assert [path.name for path in (here.clone / "data").iterdir()] == ["tiny"]  # nothing half
 
@@ -252,13 +252,13 @@ def test_a_data_set_that_is_half_there_is_fetched_to_its_end(history, monkeypatc
 
     monkeypatch.setattr(DvcFolder, "download", broken)
     with pytest.raises(KeyboardInterrupt):
-        bring_data(here, original(wanted))
+        bring_data(here, "c" * 40, "tiny", wanted)
     assert not (here.clone / "data/tiny").exists()
     later = []
     monkeypatch.setattr(
         DvcFolder, "download", lambda self, name, *rest: later.append(name) or download(self, name, *rest)
     )
-    assert bring_data(here, original(wanted)) == wanted
+    assert bring_data(here, "c" * 40, "tiny", wanted) == wanted
     assert not set(names) & set(later)
 
 
@@ -275,7 +275,7 @@ def test_a_data_set_whose_shards_are_damaged_is_built_instead(history, monkeypat
 
     monkeypatch.setattr(Place, "run", run)
     with pytest.raises(UserError, match="stop"):
-        bring_data(here, original(wanted))
+        bring_data(here, "c" * 40, "tiny", wanted)
     assert asked == [("memoir", "ingest")]
     assert "not taken: a shard: changed" in capsys.readouterr().err
     assert not any((here.clone / "data").iterdir())
@@ -288,7 +288,7 @@ def test_a_remote_that_does_not_answer_is_no_reason_to_build(error, history, mon
 
     monkeypatch.setattr("jobs.reproducing.data.read_shards_json", silent)
     with pytest.raises(error, match="no answer"):
-        bring_data(Place(history / "again", sys.executable, {}), original("0" * 64))
+        bring_data(Place(history / "again", sys.executable, {}), "c" * 40, "tiny", "0" * 64)
 
 
 def test_a_data_set_whose_shards_are_elsewhere_is_not_taken(history, monkeypatch):
@@ -297,7 +297,7 @@ def test_a_data_set_whose_shards_are_elsewhere_is_not_taken(history, monkeypatch
     monkeypatch.setattr(data, "read_shards_json", lambda place: read(place) | {"shards_in": "/elsewhere"})
     monkeypatch.setattr(data, "_build", lambda place, original: pytest.fail("built"))
     with pytest.raises(pytest.fail.Exception, match="built"):
-        bring_data(Place(history / "again", sys.executable, {}), original(wanted))
+        bring_data(Place(history / "again", sys.executable, {}), "c" * 40, "tiny", wanted)
 
 
 def test_test_images_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
