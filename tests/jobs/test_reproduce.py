@@ -16,7 +16,7 @@ from jobs.publishing.publish import publish
 from jobs.reproducing import compare, data, place
 from jobs.reproducing.compare import Row
 from jobs.reproducing.data import bring_data
-from jobs.reproducing.original import read_original
+from jobs.reproducing.original import Original, read_original
 from jobs.reproducing.place import Place
 from pipeline.errors import UserError
 from pipeline.storage import DeniedError, UnavailableError
