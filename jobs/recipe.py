@@ -516,10 +516,19 @@ class Recipe(Frozen):
         return self
 
 
+class ResolvedShare(BaseModel):
+    """The keys of a mixture's share that are read."""
+
+    task: str
+    weight: int
+    levels: dict[str, int] | None = None
+
+
 class ResolvedData(BaseModel):
     """The keys of a resolved recipe's data that are read."""
 
     task: str
+    mix: list[ResolvedShare] = []
     patch: int
     batch: int
 

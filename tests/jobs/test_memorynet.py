@@ -94,7 +94,7 @@ class Features:
 def tiny(seed: int = 0, **options: object) -> MemoryNet:
     torch.manual_seed(seed)
     model = MemoryNet(**{"n": 8, "u": 4, "o": 4, "cabs": 1} | options)
-    model._vgg = (Features(),)
+    model._features = Features()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, memorynet.CAB) and len(module.squeeze.weight) > 1:
@@ -149,7 +149,7 @@ def test_the_state_is_the_parameters_each_once():
     model = MemoryNet(n=8, u=4, o=4, cabs=1, contrastive=ContrastiveOptions(vgg=VGGOptions(path="stand-in")))
     names = [name for name, _ in model.named_parameters()]
     model.training_loss(make_batch(1, 16, 16))
-    assert isinstance(model._vgg[0], VGG19Features)
+    assert isinstance(model._features, VGG19Features)
     assert [name for name, _ in model.named_parameters()] == names
     assert list(model.state_dict()) == names
     assert not list(model.buffers())
@@ -789,7 +789,7 @@ def test_degraded_and_clean_images_share_one_pass(recon, samples):
 def test_no_gradient_passes_through_the_positive_and_the_negative():
     model = tiny(loss=LossOptions(recon=None))
     model.training_loss(make_batch())
-    assert model._vgg[0].seen == [((4, 3, 16, 24), False), ((2, 3, 16, 24), True)]
+    assert model._features.seen == [((4, 3, 16, 24), False), ((2, 3, 16, 24), True)]
 
 
 def padded(batch: dict[str, Tensor], value: float) -> dict[str, Tensor]:
