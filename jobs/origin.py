@@ -22,6 +22,7 @@ CODE = (
     "jobs/models/batchnorm.py",
     "jobs/models/collective.py",
     "jobs/models/contrastive.py",
+    "jobs/models/convolution.py",
     "jobs/models/elementwise.py",
     "jobs/models/fp32.py",
     "jobs/models/kmeans.py",

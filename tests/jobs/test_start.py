@@ -158,6 +158,7 @@ def test_a_rank_takes_them_where_there_is_no_checkpoint_and_says_so(project, tmp
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         rank = Rank.__new__(Rank)  # its constructor belongs to Ray
+        rank.snapshots = None
         rank.store, rank.first, rank.run = planned.place, True, Run(planned.recipe, planned.built.root, CPU)
         rank.checkpoints = Checkpoints(planned.place, keep_last=1, keep_best=0)
         assert rank.resume() == f"other weights ({planned.start.sha256[:16]})"
