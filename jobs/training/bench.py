@@ -13,9 +13,8 @@ from torch import Tensor
 from jobs.arithmetic import native_bf16
 from jobs.recipe import read_recipe
 from jobs.training.convolutions import Convolutions, alone
+from jobs.training.here import run_here
 from jobs.training.loop import Run, State
-from pipeline.revisions.revision import dataset_of_task
-from pipeline.storage import Folder
 
 WAITS, IDLE = 0.03, 0.5  # shares of a step: waiting for data, and time outside of convolutions, that are worth a word
 
@@ -47,21 +46,15 @@ def bench_step(recipe_name: str, *, data: str, seconds: float, overrides: Sequen
     share = recipe.data.batch // recipe.training.fewest
     one = [*overrides, "training.workers=1", f"data.batch={share}", "data.stages=[]"]
     recipe = read_recipe(recipe_name, one)
-    places = {}
-    for task in recipe.data.tasks:
-        built = dataset_of_task(data, task)
-        places[task] = built.root if isinstance(built, Folder) else built.uri
-    torch.set_num_threads(recipe.training.cpus_per_worker)
-    device = torch.device("cuda" if recipe.training.gpu and torch.cuda.is_available() else "cpu")
-    run = Run(recipe, places, device)
+    run = run_here(recipe, data)
     steps, waits = _with_loader(run, seconds / 2)
     cut: Any = run.loader.cut(run.state.position)
-    batch = run.loader.to_device(cut, device)
+    batch = run.loader.to_device(cut, run.device)
     forward, backward, rest = (1e3 * median(part) for part in zip(*_parts(run, batch, seconds / 4), strict=True))
     with Convolutions() as convolutions:
-        run.objective(batch | {"progress": torch.tensor(0.5, device=device)})[0].backward()
+        run.objective(batch | {"progress": torch.tensor(0.5, device=run.device)})[0].backward()
     shapes = max(len(convolutions.found), 1)
-    floor = alone(convolutions.found, seconds / 4 / 2 / shapes) if device.type == "cpu" else float("nan")
+    floor = alone(convolutions.found, seconds / 4 / 2 / shapes) if run.device.type == "cpu" else float("nan")
     step, waiting = 1e3 * median(steps), 1e3 * median(waits)
     samples = run.loader.batch / median(steps)
     return Step(step, waiting, forward, backward, rest, floor, samples, run.precision, torch.get_num_threads())

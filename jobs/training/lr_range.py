@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 
 from jobs.recipe import read_recipe
-from jobs.training.loop import Run
+from jobs.training.here import run_here
 from pipeline.errors import UserError
-from pipeline.revisions.revision import dataset_of_task
-from pipeline.storage import Folder
 
 SMOOTHED = 0.9  # share of what was before in the smoothed loss
 DIVERGED = 4  # times its lowest: the smoothed loss at which the test ends
@@ -50,13 +48,7 @@ def lr_range(
         "optimisation.period=null",
     ]
     recipe = read_recipe(recipe_name, [*overrides, *how, "optimisation.lr_end=0", "optimisation.warmup=null"])
-    places = {}
-    for task in recipe.data.tasks:
-        built = dataset_of_task(data, task)
-        places[task] = built.root if isinstance(built, Folder) else built.uri
-    torch.set_num_threads(recipe.training.cpus_per_worker)
-    device = torch.device("cuda" if recipe.training.gpu and torch.cuda.is_available() else "cpu")
-    run = Run(recipe, places, device)
+    run = run_here(recipe, data)
     rates = [lowest * (highest / lowest) ** (i / max(steps - 1, 1)) for i in range(steps)]
     run.lr = lambda: rates[run.state.step]  # type: ignore[method-assign]
     losses: list[float] = []
