@@ -26,7 +26,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
     )
     if not apart:
         return F.conv2d(x, weight, bias, stride, padding)
-    return _Convolution.apply(x, weight, bias, stride, padding)  # type: ignore[no-any-return]
+    return _Convolution.apply(x, weight, bias, stride, padding)
 
 
 class Conv2d(nn.Conv2d):
