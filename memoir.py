@@ -567,6 +567,28 @@ def step(
         say(f"{recipe}: {line}")
 
 
+@bench.command("restore")
+def bench_of_restore(
+    source: Annotated[Path, typer.Argument(help="a folder of images")],
+    model: Annotated[str, typer.Option(help="as restore --model takes it")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="about, for the files")] = 20,
+    trust: Trust = None,
+    store: Store = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Megapixels/s of a model from file to file, on every CPU, beside what its convolutions alone would allow."""
+    evaluation.in_its_arithmetic(model, runs, store)
+    from jobs.restoring.bench import bench_restore, told
+
+    found = bench_restore(model, source, runs, seconds=seconds, trust=trust or (), store=store)
+    if as_json:
+        print(json.dumps(found._asdict(), indent=1))
+        return
+    for line in told(found):
+        say(f"{source}: {line}")
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 1."""
     hand_over(sys.argv[1:])

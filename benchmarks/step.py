@@ -37,9 +37,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import REFERENCES
+from jobs.limit import Convolutions, alone
 from jobs.models import Network
 from jobs.recipe import build_model, read_recipe
-from jobs.training.convolutions import Convolutions, alone
 from jobs.training.optimiser import Optimiser
 
 STAND_IN = "model.contrastive.vgg={path: stand-in, sha256: null}"  # VGG19's shapes, without its weights

@@ -1,4 +1,4 @@
-"""The CPU of this machine: its name, and how many this process may use, in a container or a SLURM job fewer than there are."""
+"""CPUs and memory of this machine: what a process may use of them, in a container or a SLURM job less than there is."""
 
 import os
 import platform
@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
@@ -31,8 +32,33 @@ def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
     return max(1, min(allowed))
 
 
+def available_memory(cgroups: Path = CGROUPS, own: Path = OWN, meminfo: Path = MEMINFO) -> int:
+    """Bytes that new work of this process may take: what is free or could be, and no more than its control groups allow in all."""
+    allowed = []
+    with suppress(OSError, StopIteration, ValueError):
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+        allowed.append(1024 * int(line.split()[1]))
+    for folder in _folders("memory", cgroups, own):
+        for file in ("memory.max", "memory.limit_in_bytes"):  # of version 2, of version 1
+            with suppress(OSError, ValueError):  # no file, or "max": no limit of this group
+                allowed.append(int((folder / file).read_text()))
+    return min(allowed, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
     """Every limit, in CPUs, of the groups that this process is in, and of those around them."""
+    for folder in _folders("cpu", cgroups, own):
+        with suppress(OSError, ValueError, IndexError):  # no file, or "max": no limit of this group
+            quota, period = (folder / "cpu.max").read_text().split()[:2]
+            yield int(quota) / int(period)
+        with suppress(OSError, ValueError):
+            quota, period = ((folder / f"cpu.cfs_{each}_us").read_text() for each in ("quota", "period"))
+            if int(quota) > 0:  # -1: no limit
+                yield int(quota) / int(period)
+
+
+def _folders(controller: str, cgroups: Path, own: Path) -> Iterator[Path]:
+    """The folders of the groups that this process is in, for a controller, and of those around them."""
     try:
         lines = own.read_text().splitlines()
     except OSError:  # not Linux
@@ -40,19 +66,10 @@ def _quotas(cgroups: Path, own: Path) -> Iterator[float]:
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if not controllers:  # version 2
-            folders = _upwards(cgroups, group)
-        elif "cpu" in controllers.split(","):
-            folders = [*_upwards(cgroups / controllers, group), *_upwards(cgroups / "cpu", group)]
-        else:
-            continue
-        for folder in folders:
-            with suppress(OSError, ValueError, IndexError):  # no file, or "max": no limit of this group
-                quota, period = (folder / "cpu.max").read_text().split()[:2]
-                yield int(quota) / int(period)
-            with suppress(OSError, ValueError):
-                quota, period = ((folder / f"cpu.cfs_{each}_us").read_text() for each in ("quota", "period"))
-                if int(quota) > 0:  # -1: no limit
-                    yield int(quota) / int(period)
+            yield from _upwards(cgroups, group)
+        elif controller in controllers.split(","):
+            yield from _upwards(cgroups / controllers, group)
+            yield from _upwards(cgroups / controller, group)
 
 
 def _upwards(mount: Path, group: str) -> list[Path]:

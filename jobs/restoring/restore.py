@@ -1,6 +1,11 @@
 """Restore pictures of any size with a trained model."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import copy
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +19,7 @@ from jobs.models import Network
 from jobs.models.fp32 import exact_fp32
 from jobs.restoring.checkpoint import Trained, load_model
 from jobs.restoring.tiles import Watch, in_blended_tiles, restore_plane
+from pipeline.cpus import available_cpus, available_memory
 from pipeline.degradations.scale import imresize
 from pipeline.depth import levels, unit
 from pipeline.errors import UserError
@@ -25,6 +31,8 @@ from pipeline.task import recorded
 LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255
 Y_TO_RGB = np.float32(255 / 219)
 CHANNELS = {"y": 1, "gray": 1, "rgb": 3}  # by a task's planes
+PER_IMAGE = 2**31  # bytes that an image of any size takes while it is restored, not `whole`
+READERS = 4  # images in the works beside a GPU, which computes one at a time
 
 T = TypeVar("T")
 
@@ -69,7 +77,7 @@ def restore(
     """
     if not source.exists():
         raise UserError(f"{source}: not found; give an image or a folder of images")
-    pairs, problems = _folder(source, target) if source.is_dir() else ([(source, _file(source, target))], [])
+    pairs, problems = files_of(source, target) if source.is_dir() else ([(source, _file(source, target))], [])
     if subsampling not in (None, "4:4:4", "4:2:2", "4:2:0"):
         raise UserError(f"--subsampling {subsampling}: 4:4:4, 4:2:2 or 4:2:0")
     if (quality or subsampling) and (source.is_dir() or pairs[0][1].suffix.lower() == ".png"):
@@ -81,27 +89,94 @@ def restore(
     network = on_device(trained.model)
     jpeg: dict[str, Any] = {"quality": quality or 95, "subsampling": subsampling or "4:4:4"}
     yield from (Restored(path, problem) for path, problem in problems)
-    for path, out in _bar(pairs) if source.is_dir() else pairs:
+    if source.is_dir():
+        yield from _bar(restore_files(trained, network, pairs, scale=scale, whole=whole), len(pairs))
+    else:
+        watch: Watch = lambda parts: _bar(parts, len(parts))  # noqa: E731 - typed
+        yield _file_to_file(trained, network, pairs[0], scale, whole, jpeg, watch)
+
+
+def restore_files(
+    trained: Trained,
+    network: Network,
+    pairs: Sequence[tuple[Path, Path]],
+    *,
+    scale: int | None = None,
+    whole: bool = False,
+) -> Iterator[Restored]:
+    """Restore image files into PNG files, several at a time. network: that of `trained`, on its device."""
+
+    def one(network: Network, pair: tuple[Path, Path]) -> Restored:
+        return _file_to_file(trained, network, pair, scale, whole, {}, iter)
+
+    yield from in_threads(network, one, pairs, 1 if whole else None)
+
+
+def _file_to_file(
+    trained: Trained,
+    network: Network,
+    pair: tuple[Path, Path],
+    scale: int | None,
+    whole: bool,
+    jpeg: dict[str, Any],
+    watch: Watch,
+) -> Restored:
+    path, out = pair
+    try:
+        shown, _ = read_picture(path)
+        _check_picture(shown, trained, scale or 1)
+        check_format(out, shown.pixels.dtype, alpha=shown.alpha is not None, exif=shown.exif)
+        pixels, alpha = shown.pixels, shown.alpha
+        if scale is not None and alpha is not None:
+            alpha = levels(imresize(unit(alpha)[..., None], scale=scale)[..., 0], alpha.dtype)
+        pixels = restore_image(network, pixels, trained.task["colour"], scale or 1, whole=whole, watch=watch)
+        write_image(out, pixels, alpha=alpha, icc=shown.icc, exif=shown.exif, dpi=shown.dpi, **jpeg)
+    except (UnusableImageError, UserError) as error:
+        return Restored(path, str(error))
+    return Restored(path, None, shown.warnings, not whole and in_blended_tiles(network, *pixels.shape[:2]))
+
+
+def in_threads(
+    network: Network, one: Callable[[Network, T], Restored], items: Sequence[T], most: int | None = None
+) -> Iterator[Restored]:
+    """one(network, item) of each item, in their order, several at a time: files are read and written beside computing, on every CPU.
+
+    Each thread has its own CPUs, and its own copy of the network with the same weights, for a network may keep what it computed in
+    itself. There are as many as the memory has room for, and `most`.
+    """
+    cpus = available_cpus()
+    if next(network.parameters()).device.type == "cpu":
+        threads = min(cpus, available_memory() // PER_IMAGE)
+    else:
+        threads = min(cpus, READERS)
+    threads = max(1, min(threads, len(items), most or cpus))
+    weights = {id(each): each for each in itertools.chain(network.parameters(), network.buffers())}
+    mine = threading.local()
+    before = torch.get_num_threads()
+
+    def begin() -> None:
+        torch.set_num_threads(max(cpus // threads, 1))
+        mine.network = copy.deepcopy(network, dict(weights))
+
+    with ThreadPoolExecutor(threads, initializer=begin) as pool:
+        ahead: deque[Future[Restored]] = deque()
         try:
-            shown, _ = read_picture(path)
-            _check_picture(shown, trained, scale or 1)
-            check_format(out, shown.pixels.dtype, alpha=shown.alpha is not None, exif=shown.exif)
-            pixels, alpha = shown.pixels, shown.alpha
-            if scale is not None and alpha is not None:
-                alpha = levels(imresize(unit(alpha)[..., None], scale=scale)[..., 0], alpha.dtype)
-            watch: Watch = iter if source.is_dir() else _bar
-            pixels = restore_image(network, pixels, trained.task["colour"], scale or 1, whole=whole, watch=watch)
-            write_image(out, pixels, alpha=alpha, icc=shown.icc, exif=shown.exif, dpi=shown.dpi, **jpeg)
-        except (UnusableImageError, UserError) as error:
-            yield Restored(path, str(error))
-        else:
-            yield Restored(path, None, shown.warnings, not whole and in_blended_tiles(network, *pixels.shape[:2]))
+            for item in items:
+                ahead.append(pool.submit(lambda item: one(mine.network, item), item))
+                if len(ahead) > 2 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
 
 
-def _bar(items: Sequence[T]) -> Iterable[T]:
+def _bar(items: Iterable[T], count: int) -> Iterable[T]:
     """The items, with a progress bar on a terminal."""
     console = Console(stderr=True)
-    return track(items, "restore", transient=True, console=console, disable=len(items) < 2 or not console.is_terminal)
+    hidden = count < 2 or not console.is_terminal
+    return track(items, "restore", total=count, transient=True, console=console, disable=hidden)
 
 
 def restore_image(
@@ -195,7 +270,7 @@ def _file(source: Path, target: Path) -> Path:
     return out
 
 
-def _folder(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
+def files_of(source: Path, target: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
     """(input, output) files, and (input, reason) for each that cannot be an image. Raises UserError for both as a whole."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file; the images of a folder go into a folder")

@@ -7,7 +7,9 @@ they overlap (`restore_blended`), for images too large for the memory.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from jobs.models import Network
 TILE = 256  # pixels a side that go through a network at once, which is quickest on a CPU's caches
 OVERLAP = 64  # pixels over which one blended tile passes into the next
 WHOLE = 640 * 640  # pixels of the largest image that a network with global statistics takes as one piece
+
+GPU = threading.Lock()  # which has room for one piece at a time
 
 Part = tuple[int, int, int, int]  # of an image: top, bottom, left, right
 Watch = Callable[[Sequence[Any]], Iterable[Any]]  # sees the pieces of an image go by: a progress bar, or `iter`
@@ -103,7 +107,9 @@ def restore_grid(model: Network, plane: np.ndarray, tile: int) -> np.ndarray:
 def _piece(model: Network, plane: np.ndarray) -> np.ndarray:
     """Restore a plane, as in `restore_plane`, at once."""
     lq = torch.from_numpy(np.ascontiguousarray(plane.transpose(2, 0, 1)))[None]  # (1, C, H, W)
-    return model.restore(lq.to(next(model.parameters()).device)).cpu()[0].permute(1, 2, 0).numpy()
+    device = next(model.parameters()).device
+    with nullcontext() if device.type == "cpu" else GPU:
+        return model.restore(lq.to(device)).cpu()[0].permute(1, 2, 0).numpy()
 
 
 def _parts(rows: Iterable[int], columns: Sequence[int], side: int, H: int, W: int) -> list[Part]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from jobs.arithmetic import native_bf16
+from jobs.limit import Convolutions, alone
 from jobs.recipe import read_recipe
-from jobs.training.convolutions import Convolutions, alone
 from jobs.training.here import run_here
 from jobs.training.loop import Run, State
 

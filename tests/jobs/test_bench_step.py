@@ -8,9 +8,9 @@ import torch
 from conftest import photograph
 from torch import nn
 
+from jobs.limit import Convolutions, alone
 from jobs.training import bench as module
 from jobs.training.bench import Step, bench_step, told
-from jobs.training.convolutions import Convolutions, alone
 from pipeline.errors import UserError
 
 RECIPE = """

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,14 +251,91 @@ def test_a_write_that_fails_leaves_no_half_picture(runs, pictures, tmp_path, mon
     assert not (tmp_path / "out.png").exists()
 
 
-def test_what_cannot_be_restored_is_told_when_it_is_met_and_not_at_the_end(runs, pictures, tmp_path):
+def test_what_cannot_be_restored_is_told_when_it_is_met_and_not_at_the_end(runs, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "available_cpus", lambda: 2)
     (pictures / "b.png").write_text("not an image")
+    for number in range(10):
+        write_image(pictures / f"c{number}.png", photograph(8, 8))
     told = restore("tiny", pictures, tmp_path / "out", runs)
     first, second = next(told), next(told)
     assert (first.source.name, first.problem) == ("a.png", None)
-    assert (second.source.name, files(tmp_path / "out")) == ("b.png", ["a.png"])
+    assert second.source.name == "b.png"
+    assert len(files(tmp_path / "out")) < 10
     assert "not an image" in second.problem
-    assert [each.problem for each in told] == [None, None]
+    assert [each.problem for each in told] == [None] * 12
+
+
+# a folder on all CPUs
+
+
+class Remembers(torch.nn.Module):
+    """Keeps what it is given in itself while it computes, as a network of one's own may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([3.0]))
+        self.barrier = threading.Barrier(3)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Remembers":
+        other = Remembers()
+        other.weight, other.barrier = memo[id(self.weight)], self.barrier
+        return other
+
+    def forward(self, number: int) -> float:
+        self.given = number
+        self.barrier.wait(timeout=60)  # until each of the three threads has been here
+        return self.weight.item() * self.given
+
+
+def test_each_thread_has_a_network_and_threads_of_its_own_and_results_keep_their_order(monkeypatch):
+    monkeypatch.setattr(module, "available_cpus", lambda: 6)
+    monkeypatch.setattr(module, "available_memory", lambda: 3 * module.PER_IMAGE + 1)
+    before, network = torch.get_num_threads(), Remembers()
+
+    def one(network: Any, number: int) -> Any:
+        return number, network(number), torch.get_num_threads(), network.weight.data_ptr()
+
+    found = list(module.in_threads(network, one, range(9)))
+    assert found == [(number, 3.0 * number, 2, network.weight.data_ptr()) for number in range(9)]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "most", "threads"), [(8, 99, None, 4), (2, 99, None, 2), (8, 0, None, 1), (8, 99, 1, 1)]
+)
+def test_there_are_as_many_at_a_time_as_cpus_memory_and_images_allow(monkeypatch, cpus, memory, most, threads):
+    monkeypatch.setattr(module, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(module, "available_memory", lambda: memory * module.PER_IMAGE)
+    seen = set()
+
+    def one(_: Any, number: int) -> int:
+        time.sleep(0.05)
+        seen.add(threading.get_ident())
+        return number
+
+    assert list(module.in_threads(torch.nn.Linear(1, 1), one, range(4), most)) == [0, 1, 2, 3]
+    assert len(seen) == threads
+
+
+@pytest.mark.parametrize(
+    "model", ["memnet, memory_blocks: 2, recursions: 1, channels: 8", "drcnet, width: 8, levels: 3, contrastive: null"]
+)
+def test_a_folder_has_the_same_bytes_whatever_the_number_of_cpus(tmp_path, monkeypatch, model):
+    recipe = f"""
+model: {{name: {model}}}
+data: {{task: {"photos-jpeg" if "memnet" in model else "rain-pairs"}, patch: 32, stride: 32, batch: 4}}
+optimisation: {{optimiser: adam, lr: 0.001, schedule: cosine, length: {{steps: 6}}}}
+training: {{workers: 1}}
+evaluation: {{benchmarks: [{{benchmark: jpeg-q10, data: datasets/Classic5}}]}}
+"""
+    runs = untrained_run(tmp_path / "project", recipe)
+    for number in range(5):
+        write_image(tmp_path / "in" / f"{number}.png", photograph(50 + 20 * number, 70, seed=number))
+    for cpus in (1, 4):
+        monkeypatch.setattr(module, "available_cpus", lambda cpus=cpus: cpus)
+        assert problems("tiny", tmp_path / "in", tmp_path / f"of {cpus}", runs) == []
+    for number in range(5):
+        assert (tmp_path / f"of 1/{number}.png").read_bytes() == (tmp_path / f"of 4/{number}.png").read_bytes()
 
 
 # what lies beside the pixels

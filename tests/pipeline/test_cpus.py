@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import cpus
-from pipeline.cpus import available_cpus, cpu_name
+from pipeline.cpus import available_cpus, available_memory, cpu_name
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -79,3 +79,21 @@ def test_the_cpus_name_is_the_kernels_and_else_that_of_its_kind(tmp_path, monkey
     assert cpu_name() == platform.processor() or cpu_name() == platform.machine()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU: 2 GHz\nmodel name\t: another\n")
     assert cpu_name() == "A CPU: 2 GHz"
+
+
+def test_memory_is_what_is_free_and_no_more_than_a_control_group_has(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       24689764 kB\nMemFree:        1 kB\nMemAvailable:   2048 kB\n")
+    none = tmp_path / "none"
+    assert available_memory(none, none, meminfo) == 2**21
+    (tmp_path / "own").write_text("0::/\n")
+    (tmp_path / "cgroup").mkdir()
+    (tmp_path / "cgroup/memory.max").write_text("max\n")
+    assert available_memory(tmp_path / "cgroup", tmp_path / "own", meminfo) == 2**21
+    (tmp_path / "cgroup/memory.max").write_text("1000000\n")
+    assert available_memory(tmp_path / "cgroup", tmp_path / "own", meminfo) == 1_000_000
+    (tmp_path / "cgroup/memory").mkdir()
+    (tmp_path / "cgroup/memory/memory.limit_in_bytes").write_text("500000\n")
+    (tmp_path / "own").write_text("4:memory:/docker/a\n")
+    assert available_memory(tmp_path / "cgroup", tmp_path / "own", meminfo) == 500_000
+    assert available_memory(none, none, none) > 2**20  # not Linux

@@ -1,4 +1,4 @@
-"""The time that a step's convolutions take by themselves: what no step can be quicker than without other convolutions."""
+"""The time that convolutions take by themselves: what no step and no restoration can be quicker than without other convolutions."""
 
 import time
 from collections import Counter
@@ -28,6 +28,10 @@ class Convolutions(TorchDispatchMode):
             grad, x, weight = args[:3]
             key = (shape(x), shape(weight), shape(grad), x.dtype, *map(_hashable, args[4:11]))
             self.found["backward", *key] += 1
+        elif torch.is_inference_mode_enabled():  # where convolutions are not yet taken apart to the one above
+            with self:
+                if (done := func.decompose(*args, **(kwargs or {}))) is not NotImplemented:
+                    return done
         return func(*args, **(kwargs or {}))
 
 
