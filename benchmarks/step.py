@@ -1,6 +1,7 @@
 """A training step, and a restored image, of each network beside its release's way of computing the same.
 
     python benchmarks/step.py [--models memnet drcnet] [--what train restore] [--rounds 5] [--threads 2] [--precision fp32 bf16]
+        [--sizes 1x64 1x128] [--set model.channels=32]
 
 The reference is `benchmarks/reference`: the same parameters and numbers (`tests/test_reference.py`), computed as the releases do,
 in torch's usual layout. A step is forward, loss, backward, clipping and the optimiser of the paper's recipe, for both the same
@@ -12,7 +13,8 @@ autocast beside the reference in fp32: what a recipe with `precision: bf16` has 
 - GFLOP: of the reference's convolutions and matrix products, by torch.utils.flop_counter.
 - convolutions alone: the time that our step's convolutions take one by one, each in the quicker of both layouts, of the same
   shapes and dtype: no step can take less without other convolutions. Of our step, this share.
-- peak: MiB of a process that does this way alone (ru_maxrss), over what it had with the model and the batch in memory.
+- peak: MiB of a process that does this way alone (ru_maxrss; on a GPU, of its allocator), over what it had with the model and the
+  batch in memory.
 
 First the machine's limits: a square matrix product and a copy, as large as is quickest.
 """
@@ -37,7 +39,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import REFERENCES
-from jobs.limit import Convolutions, alone
+from jobs.limit import Convolutions, alone, now
 from jobs.models import Network
 from jobs.recipe import build_model, read_recipe
 from jobs.training.optimiser import Optimiser
@@ -96,7 +98,7 @@ def batch_of(model: Network, size: int, side: int, layout: torch.memory_format) 
     }
 
 
-def ways(name: str, what: str, size: int, side: int, precision: str, extra: list[str]) -> list[Way]:
+def ways(name: str, what: str, size: int, side: int, precision: str, extra: list[str], device: str) -> list[Way]:
     """Ours and the reference."""
     case = CASES[name]
     recipe = read_recipe(case.recipe, [*case.overrides, *extra])
@@ -105,17 +107,17 @@ def ways(name: str, what: str, size: int, side: int, precision: str, extra: list
         torch.manual_seed(0)
         model = build_model(recipe.model)
         layout = torch.channels_last if who == "ours" else torch.contiguous_format
-        model.to(memory_format=layout)
-        batch = batch_of(model, size, side, layout)
+        model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        batch = {key: value.to(device) for key, value in batch_of(model, size, side, layout).items()}
         narrow = who == "ours" and precision == "bf16"
         reference = REFERENCES[name] if who == "reference" else None
 
         def autocast(narrow: bool = narrow) -> Any:
-            return torch.autocast("cpu", torch.bfloat16) if narrow else nullcontext()
+            return torch.autocast(device, torch.bfloat16) if narrow else nullcontext()
 
         if what == "train":
             model.train()
-            optimiser, off = Optimiser(model, recipe.optimisation), torch.amp.GradScaler("cpu", enabled=False)
+            optimiser, off = Optimiser(model, recipe.optimisation), torch.amp.GradScaler(device, enabled=False)
 
             def run(model=model, batch=batch, optimiser=optimiser, reference=reference, autocast=autocast, off=off) -> None:  # type: ignore[no-untyped-def]  # fmt: skip
                 optimiser.zero_grad()
@@ -135,39 +137,50 @@ def ways(name: str, what: str, size: int, side: int, precision: str, extra: list
     return found
 
 
-def measured(of: list[Way], rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measured(of: list[Way], rounds: int, device: str) -> dict[str, list[tuple[float, float]]]:
     """Wall and CPU milliseconds of each way, in turn."""
     rows: dict[str, list[tuple[float, float]]] = {way.name: [] for way in of}
     for number in range(-2, rounds):
         for way in of:
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = now(device), time.process_time()
             way.run()
             if number >= 0:
-                rows[way.name].append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
+                rows[way.name].append((1e3 * (now(device) - wall), 1e3 * (time.process_time() - cpu)))
     return rows
 
 
 # limits and memory
 
 
-def limits() -> str:
+def limits(device: str) -> str:
     """The machine's matrix product and copy."""
-    a = torch.rand(2048, 2048)
-    product = min(_seconds(lambda: a @ a) for _ in range(5))
-    source, target = torch.rand(2**26), torch.rand(2**26)
-    copy = min(_seconds(lambda: target.copy_(source)) for _ in range(5))
-    return f"matrix product {2 * 2048**3 / product / 1e9:.0f} GFLOP/s, copy {2 * 4 * 2**26 / copy / 1e9:.1f} GB/s"
+    side = 2048 if device == "cpu" else 8192
+    a = torch.rand(side, side, device=device)
+    narrow = a.to(torch.bfloat16)
+    products = [min(_seconds(lambda x=x: x @ x, device) for _ in range(5)) for x in (a, narrow)]  # type: ignore[misc]
+    source, target = (torch.rand(2**26, device=device) for _ in range(2))
+    copy = min(_seconds(lambda: target.copy_(source), device) for _ in range(5))
+    wide, half = (2 * side**3 / each / 1e9 for each in products)
+    return f"matrix product {wide:,.0f} GFLOP/s, in bf16 {half:,.0f}; copy {2 * 4 * 2**26 / copy / 1e9:,.1f} GB/s"
 
 
-def _seconds(action: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+def _seconds(action: Callable[[], Any], device: str) -> float:
+    began = now(device)
     action()
-    return time.perf_counter() - began
+    return now(device) - began
 
 
-def peak_here(name: str, what: str, size: int, side: int, precision: str, extra: list[str], who: str) -> float:
+def peak_here(
+    name: str, what: str, size: int, side: int, precision: str, extra: list[str], device: str, who: str
+) -> float:
     """MiB that three runs of one way take in this process, over what it had before."""
-    (way,) = (each for each in ways(name, what, size, side, precision, extra) if each.name == who)
+    (way,) = (each for each in ways(name, what, size, side, precision, extra, device) if each.name == who)
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        there = torch.cuda.memory_allocated()
+        for _ in range(3):
+            way.run()
+        return (torch.cuda.max_memory_allocated() - there) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         way.run()
@@ -186,22 +199,23 @@ def peak(who: str, arguments: list[Any], threads: int) -> float:
 
 def row(name: str, what: str, size: int, side: int, precision: str, options: argparse.Namespace) -> str:
     """A line of the table."""
-    extra = SMALL[name] if options.small else []
-    of = ways(name, what, size, side, precision, extra)
-    rows = measured(of, options.rounds)
+    extra = [*(SMALL[name] if options.small else []), *options.set]
+    of = ways(name, what, size, side, precision, extra, options.device)
+    rows = measured(of, options.rounds, options.device)
     ours, theirs = rows["ours"], rows["reference"]
     ratio = median(a / b for (a, _), (b, _) in zip(ours, theirs, strict=True))
     with FlopCounterMode(display=False) as flops:
         of[1].run()
     with Convolutions() as convolutions:
         of[0].run()
-    floor = alone(convolutions.found, options.seconds)
+    floor = alone(convolutions.found, options.seconds, options.device)
     wall, other = (median(each for each, _ in found) for found in (ours, theirs))
     cpu, other_cpu = (median(each for _, each in found) for found in (ours, theirs))
-    memory = [peak(who, [name, what, size, side, precision, extra], options.threads) for who in ("ours", "reference")]
+    call = [name, what, size, side, precision, extra, options.device]
+    memory = [peak(who, call, options.threads) for who in ("ours", "reference")]
     gflop = flops.get_total_flops() / 1e9
     cells = [
-        f"{name}, {what}, {size}x{side}, {precision}",
+        ", ".join([name, what, f"{size}x{side}", precision, *options.set]),
         f"{wall:,.0f}",
         f"{other:,.0f}",
         f"{ratio:.2f}",
@@ -216,6 +230,11 @@ def row(name: str, what: str, size: int, side: int, precision: str, options: arg
     return f"| {' | '.join(cells)} |"
 
 
+def _size(text: str) -> tuple[int, int]:
+    batch, side = map(int, text.split("x"))
+    return batch, side
+
+
 HEAD = (
     "|  | ours, ms | reference, ms | ours / reference | in CPU time | GFLOP | our GFLOP/s | convolutions alone, ms | our peak, MiB | "
     "its peak | peak / peak |"
@@ -228,9 +247,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--what", nargs="+", choices=["train", "restore"], default=["train", "restore"])
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
+    parser.add_argument("--sizes", nargs="+", type=_size, help="in place of the papers': BATCHxSIDE")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipes, e.g. model.channels=32"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="for each convolution's shape and layout")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="tiny networks: to see that it runs")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -238,13 +262,15 @@ def main() -> None:
     if options.peak:
         print(peak_here(*json.loads(options.peak)))
         return
-    print(f"{options.threads} threads, {torch.backends.cpu.get_cpu_capability()}; {limits()}\n")
+    here = torch.cuda.get_device_name() if options.device != "cpu" else torch.backends.cpu.get_cpu_capability()
+    print(f"{options.threads} threads, {here}; {limits(options.device)}\n")
     print(HEAD)
     print("|---" * 11 + "|")
     for name in options.models:
         for precision in options.precision:
             for what in options.what:
-                for size, side in CASES[name].train if what == "train" else [(1, side) for side in CASES[name].restore]:
+                known = CASES[name].train if what == "train" else [(1, side) for side in CASES[name].restore]
+                for size, side in options.sizes or known:
                     print(row(name, what, size, side, precision, options), flush=True)
 
 

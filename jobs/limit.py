@@ -44,21 +44,28 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def alone(counts: Counter[tuple[Any, ...]], seconds: float) -> float:
+def alone(counts: Counter[tuple[Any, ...]], seconds: float, device: str = "cpu") -> float:
     """The milliseconds of all of these convolutions, each in the quicker layout. seconds: for each shape."""
-    return sum(number * min(_one(key, layout, seconds) for layout in LAYOUTS) for key, number in counts.items())
+    return sum(number * min(_one(key, layout, seconds, device) for layout in LAYOUTS) for key, number in counts.items())
 
 
-def _one(key: tuple[Any, ...], layout: torch.memory_format, seconds: float) -> float:
+def now(device: str) -> float:
+    """The time in seconds, when all that was asked of the device is done."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _one(key: tuple[Any, ...], layout: torch.memory_format, seconds: float, device: str) -> float:
     def made(sides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.rand(sides).to(dtype).contiguous(memory_format=layout)
+        return torch.rand(sides, device=device).to(dtype).contiguous(memory_format=layout)
 
     if key[0] == "forward":
         _, x, weight, bias, dtype, *rest = key
-        given = (made(x, dtype), made(weight, dtype), torch.rand(weight[0]).to(dtype) if bias else None)
+        given = (made(x, dtype), made(weight, dtype), torch.rand(weight[0], device=device).to(dtype) if bias else None)
         transposed = rest[3]
         if transposed and bias:
-            given = (*given[:2], torch.rand(weight[1] * rest[5]).to(dtype))
+            given = (*given[:2], torch.rand(weight[1] * rest[5], device=device).to(dtype))
         rest = [list(value) if isinstance(value, tuple) else value for value in rest]
 
         def run() -> Any:
@@ -74,9 +81,9 @@ def _one(key: tuple[Any, ...], layout: torch.memory_format, seconds: float) -> f
 
     run()
     found: list[float] = []
-    end = time.perf_counter() + seconds
+    end = now(device) + seconds
     while len(found) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
+        began = now(device)
         run()
-        found.append(1e3 * (time.perf_counter() - began))
+        found.append(1e3 * (now(device) - began))
     return median(found)

@@ -26,7 +26,7 @@ class Rate(NamedTuple):
     """images, megapixels: that were restored from file to file; seconds: for all of them.
 
     Of one of them, in milliseconds: read, network (everything between pixels and pixels, with all threads), write, and
-    convolutions, each alone in the quicker layout (NaN on a GPU). restored: its megapixels.
+    convolutions, each alone in the quicker layout. restored: its megapixels.
     """
 
     images: int
@@ -75,8 +75,7 @@ def bench_restore(
         with Convolutions() as convolutions:
             restore_image(network, pixels, colour)
         shapes = max(len(convolutions.found), 1)
-        on_cpu = next(network.parameters()).device.type == "cpu"
-        floor = alone(convolutions.found, seconds / 8 / shapes) if on_cpu else float("nan")
+        floor = alone(convolutions.found, seconds / 8 / shapes, next(network.parameters()).device.type)
         passes = max(1, round(seconds / 1e-3 / network_ms / len(pairs)))
         began = time.perf_counter()
         for _ in range(passes):
@@ -108,10 +107,9 @@ def told(found: Rate) -> list[str]:
         f"one of {found.restored:.2f} megapixels: read in {found.read:,.0f} ms, restored in {found.network:,.0f} "
         f"({found.threads} threads), written in {found.write:,.0f}",
     ]
-    if found.convolutions == found.convolutions:  # not of a GPU
-        limit = found.restored / (found.convolutions / 1e3)
-        lines.append(
-            f"its convolutions alone take {found.convolutions:,.0f} ms, which would be {limit:,.3f} megapixels/s: from file to "
-            f"file it is {rate / limit:.0%} of that limit"
-        )
+    limit = found.restored / (found.convolutions / 1e3)
+    lines.append(
+        f"its convolutions alone take {found.convolutions:,.0f} ms, which would be {limit:,.3f} megapixels/s: from file to "
+        f"file it is {rate / limit:.0%} of that limit"
+    )
     return lines

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jobs.arithmetic import native_bf16
-from jobs.limit import Convolutions, alone
+from jobs.limit import Convolutions, alone, now
 from jobs.recipe import read_recipe
 from jobs.training.here import run_here
 from jobs.training.loop import Run, State
@@ -54,7 +54,7 @@ def bench_step(recipe_name: str, *, data: str, seconds: float, overrides: Sequen
     with Convolutions() as convolutions:
         run.objective(batch | {"progress": torch.tensor(0.5, device=run.device)})[0].backward()
     shapes = max(len(convolutions.found), 1)
-    floor = alone(convolutions.found, seconds / 4 / 2 / shapes) if run.device.type == "cpu" else float("nan")
+    floor = alone(convolutions.found, seconds / 4 / 2 / shapes, run.device.type)
     step, waiting = 1e3 * median(steps), 1e3 * median(waits)
     samples = run.loader.batch / median(steps)
     return Step(step, waiting, forward, backward, rest, floor, samples, run.precision, torch.get_num_threads())
@@ -72,9 +72,9 @@ def _with_loader(run: Run, seconds: float) -> tuple[list[float], list[float]]:
             position, cut = next(batches)
             batch = run.loader.to_device(cut, run.device)
             cut.hand_back()
-            waits.append(_now(run) - began)
+            waits.append(now(run.device.type) - began)
             run.step(batch)
-            steps.append(_now(run) - began)
+            steps.append(now(run.device.type) - began)
             run.state = State(run.state.step + 1, position)
             run.total = max(run.total, run.state.step + 1)
     return steps[2:], waits[2:]
@@ -90,24 +90,17 @@ def _parts(run: Run, batch: dict[str, Tensor], seconds: float) -> Iterator[tuple
     while len(found) < 4 or time.perf_counter() < end:
         run.model.train()
         run.optimiser.zero_grad()
-        began = _now(run)
+        began = now(run.device.type)
         with torch.autocast(run.device.type, autocast, enabled=autocast is not None):
             loss = objective(batch | progress)[0]
-        ahead = _now(run)
+        ahead = now(run.device.type)
         loss.backward()
-        back = _now(run)
+        back = now(run.device.type)
         lr = run.lr()
         run.optimiser.clip(lr)
         run.optimiser.step(lr, run.scaler)
-        found.append((ahead - began, back - ahead, _now(run) - back))
+        found.append((ahead - began, back - ahead, now(run.device.type) - back))
     return iter(found[1:])
-
-
-def _now(run: Run) -> float:
-    """The time, when all that was asked of the device is done."""
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)
-    return time.perf_counter()
 
 
 def told(found: Step) -> list[str]:
@@ -119,11 +112,9 @@ def told(found: Step) -> list[str]:
         f"without the loader {whole:,.1f} ms: forward {found.forward:,.1f}, backward {found.backward:,.1f}, clipping and optimiser "
         f"{found.rest:,.1f}",
     ]
-    known = found.convolutions == found.convolutions  # not of a GPU
-    if known:
-        lines.append(
-            f"its convolutions alone take {found.convolutions:,.1f} ms: a step is at {found.convolutions / whole:.0%} of that limit"
-        )
+    lines.append(
+        f"its convolutions alone take {found.convolutions:,.1f} ms: a step is at {found.convolutions / whole:.0%} of that limit"
+    )
     if found.waiting > WAITS * found.step:
         lines.append("first: training.loader_threads, for the step waits for data")
     elif found.rest > 0.2 * whole:
@@ -135,7 +126,7 @@ def told(found: Step) -> list[str]:
             f"first: training.cpus_per_worker, or more workers: {len(os.sched_getaffinity(0))} CPUs are here, and "
             f"{found.threads} used"
         )
-    elif known and found.convolutions < IDLE * whole:
+    elif found.convolutions < IDLE * whole:
         lines.append("first: a larger batch or patch, for more than half of the step is not its convolutions")
     else:
         lines.append("nothing stands out: a step is near what its convolutions take here")

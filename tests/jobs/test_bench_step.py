@@ -72,7 +72,3 @@ def test_what_to_change_first_is_what_costs_most(change, says, monkeypatch):
     monkeypatch.setattr(module, "native_bf16", lambda device: True)
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
     assert told(EVEN._replace(**change))[-1].startswith(says)
-
-
-def test_a_gpu_has_no_limit_here():
-    assert not any("limit" in line for line in told(EVEN._replace(convolutions=float("nan"))))
