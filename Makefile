@@ -27,7 +27,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow and not docs"
+	$(BIN)/pytest -m "not slow and not docs" --numprocesses=logical --dist=loadfile
 
 # The tests that take minutes: kills and restarts of whole runs.
 test-slow: setup

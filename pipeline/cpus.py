@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 CPUINFO = Path("/proc/cpuinfo")
-MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
@@ -32,17 +33,14 @@ def available_cpus(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
     return max(1, min(allowed))
 
 
-def available_memory(cgroups: Path = CGROUPS, own: Path = OWN, meminfo: Path = MEMINFO) -> int:
+def available_memory(cgroups: Path = CGROUPS, own: Path = OWN) -> int:
     """Bytes that new work of this process may take: what is free or could be, and no more than its control groups allow in all."""
-    allowed = []
-    with suppress(OSError, StopIteration, ValueError):
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-        allowed.append(1024 * int(line.split()[1]))
+    allowed = [psutil.virtual_memory().available]
     for folder in _folders("memory", cgroups, own):
         for file in ("memory.max", "memory.limit_in_bytes"):  # of version 2, of version 1
             with suppress(OSError, ValueError):  # no file, or "max": no limit of this group
                 allowed.append(int((folder / file).read_text()))
-    return min(allowed, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(allowed)
 
 
 def _quotas(cgroups: Path, own: Path) -> Iterator[float]:

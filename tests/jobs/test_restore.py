@@ -512,9 +512,9 @@ def test_a_large_image_of_global_statistics_is_restored_in_blended_tiles_or_whol
 def test_a_single_large_image_shows_how_far_it_is(runs, tmp_path, monkeypatch):
     seen: list[int] = []
 
-    def bar(items: Any, *_: Any, disable: bool, **__: Any) -> Iterator[Any]:
+    def bar(items: Any, *_: Any, total: int, disable: bool, **__: Any) -> Iterator[Any]:
         assert disable == (not terminal)
-        seen.append(len(items))
+        seen.append(total)
         return iter(items)
 
     terminal = True

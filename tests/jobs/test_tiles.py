@@ -111,7 +111,8 @@ def test_whoever_watches_sees_every_tile_of_an_image_and_may_count_them_first():
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(20, 300), st.integers(1, 19))
 def test_blended_tiles_change_nothing_for_a_model_without_context(height, width, tile, overlap):
     lq = plane(height, width, 3)
-    np.testing.assert_allclose(restore_blended(Brighter(), lq, tile, overlap), lq + np.float32(0.1), atol=1e-6)
+    # Of tiles that all but cover each other, a pixel is the sum of hundreds of shares.
+    np.testing.assert_allclose(restore_blended(Brighter(), lq, tile, overlap), lq + np.float32(0.1), atol=1e-5)
 
 
 def test_blended_tiles_pass_into_each_other_without_a_step():
