@@ -114,7 +114,10 @@ def connect(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
 
 @contextmanager
 def _patiently() -> Iterator[None]:
-    """Make `ray.init` wait for its own node as long as the node is starting, not 30 s (Ray 2.60 has no setting for it)."""
+    """Make `ray.init` wait for its own node as long as the node is starting, not 30 s (Ray 2.60 has no setting for it).
+
+    And start none of the processes that nobody asks anything of here, each of which takes one or two seconds of a CPU.
+    """
     import psutil
 
     # This uses a private function: Ray calls `services.get_node` repeatedly during the 30 s, so it waits if a call waits.
@@ -138,11 +141,23 @@ def _patiently() -> Iterator[None]:
                 told = True
             time.sleep(0.5)
 
+    # Private, too: the API server, of which `include_dashboard=False` leaves usage statistics; the autoscaler, of a single node;
+    # and what carries the workers' output, which `log_to_driver=False` throws away. Public instead: that these settings do.
+    from ray._private.node import Node
+
+    def start_none(node: Any, **_: Any) -> None:
+        node._webui_url = None
+
+    theirs = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
     services.get_node = wait_for_node
+    for name in theirs:
+        setattr(Node, name, start_none)
     try:
         yield
     finally:
         services.get_node = get_node
+        for name, start in theirs.items():
+            setattr(Node, name, start)
 
 
 def rays_folder() -> str | None:

@@ -6,6 +6,7 @@ reason and the public way that would do instead; tests/jobs/test_ray_contract.py
 
 import logging
 import math
+import os
 import signal
 import tempfile
 import threading
@@ -20,6 +21,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray import exceptions as e
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
@@ -27,14 +29,14 @@ from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
 )
 from ray.train.v2._internal.execution.context import get_train_context
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.arithmetic import PORTABLE
 from jobs.recipe import Recipe, Training, packed
 from jobs.training.feed import Feed, shown
-from pipeline.cluster import taken, trouble, wait_for
+from pipeline.cluster import address_to_join, taken, trouble, wait_for
 from pipeline.errors import MENDABLE, UserError
 from pipeline.storage import Folder, Storage
 
@@ -53,6 +55,11 @@ def fit(worker: Worker, recipe: Recipe, run: str, data: dict[str, str], place: S
     """
     training = recipe.training
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    if not address_to_join():  # a Ray of this machine alone
+        os.environ.setdefault(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+        )  # nobody gives notice that its node will be taken
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # and a look at its workers costs nothing
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     feed = ray.remote(num_cpus=0)(Feed).options(scheduling_strategy=here).remote()  # lost with this process's node
     with tempfile.TemporaryDirectory(prefix="memoir-ray-") as scratch:
@@ -264,14 +271,17 @@ class Trainer(ray.train.torch.TorchTrainer):
         # Private: `fit` makes the policy itself. Public instead: an argument for one, or of ScalingConfig for `Policy`.
         if isinstance(options["scaling_policy"], ElasticScalingPolicy):
             options["scaling_policy"] = Policy(self.scaling_config, self.batch)
+        elif not address_to_join():
+            options["scaling_policy"] = Alone(self.scaling_config)
         return super()._initialize_and_run_controller(**options)
 
     def _create_default_callbacks(self) -> list[Any]:
         # Private: Ray's PlacementGroupCleaner is left out. It is detached from the job to free the room of a lost controller,
         # which `_remove_placement_groups` does, and the end of the job; and it stays for good if the job ends before it has
         # begun. Public instead: a setting that leaves it out, or one that ends with its job.
+        # Ray's datasets are left out, too: there are none, and their manager is a process that takes seconds to start.
         callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+        return [each for each in callbacks if not isinstance(each, (PlacementGroupCleanerCallback, DatasetsCallback))]
 
 
 class Policy(ElasticScalingPolicy):
@@ -285,6 +295,15 @@ class Policy(ElasticScalingPolicy):
         # Private: the policy's own count. Public instead: a list of numbers in ScalingConfig, or a step between them.
         W = super()._count_possible_workers(reserved_resources)
         return max((fewer for fewer in range(1, W + 1) if self.batch % fewer == 0), default=0)
+
+
+class Alone(FixedScalingPolicy):
+    """Of a Ray of this machine alone: asks no autoscaler for room, whose coordinator is a process that takes seconds to start."""
+
+    # Private: these two are what asks. Public instead: a setting that says that there is no autoscaler.
+    def after_controller_start(self, train_run_context: Any) -> None: ...
+
+    def _maybe_send_resource_request(self) -> None: ...
 
 
 def preemption() -> Any:

@@ -49,10 +49,12 @@ def test_what_is_private_of_ray_is_used_in_these_files_alone():
 @pytest.mark.parametrize(
     "name",
     [
+        f"{INSIDE}.callbacks.datasets:DatasetsCallback",
         f"{INSIDE}.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
         *(f"{INSIDE}.exceptions:{name}" for name in STARTS),
         f"{INSIDE}.execution.context:get_train_context",
         f"{INSIDE}.execution.scaling_policy:ElasticScalingPolicy",
+        f"{INSIDE}.execution.scaling_policy:FixedScalingPolicy",
         "ray._private:services",
     ],
 )
@@ -85,10 +87,10 @@ def test_fit_gives_its_controller_our_policy(ours, started):
     assert started["scaling_policy"].batch == 8
 
 
-def test_fit_gives_its_controller_all_callbacks_but_the_placement_group_cleaner(started):
+def test_fit_gives_its_controller_all_callbacks_but_the_placement_group_cleaner_and_rays_datasets(started):
     theirs = TorchTrainer(lambda config: {}, train_loop_config={})._create_default_callbacks()
     names, ours = ({type(each).__name__ for each in callbacks} for callbacks in (theirs, started["callbacks"]))
-    assert names - ours == {"PlacementGroupCleanerCallback"}
+    assert names - ours == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
     assert ours < names
 
 
@@ -101,6 +103,34 @@ def test_an_elastic_trainer_has_the_elastic_policy_and_a_fixed_one_another():
     assert type(policies.create_scaling_policy(ELASTIC)) is policies.ElasticScalingPolicy
     fixed = policies.create_scaling_policy(ScalingConfig(num_workers=2))
     assert not isinstance(fixed, policies.ElasticScalingPolicy)
+
+
+def test_the_fixed_policy_asks_for_room_by_these_two_and_ours_does_not(ours, monkeypatch):
+    theirs = resolve_name(f"{INSIDE}.execution.scaling_policy:FixedScalingPolicy")
+    base = resolve_name(f"{INSIDE}.execution.scaling_policy.scaling_policy:ScalingPolicy")
+    assert "TrainAutoscalingCoordinatorClient(" in inspect.getsource(base.after_controller_start)
+    assert "_coordinator_client" in inspect.getsource(base._maybe_send_resource_request)
+    for name, member in vars(theirs).items():
+        if inspect.isfunction(member):
+            assert "_send_resource_request" not in inspect.getsource(member).replace("_maybe_send_", ""), name
+    alone = ours.Alone(ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}))
+    alone.after_controller_start(None)
+    assert alone.make_decision_for_non_running_worker_group().num_workers == 2
+    alone.before_controller_abort()  # has nothing to take back
+
+
+def test_without_a_cluster_the_trainer_asks_nobody_for_room(ours, started, monkeypatch):
+    for address, policy in (("", ours.Alone), ("10.0.0.1:6379", ours.FixedScalingPolicy)):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        ours.Trainer(lambda config: {}, batch=8, scaling_config=ScalingConfig(num_workers=2)).fit()
+        assert type(started["scaling_policy"]) is policy
+
+
+@pytest.mark.parametrize("variable", ["ENABLE_PREEMPTION_WATCHER", "HEALTH_CHECK_INTERVAL_S"])
+def test_the_variables_for_a_ray_of_this_machine_alone_are_named_as_before(variable):
+    name = resolve_name(f"{INSIDE}.constants:{variable}_ENV_VAR")
+    assert name in (ROOT / "jobs/training/ray_train.py").read_text("utf-8")
+    assert name in resolve_name(f"{INSIDE}.constants:ENV_VARS_TO_PROPAGATE")
 
 
 @pytest.mark.parametrize(("free", "any_number", "divisor"), [(3, 3, 2), (7, 7, 4), (8, 8, 8), (100, 8, 8), (1, 1, 1)])
@@ -259,6 +289,18 @@ def test_get_node_is_rays_own_again_after_a_start():
     with cluster._patiently():
         assert services.get_node is not before
     assert services.get_node is before
+
+
+def test_ray_starts_its_processes_that_nobody_asks_by_these_three(monkeypatch):
+    node = resolve_name("ray._private.node:Node")
+    starts = inspect.getsource(node.start_head_processes) + inspect.getsource(node.start_ray_processes)
+    names = ("start_api_server", "start_monitor", "start_log_monitor")
+    before = {name: getattr(node, name) for name in names}
+    assert all(f"self.{name}(" in starts for name in names)
+    assert "self._webui_url" in inspect.getsource(node.start_api_server)
+    with cluster._patiently():
+        assert not [name for name in names if getattr(node, name) is before[name]]
+    assert {name: getattr(node, name) for name in names} == before
 
 
 @pytest.mark.parametrize("variable", [*cluster.PATIENT, "RAY_worker_niceness"])
