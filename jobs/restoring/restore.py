@@ -5,7 +5,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ PER_IMAGE = 2**31  # bytes that an image of any size takes while it is restored,
 READERS = 4  # images in the works beside a GPU, which computes one at a time
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def restore_files(
 ) -> Iterator[Restored]:
     """Restore image files into PNG files, several at a time. network: that of `trained`, on its device."""
 
-    def one(network: Network, pair: tuple[Path, Path]) -> Restored:
-        return _file_to_file(trained, network, pair, scale, whole, {}, iter)
+    def one(network: Network, pair: tuple[Path, Path], watch: Watch) -> Restored:
+        return _file_to_file(trained, network, pair, scale, whole, {}, watch)
 
     yield from in_threads(network, one, pairs, 1 if whole else None)
 
@@ -137,12 +138,13 @@ def _file_to_file(
 
 
 def in_threads(
-    network: Network, one: Callable[[Network, T], Restored], items: Sequence[T], most: int | None = None
-) -> Iterator[Restored]:
-    """one(network, item) of each item, in their order, several at a time: files are read and written beside computing, on every CPU.
+    network: Network, one: Callable[[Network, T, Watch], R], items: Sequence[T], most: int | None = None
+) -> Iterator[R]:
+    """one(network, item, watch) of each item, in their order, several at a time: files are read and written beside computing.
 
     Each thread has its own CPUs, and its own copy of the network with the same weights, for a network may keep what it computed in
-    itself. There are as many as the memory has room for, and `most`.
+    itself. There are as many as the memory has room for, and `most`. Whoever takes no more results waits for a tile at most: that
+    is what `watch` is for.
     """
     cpus = available_cpus()
     if next(network.parameters()).device.type == "cpu":
@@ -151,23 +153,30 @@ def in_threads(
         threads = min(cpus, READERS)
     threads = max(1, min(threads, len(items), most or cpus))
     weights = {id(each): each for each in itertools.chain(network.parameters(), network.buffers())}
-    mine = threading.local()
+    mine, ended = threading.local(), threading.Event()
     before = torch.get_num_threads()
 
     def begin() -> None:
         torch.set_num_threads(max(cpus // threads, 1))
         mine.network = copy.deepcopy(network, dict(weights))
 
+    def watch(parts: Sequence[Any]) -> Iterator[Any]:
+        for part in parts:
+            if ended.is_set():
+                raise CancelledError
+            yield part
+
     with ThreadPoolExecutor(threads, initializer=begin) as pool:
-        ahead: deque[Future[Restored]] = deque()
+        ahead: deque[Future[R]] = deque()
         try:
             for item in items:
-                ahead.append(pool.submit(lambda item: one(mine.network, item), item))
+                ahead.append(pool.submit(lambda item: one(mine.network, item, watch), item))
                 if len(ahead) > 2 * threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
+            ended.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(before)
 

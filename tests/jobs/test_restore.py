@@ -292,7 +292,7 @@ def test_each_thread_has_a_network_and_threads_of_its_own_and_results_keep_their
     monkeypatch.setattr(module, "available_memory", lambda: 3 * module.PER_IMAGE + 1)
     before, network = torch.get_num_threads(), Remembers()
 
-    def one(network: Any, number: int) -> Any:
+    def one(network: Any, number: int, _: Any) -> Any:
         return number, network(number), torch.get_num_threads(), network.weight.data_ptr()
 
     found = list(module.in_threads(network, one, range(9)))
@@ -308,13 +308,32 @@ def test_there_are_as_many_at_a_time_as_cpus_memory_and_images_allow(monkeypatch
     monkeypatch.setattr(module, "available_memory", lambda: memory * module.PER_IMAGE)
     seen = set()
 
-    def one(_: Any, number: int) -> int:
+    def one(_: Any, number: int, __: Any) -> int:
         time.sleep(0.05)
         seen.add(threading.get_ident())
         return number
 
     assert list(module.in_threads(torch.nn.Linear(1, 1), one, range(4), most)) == [0, 1, 2, 3]
     assert len(seen) == threads
+
+
+def test_whoever_takes_no_more_waits_for_one_tile_and_not_for_the_image(monkeypatch):
+    monkeypatch.setattr(module, "available_cpus", lambda: 2)
+    first, after = threading.Event(), []
+
+    def one(_: Any, number: int, watch: Any) -> int:
+        for tile in watch(range(3)):
+            if number > 0:
+                first.wait(60)  # they are in their first tile when the results are taken no more
+                after.append((number, tile))
+        return number
+
+    results = module.in_threads(torch.nn.Linear(1, 1), one, range(9))
+    assert next(results) == 0
+    threading.Timer(0.2, first.set).start()
+    results.close()
+    assert {tile for _, tile in after} <= {0}
+    assert len(after) <= 2
 
 
 @pytest.mark.parametrize(
