@@ -27,11 +27,11 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow and not docs" --numprocesses=logical --dist=loadfile
+	$(BIN)/pytest -m "not slow and not docs" --numprocesses=logical --maxprocesses=8 --dist=loadfile
 
 # The tests that take minutes: kills and restarts of whole runs.
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --timeout=1200 --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 # The documentation as a site, and every command in it from a fresh clone.
 docs: setup
