@@ -1232,7 +1232,7 @@ def test_the_controls_fail_in_220_steps(seed):
     assert after < before + 8
     model, first, _, _ = learn(220, seed, side=64, update="literal")
     cosine, rank = memory_state(model)
-    assert cosine > 0.9
+    assert cosine > 0.6  # healthy ones are below 0.3; the end differs with the CPU's instructions: 0.84 with AVX-512
     assert rank < 2
     assert not healthy(model, first)
 
