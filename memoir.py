@@ -227,6 +227,7 @@ def learning_rates(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train a recipe's first steps in this process at rising learning rates: where the loss falls, and where it diverges."""
+    _as_its_recipe_says(recipe, overrides)
     from jobs.training.lr_range import curve, lr_range, table
     from jobs.variant import reference
     from pipeline.files import write_bytes
@@ -557,6 +558,7 @@ def step(
     as_json: Json = False,
 ) -> None:
     """Where the time of a recipe's step goes: samples/s, waiting for data, convolutions, and what to change first."""
+    _as_its_recipe_says(recipe, overrides)
     from jobs.training.bench import bench_step, told
 
     found = bench_step(recipe, data=data, seconds=seconds, overrides=overrides or [])
@@ -587,6 +589,15 @@ def bench_of_restore(
         return
     for line in told(found):
         say(f"{source}: {line}")
+
+
+def _as_its_recipe_says(recipe: str, overrides: list[str] | None) -> None:
+    """Compute portably in this process if the recipe does."""
+    from jobs.arithmetic import go_on_portably
+    from jobs.recipe import read_recipe
+
+    if read_recipe(recipe, overrides or []).training.portable:
+        go_on_portably()
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
-    one = [*options.set, "training.workers=1"]
+    one = [*options.set, "training.workers=1", "training.portable=false"]
     began = time.perf_counter()
     each = speed(options.recipe, options.data, options.seconds / 10, one)
     steps = max(1, int(SPARE * (options.seconds - time.perf_counter() + began) / each))

@@ -1,5 +1,7 @@
 """`memoir bench step`: where the time of a recipe's step goes."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,3 +74,11 @@ def test_what_to_change_first_is_what_costs_most(change, says, monkeypatch):
     monkeypatch.setattr(module, "native_bf16", lambda device: True)
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
     assert told(EVEN._replace(**change))[-1].startswith(says)
+
+
+@pytest.mark.parametrize("command", [["bench", "step", "--seconds", "0.3"], ["lr-range", "--steps", "4"]])
+def test_the_commands_take_a_recipe_that_is_portable(data, command):
+    Path("tiny.yaml").write_text(RECIPE.replace("workers: 2", "workers: 2, portable: true"))
+    name = [*command[:-2], "tiny.yaml", *command[-2:], "--data", str(data)]
+    done = subprocess.run([sys.executable, "-m", "memoir", *name], capture_output=True, text=True, check=False)
+    assert (done.returncode, "tiny" in done.stdout or "the loss" in done.stdout) == (0, True), done.stderr
