@@ -2,7 +2,7 @@
 # What a GPU gives: steps and images of the four networks beside the releases' way, the loader beside it, a recipe's training.
 #
 #     benchmarks/gpu.sh OUT DATA [SECONDS]     from the root of a clone, after `make setup`; neither Ray nor DVC is needed
-#     SMALL=1 benchmarks/gpu.sh OUT DATA 20    on a machine without a GPU, with tiny networks: to see that it runs
+#     SMALL=1 benchmarks/gpu.sh OUT DATA 60    on a machine without a GPU, with tiny networks: to see that it runs
 #
 # OUT: a folder for the results. DATA: a folder of built data sets, with that of RECIPE (memnet-jpeg-cpu). The whole takes at most
 # SECONDS (700): what is measured comes first, MemNet trains for the rest, and saves its weights and curve in OUT.
