@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -288,7 +289,7 @@ class Remembers(torch.nn.Module):
 
 
 def test_each_thread_has_a_network_and_threads_of_its_own_and_results_keep_their_order(monkeypatch):
-    monkeypatch.setattr(module, "available_cpus", lambda: 6)
+    monkeypatch.setattr(module, "available_cpus", lambda: 9)
     monkeypatch.setattr(module, "available_memory", lambda: 3 * module.PER_IMAGE + 1)
     before, network = torch.get_num_threads(), Remembers()
 
@@ -296,8 +297,10 @@ def test_each_thread_has_a_network_and_threads_of_its_own_and_results_keep_their
         return number, network(number), torch.get_num_threads(), network.weight.data_ptr()
 
     found = list(module.in_threads(network, one, range(9)))
-    assert found == [(number, 3.0 * number, 2, network.weight.data_ptr()) for number in range(9)]
+    assert found == [(number, 3.0 * number, 3, network.weight.data_ptr()) for number in range(9)]
     assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:  # a thread begins with as many as were last set anywhere
+        assert pool.submit(torch.get_num_threads).result() == before
 
 
 @pytest.mark.parametrize(
