@@ -17,11 +17,16 @@ from jobs.models.collective import all_gather, world_size
 
 
 class Statistics(NamedTuple):
-    """A tensor's (N, C, H, W) statistics over (N, H, W) of all ranks: mean (C,), biased variance (C,), elements a channel."""
+    """A tensor's (N, C, H, W) statistics over (N, H, W) of all ranks: mean (C,), biased variance (C,), elements a channel.
+
+    of_rank: they are of this rank's elements alone. Then they are constants to autograd, and what normalises with them gives all
+    of the gradient, as one fused kernel does; else their own gradient needs an exchange, and is theirs to give.
+    """
 
     mean: Tensor
     var: Tensor
     elements: int
+    of_rank: bool
 
 
 def batch_statistics(x: Tensor, eps: float = 1e-5, *, of_rank: bool = False) -> Statistics:
@@ -30,25 +35,30 @@ def batch_statistics(x: Tensor, eps: float = 1e-5, *, of_rank: bool = False) -> 
     Every rank must hold equally many elements: the ranks' means are averaged as they are. of_rank: over this rank's part alone.
     """
     ranks = 1 if of_rank else world_size()
-    mean, var = _Statistics.apply(x, eps, ranks)
-    return Statistics(mean, var, x.numel() // x.shape[1] * ranks)
+    elements = x.numel() // x.shape[1] * ranks
+    if ranks > 1:
+        mean, var = _Statistics.apply(x, eps, ranks)
+    else:
+        with torch.no_grad():
+            mean, var = _of_rank(x, eps)
+    return Statistics(mean, var, elements, of_rank=ranks == 1)
+
+
+def _of_rank(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if x.device.type == "cpu":
+        return torch.batch_norm_update_stats(x.to(torch.promote_types(x.dtype, torch.float32)), None, None, 0.0)
+    # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
+    one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)
+    return mean, (rstd.pow(-2) - eps).clamp_min(0)
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, eps, ranks):  # type: ignore[no-untyped-def]
-        if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-            mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
-        else:
-            # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
-            one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-            _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)
-            var = rstd.pow(-2) - eps
-        if ranks > 1:
-            means, variances = all_gather(torch.stack((mean, var))).unbind(1)
-            mean = means.mean(0)
-            var = (variances + (means - mean).square()).mean(0)
-        var = var.clamp_min(0)
+        means, variances = all_gather(torch.stack(_of_rank(x, eps))).unbind(1)
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
         ctx.save_for_backward(x, mean)
         ctx.ranks = ranks
         return mean, var
@@ -57,31 +67,38 @@ class _Statistics(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_mean, d_var):  # type: ignore[no-untyped-def]
         x, mean = ctx.saved_tensors
-        grads = torch.stack((d_mean, d_var))
-        if ctx.ranks > 1:
-            grads = all_gather(grads).sum(0)  # every rank's loss depends on these statistics
+        grads = all_gather(torch.stack((d_mean, d_var))).sum(0)  # every rank's loss depends on these statistics
         d_mean, d_var = grads / (x.numel() // x.shape[1] * ctx.ranks)
         scale = 2 * d_var
         shift = d_mean - scale * mean
         return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1)).to(x.dtype), None, None
 
 
+def normalise_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, eps: float, *, of_rank: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+    """The gradients of x, mean, var, gamma and beta of F.batch_norm with these statistics; of_rank: as `Statistics`."""
+    rstd = (var + eps).rsqrt()
+    d_x, d_gamma, d_beta = torch.ops.aten.native_batch_norm_backward(
+        grad, x, gamma, mean, var, mean, rstd, of_rank, eps, [True, True, True]
+    )
+    if of_rank:
+        return d_x, None, None, d_gamma, d_beta
+    return d_x, -gamma * rstd * d_beta, -0.5 * gamma * rstd.square() * d_gamma, d_gamma, d_beta
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, mean, var, gamma, beta, eps):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, mean, var, gamma, beta, eps, of_rank):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, mean, var, gamma)
-        ctx.eps = eps
+        ctx.eps, ctx.of_rank = eps, of_rank
         return F.batch_norm(x, mean, var, gamma, beta, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, mean, var, gamma = ctx.saved_tensors
-        d_x, d_gamma, d_beta = torch.ops.aten.native_batch_norm_backward(
-            grad, x, gamma, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        rstd = (var + ctx.eps).rsqrt()
-        return d_x, -gamma * rstd * d_beta, -0.5 * gamma * rstd.square() * d_gamma, d_gamma, d_beta, None
+        return *normalise_backward(grad, x, mean, var, gamma, ctx.eps, of_rank=ctx.of_rank), None, None
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -117,16 +134,23 @@ class BatchNorm2d(nn.BatchNorm2d):
             # The tensor is this layer's alone: statistics and result in one go, and one backward pass for both.
             out, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, self.eps)
             var, elements = (rstd.detach().pow(-2) - self.eps).clamp_min(0), x.numel() // x.shape[1]
+            statistics = Statistics(mean, var, elements, of_rank=True)
         else:
-            mean, var, elements = statistics or batch_statistics(x, self.eps)
-            out = _Normalise.apply(x, mean, var, gamma, beta, self.eps)
-        with torch.no_grad():
-            if start == 0:
-                self.num_batches_tracked.add_(1)
-            weight = self._newest_weight()
-            running_mean.lerp_(mean, weight)
-            running_var.lerp_(var * (elements / max(elements - 1, 1)), weight)
+            statistics = statistics or batch_statistics(x, self.eps)
+            out = _Normalise.apply(x, statistics.mean, statistics.var, gamma, beta, self.eps, statistics.of_rank)
+        self.track(statistics, start)
         return out
+
+    @torch.no_grad()
+    def track(self, statistics: Statistics, start: int = 0) -> None:
+        """Take a tensor's statistics into the running averages of the channels from `start` on."""
+        mean, var, elements, _ = statistics
+        part = slice(start, start + len(mean))
+        if start == 0:
+            self.num_batches_tracked.add_(1)
+        weight = self._newest_weight()
+        self.running_mean[part].lerp_(mean, weight)
+        self.running_var[part].lerp_(var * (elements / max(elements - 1, 1)), weight)
 
     def _newest_weight(self) -> Tensor:
         """The weight of batch t, the newest, in the running averages: momentum / (1 - (1 - momentum)^t), so 1 for t = 1."""

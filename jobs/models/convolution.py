@@ -15,18 +15,43 @@ LARGE = 96 * 96  # pixels of a map from which on the copies pay
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
     """F.conv2d, without groups and dilation."""
     apart = (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.shape[2] * x.shape[3] >= LARGE
-        and weight.requires_grad
-        and weight.shape[2] > 1
-        and torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and x.is_contiguous(memory_format=torch.channels_last)
+        _apart(x, weight) and weight.requires_grad and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     )
     if not apart:
         return F.conv2d(x, weight, bias, stride, padding)
     return _Convolution.apply(x, weight, bias, stride, padding)
+
+
+def _apart(x: Tensor, weight: Tensor) -> bool:
+    """Whether the weight's gradient is quicker in torch's usual layout."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.shape[2] * x.shape[3] >= LARGE
+        and weight.shape[2] > 1
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: list[int] | None,
+    stride: int,
+    padding: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias, those that are wanted. bias: its shape, None if there is none."""
+    backward = torch.ops.aten.convolution_backward
+    rest = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+    of_x, of_weight, of_bias = wanted[0], wanted[1], wanted[2] and bias is not None
+    if not (of_weight and _apart(x, weight)):
+        return tuple(backward(grad, x, weight, bias, *rest, [of_x, of_weight, of_bias]))
+    d_x = backward(grad, x, weight, bias, *rest, [True, False, False])[0] if of_x else None
+    usual = [each.contiguous() for each in (grad, x, weight)]
+    _, d_weight, d_bias = backward(*usual, bias, *rest, [False, True, of_bias])
+    return d_x, d_weight, d_bias
 
 
 class Conv2d(nn.Conv2d):
@@ -40,20 +65,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, stride, padding):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
-        ctx.rest = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
-        ctx.bias = None if bias is None else list(bias.shape)
+        ctx.rest = None if bias is None else list(bias.shape), stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
-        backward = torch.ops.aten.convolution_backward
-        d_x = d_weight = d_bias = None
-        if ctx.needs_input_grad[0]:
-            d_x = backward(grad, x, weight, ctx.bias, *ctx.rest, [True, False, False])[0]
-        if ctx.needs_input_grad[1]:
-            usual = [each.contiguous() for each in (grad, x, weight)]
-            with_bias = ctx.bias is not None and ctx.needs_input_grad[2]
-            _, d_weight, d_bias = backward(*usual, ctx.bias, *ctx.rest, [False, True, with_bias])
-        return d_x, d_weight, d_bias, None, None
+        bias, stride, padding = ctx.rest
+        return *convolution_backward(grad, x, weight, bias, stride, padding, ctx.needs_input_grad[:3]), None, None

@@ -4,15 +4,15 @@ The network and its objective. Where the authors' release differs from the paper
 place says so; the paper's 677K parameters are the convolution weights of M6R6 (the 667K of its text is a misprint).
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.models.batchnorm import BatchNorm2d, Statistics, batch_statistics
-from jobs.models.convolution import Conv2d, conv2d
+from jobs.models.convolution import Conv2d
 from jobs.models.elementwise import psnr
+from jobs.models.preactivation import preactivated
 
 Batch = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ class PreActConv(nn.Module):
         self.conv = Conv2d(c_in, c_out, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.relu(self.bn(x), inplace=True))
+        return preactivated(self.bn, x, self.conv.weight, self.conv.bias)
 
 
 class Memory(NamedTuple):
@@ -55,9 +55,8 @@ class Gate(PreActConv):
         start = 0
         for memory in memories:
             stop = start + memory.x.shape[1]
-            active = F.relu(self.bn.part(memory.x, start, memory.statistics), inplace=True)
-            bias = self.conv.bias if start == 0 else None
-            term = conv2d(active, self.conv.weight[:, start:stop], bias).to(memory.x.dtype)
+            layer = self.conv.weight[:, start:stop], self.conv.bias if start == 0 else None
+            term = preactivated(self.bn, memory.x, *layer, memory.statistics, start).to(memory.x.dtype)
             out = term if out is None else out + term
             start = stop
         assert out is not None
@@ -99,9 +98,9 @@ class MemoryBlock(nn.Module):
         h = long_term[-1]
         short_term: list[Memory] = []
         for r in range(self.recursions):
-            bn_a, bn_b = self.bn_a[r % len(self.bn_a)], self.bn_b[r % len(self.bn_b)]
-            inner = self.conv_a(F.relu(bn_a(h.x, h.statistics), inplace=True))
-            h = self.remember(h.x + self.conv_b(F.relu(bn_b(inner), inplace=True)))  # eqs. 5, 6
+            bn_a, bn_b = (cast(BatchNorm2d, layers[r % len(layers)]) for layers in (self.bn_a, self.bn_b))
+            inner = preactivated(bn_a, h.x, self.conv_a.weight, self.conv_a.bias, h.statistics)
+            h = self.remember(h.x + preactivated(bn_b, inner, self.conv_b.weight, self.conv_b.bias))  # eqs. 5, 6
             short_term.append(h)
         memories = long_term if self.long_term else []
         return self.remember(self.gate.gather(memories + (short_term if self.short_term else short_term[-1:])))
@@ -213,7 +212,7 @@ class MemNet(nn.Module):
             memories.append(block(memories))
         sources = memories[1:] if self.multi_supervision else memories[-1:]
         return [
-            x + self.recon(F.relu(bn(B_m.x, B_m.statistics), inplace=True))
+            x + preactivated(cast(BatchNorm2d, bn), B_m.x, self.recon.weight, self.recon.bias, B_m.statistics)
             for bn, B_m in zip(self.recon_bn, sources, strict=True)
         ]
 

@@ -35,7 +35,7 @@ What one should know of them:
 - the release's SSIM is a file that it does not hold; it has the name and the interface of PReNet's, which is taken for it.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,7 @@ from jobs.models.collective import all_reduce, world_size
 from jobs.models.convolution import Conv2d, conv2d
 from jobs.models.elementwise import psnr
 from jobs.models.padding import mirrored
+from jobs.models.preactivation import preactivated
 from jobs.models.timelapse_profiles import LossOptions, MemoryOptions, chosen
 from jobs.models.whitening import batch_whitening, selective_whitening
 
@@ -66,6 +67,32 @@ def activation(channels: int, norm: str) -> nn.Sequential:
     return nn.Sequential(*([BatchNorm2d(channels)] if norm == "bn" else []), nn.ReLU(inplace=True))
 
 
+def activated(activation: nn.Sequential, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 3x3 convolution of an `activation` of x."""
+    norm = activation[0]
+    if isinstance(norm, BatchNorm2d):
+        return preactivated(norm, x, weight, bias)
+    return conv2d(F.relu(x, inplace=True), weight, bias, padding=1)
+
+
+def doubled(activation: nn.Sequential, x: Tensor, then: nn.Module) -> Tensor:
+    """What `then`, a convolution or a `layer`, makes of an `activation` of x."""
+    conv, *rest = then if isinstance(then, nn.Sequential) else [then]
+    assert isinstance(conv, nn.Conv2d)
+    x = activated(activation, x, conv.weight, conv.bias)
+    for module in rest:
+        x = module(x)
+    return x
+
+
+def encoded(level: nn.Sequential, x: Tensor) -> Tensor:
+    """The two convolutions of an encoder's level, with all that belongs to them."""
+    first, then = level
+    assert isinstance(first, nn.Sequential)
+    conv, activation = first[0], first[1:]
+    return doubled(cast(nn.Sequential, activation), conv(x), then)
+
+
 class DecoderLevel(nn.Module):
     """D_a over {x, skip}, then D_b: (B, C, H, W) each -> (B, C, H, W).
 
@@ -78,12 +105,13 @@ class DecoderLevel(nn.Module):
         self.activation_a = activation(channels, norm)
         self.b = layer(Conv2d(channels, channels, 3, padding=1, bias=bias), norm)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        C = x.shape[1]
-        y = conv2d(x, self.conv_a.weight[:, :C], self.conv_a.bias, padding=1)
+    def forward(self, x: Tensor, skip: Tensor | None = None, before: nn.Sequential | None = None) -> Tensor:
+        """before: the activation of x, which is still to come."""
+        weight, bias = self.conv_a.weight[:, : x.shape[1]], self.conv_a.bias
+        y = conv2d(x, weight, bias, padding=1) if before is None else activated(before, x, weight, bias)
         if skip is not None:
-            y = y + conv2d(skip, self.conv_a.weight[:, C:], padding=1)
-        return self.b(self.activation_a(y))
+            y = y + conv2d(skip, self.conv_a.weight[:, x.shape[1] :], padding=1)
+        return doubled(self.activation_a, y, self.b)
 
 
 class Memory(nn.Module):
@@ -243,10 +271,10 @@ class TimeLapseNet(nn.Module):
 
     def encode(self, frame: Tensor) -> tuple[list[Tensor], Tensor]:
         """A frame (B, 3, H, W) in [-1, 1] -> skips [E1b, E2b, E3b] and E4b (B, C, H/8, W/8), in float32 at least."""
-        skips = [self.e1(frame)]
+        skips = [encoded(self.e1, frame)]
         for level in (self.e2, self.e3):
-            skips.append(level(F.max_pool2d(skips[-1], 2)))
-        E4b = self.e4(F.max_pool2d(skips[-1], 2))
+            skips.append(encoded(level, F.max_pool2d(skips[-1], 2)))
+        E4b = encoded(self.e4, F.max_pool2d(skips[-1], 2))
         return skips, E4b.to(torch.promote_types(E4b.dtype, torch.float32))
 
     def query(self, E4b: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,10 +288,10 @@ class TimeLapseNet(nn.Module):
         E1b, E2b, E3b = skips
         h, w = E3b.shape[2] // 2, E3b.shape[3] // 2
         maps = [x.transpose(1, 2).unflatten(2, (h, w)) for x in (q, p_hat) if x is not None]
-        x = self.u3(self.d4(*maps))
-        x = self.u2(self.d3(x, E3b))
-        x = self.u1(self.d2(x, E2b))
-        out = self.output(self.d1(x, E1b))
+        x = self.d4(*maps)
+        for up, level, skip in ((self.u3, self.d3, E3b), (self.u2, self.d2, E2b), (self.u1, self.d1, E1b)):
+            x = level(up[0](x), skip, up[1:])
+        out = self.output(x)
         R = torch.tanh(out.to(torch.promote_types(out.dtype, torch.float32)))
         return torch.tanh(R) if self.settings.tanh == 2 else R
 
