@@ -395,7 +395,7 @@ class Run:
             raise UserError(self._not_finite(batch, loss, norm))
         self.optimiser.step(lr, self.scaler)
         if self.average is not None:
-            self.average.update(self.model, self.state.step + 1)
+            self.average.update(self.state.step + 1)
         return loss, totals, norm
 
     def _overflowed(self, loss: Tensor) -> bool:

@@ -326,20 +326,28 @@ class Average:
     """
 
     def __init__(self, model: Network, ema: Ema) -> None:
+        """model: on its device; it is looked at from now on."""
+        assert isinstance(model, nn.Module)
         self.ema = ema
         self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        # Where they are: to ask for the state_dict at each step takes ten times as long as to average it.
+        places = [name.rpartition(".") for name in self.weights]
+        self._places = [(model.get_submodule(module), name) for module, _, name in places]
 
-    def update(self, model: Network, step: int) -> None:
+    @torch.no_grad()
+    def update(self, step: int) -> None:
         """Take the weights after optimiser step `step` (from 1) in, if it is one of those that are averaged."""
         if step % self.ema.every:
             return
         n = step // self.ema.every
         decay = min(self.ema.decay, (1 + n) / (10 + n)) if self.ema.warmup else self.ema.decay
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                self.weights[name].lerp_(tensor.detach(), 1 - decay)
-            else:
-                self.weights[name].copy_(tensor)
+        newest: list[Tensor] = [getattr(module, name) for module, name in self._places]
+        pairs = list(zip(self.weights.values(), newest, strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floating], [tensor for _, tensor in floating], 1 - decay)
+        for average, tensor in pairs:
+            if not average.is_floating_point():
+                average.copy_(tensor)
 
 
 def learning_rate(o: Optimisation, step: int, total: int, steps_per_epoch: int) -> float:

@@ -387,7 +387,7 @@ def test_the_average_is_the_weighted_sum_of_all_weights(decay, every, warmup, st
         with torch.no_grad():
             model.weight.copy_(torch.from_numpy(rng.normal(size=2)))
             model.num_batches_tracked += 1
-        average.update(model, step)
+        average.update(step)
         if step % every == 0:
             n = step // every
             d = min(decay, (1 + n) / (10 + n)) if warmup else decay
