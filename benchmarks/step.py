@@ -13,8 +13,8 @@ autocast beside the reference in fp32: what a recipe with `precision: bf16` has 
 - GFLOP: of the reference's convolutions and matrix products, by torch.utils.flop_counter.
 - convolutions alone: the time that our step's convolutions take one by one, each in the quicker of both layouts, of the same
   shapes and dtype: no step can take less without other convolutions. Of our step, this share.
-- peak: MiB of a process that does this way alone (ru_maxrss; on a GPU, of its allocator), over what it had with the model and the
-  batch in memory.
+- peak: MiB of a process that does this way alone (what is resident; on a GPU, of its allocator), over what it had with the model
+  and the batch in memory.
 
 First the machine's limits: a square matrix product and a copy, as large as is quickest.
 """
@@ -22,7 +22,6 @@ First the machine's limits: a square matrix product and a copy, as large as is q
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -181,10 +180,19 @@ def peak_here(
         for _ in range(3):
             way.run()
         return (torch.cuda.max_memory_allocated() - there) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak begins anew; ru_maxrss begins with what the parent process had
+    before = _resident("VmRSS")
     for _ in range(3):
         way.run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _resident("VmHWM") - before
+
+
+def _resident(what: str) -> float:
+    """MiB of this process, by the name of the line in Linux' table."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(what))) / 1024
 
 
 def peak(who: str, arguments: list[Any], threads: int) -> float:

@@ -9,7 +9,7 @@ its learning rate falls as the recipe says. Prints the records as tab-separated 
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
@@ -21,8 +21,15 @@ SPARE = 0.92  # of the seconds: what is left is for validation and for writing
 COLUMNS = ("step", "loss", "psnr", "val_psnr", "images_per_s", "lr")
 
 
-def speed(recipe: str, data: str, seconds: float, overrides: list[str]) -> float:
-    """Seconds of a step, after the first ones."""
+class Speed(NamedTuple):
+    """Seconds of a step, and those that the first ones take beyond it."""
+
+    each: float
+    first: float
+
+
+def speed(recipe: str, data: str, seconds: float, overrides: list[str]) -> Speed:
+    """Measured in as many seconds, after the first steps."""
     run = run_here(read_recipe(recipe, overrides), data)
     run.validation, run.validator = [], None
     ends, step = [], run.step
@@ -32,13 +39,14 @@ def speed(recipe: str, data: str, seconds: float, overrides: list[str]) -> float
         done = step(batch)
         float(done[0])  # waits for the device
         ends.append(time.perf_counter())
-        if len(ends) > 5 and ends[-1] > began + seconds:
+        if len(ends) > 5 and ends[-1] > ends[2] + seconds:
             run.total = run.state.step + 1
         return done
 
     run.step = timed  # type: ignore[method-assign]
     run.train(lambda run: None, lambda record: None)
-    return (ends[-1] - ends[2]) / (len(ends) - 3)
+    each = (ends[-1] - ends[2]) / (len(ends) - 3)
+    return Speed(each, max(0.0, ends[2] - began - 3 * each))
 
 
 def main() -> None:
@@ -52,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     one = [*options.set, "training.workers=1", "training.portable=false"]
     began = time.perf_counter()
-    each = speed(options.recipe, options.data, options.seconds / 10, one)
+    each = speed(options.recipe, options.data, options.seconds / 10, one).each
     steps = max(1, int(SPARE * (options.seconds - time.perf_counter() + began) / each))
     recipe = read_recipe(options.recipe, [*one, f"optimisation.length={{steps: {steps}}}"])
     run = run_here(recipe, options.data)

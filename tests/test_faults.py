@@ -121,6 +121,7 @@ def row(outcome: str = "recovered", **changes: Any) -> dict[str, Any]:
         "fault": "rank0",
         "hosts": "local",
         "seed": 0,
+        "set": [],
         "time": 0,
         "step": 40,
         "outcome": outcome,

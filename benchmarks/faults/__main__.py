@@ -1,6 +1,7 @@
 """What training does when things break: faults at random moments of a small run, and what became of each.
 
     python benchmarks/faults --work DIR [--fault NAME ...] [--times 10] [--seed 0] [--hosts local] [--json FILE]
+        [--set training.snapshot_every=1]
 
 A recipe of seconds trains on a Ray cluster of two nodes with one rank each: undisturbed, and then for each fault and time
 in a store of its own, with the fault at a moment that is drawn evenly from the start of the fit to the last step of the
@@ -54,6 +55,9 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10, help="runs of each fault")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--hosts", choices=("local", "two-hosts"), default="local")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe, as `memoir train` takes it"
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--json", type=Path, metavar="FILE", help="one line for each run; DIR/faults.jsonl by default")
     arguments = parser.parse_args()

@@ -95,6 +95,7 @@ class Training:
         """Give the command."""
         self.log = self.folder / f"{len(self.attempts) + 1}.log"
         options = ["--data", str(self.series.work / "data"), "--store", self.uri, "--runs", str(self.folder / "runs")]
+        options += [word for each in self.series.overrides for word in ("--set", each)]
         self.began = time.monotonic()
         self.process = Command(
             [*self.cluster.hosts.each[0].prefix, sys.executable, "-m", "memoir", "train", "tiny.yaml", *options],

@@ -38,10 +38,10 @@ class Undisturbed(NamedTuple):
 class Series:
     """Runs of the recipe in one work folder, on one cluster."""
 
-    def __init__(self, work: Path, hosts: Hosts, seed: int) -> None:
+    def __init__(self, work: Path, hosts: Hosts, seed: int, overrides: list[str]) -> None:
         from moto.server import ThreadedMotoServer
 
-        self.work, self.small, self.seed = work, work / "small", seed
+        self.work, self.small, self.seed, self.overrides = work, work / "small", seed, overrides
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
@@ -173,13 +173,14 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 def reference(series: Series, hosts: str, results: Path, stores: set[str]) -> Undisturbed:
     """The undisturbed runs, one for each kind of store; those that were run before are read."""
-    known = {row["store"]: row for row in read_lines(results) if row["fault"] == "none" and row["hosts"] == hosts}
+    conditions = {"hosts": hosts, "set": series.overrides}
+    known = {row["store"]: row for row in read_lines(results) if row["fault"] == "none" and _under(row, conditions)}
     for store in ("warm", *sorted(stores | {"folder"})):
         if store not in known:
             kind = "folder" if store == "warm" else store
             result, seen, seconds = series.undisturbed(kind, f"none-{store}")
             times = {"seen": seen, "seconds": round(seconds, 2)}
-            known[store] = {"fault": "none", "hosts": hosts, "store": store, "result": result, **times}
+            known[store] = {"fault": "none", **conditions, "store": store, "result": result, **times}
             append(results, known[store])
     every = {Result(*row["result"]) for row in known.values()}
     if len(every) > 1:
@@ -190,15 +191,20 @@ def reference(series: Series, hosts: str, results: Path, stores: set[str]) -> Un
     return Undisturbed(result, known["folder"]["seen"], {store: row["seconds"] for store, row in known.items()})
 
 
+def _under(row: dict[str, Any], conditions: dict[str, Any]) -> bool:
+    """Whether a record is of a run under these conditions."""
+    return all(row.get(name) == value for name, value in conditions.items())
+
+
 def run_series(arguments: argparse.Namespace, results: Path) -> list[dict[str, Any]]:
     """Every run that is not recorded yet; returns the records that were asked for."""
     wanted = {(fault, i) for fault in arguments.fault for i in range(arguments.times)}
     stores = {FAULTS[fault].store for fault in arguments.fault}
 
+    conditions = {"hosts": arguments.hosts, "seed": arguments.seed, "set": arguments.set}
+
     def mine() -> list[dict[str, Any]]:
-        same = [
-            row for row in read_lines(results) if row["hosts"] == arguments.hosts and row.get("seed") == arguments.seed
-        ]
+        same = [row for row in read_lines(results) if _under(row, conditions)]
         return [row for row in same if (row["fault"], row["time"]) in wanted]
 
     if len(mine()) < len(wanted):
@@ -207,7 +213,7 @@ def run_series(arguments: argparse.Namespace, results: Path) -> list[dict[str, A
         sweep(arguments.work / NOTE)
         prepare(arguments.work)
         with (two_hosts if arguments.hosts == "two-hosts" else local)() as hosts:
-            series = Series(arguments.work, hosts, arguments.seed)
+            series = Series(arguments.work, hosts, arguments.seed, arguments.set)
             with small_file_system(series.small) if "full" in stores else nullcontext():
                 try:
                     undisturbed = reference(series, arguments.hosts, results, stores)
@@ -215,7 +221,7 @@ def run_series(arguments: argparse.Namespace, results: Path) -> list[dict[str, A
                         for i in range(arguments.times):
                             if (fault, i) not in {(row["fault"], row["time"]) for row in mine()}:
                                 row = series.disturbed(fault, i, undisturbed)
-                                append(results, {"hosts": arguments.hosts, "seed": arguments.seed, **row})
+                                append(results, {**conditions, **row})
                                 told = f"{fault} {i}: {row['outcome']}, at step {row['step']}, {row['seconds_lost']} s"
                                 print(" ".join([told, *row["lines"][:1]]), file=sys.stderr, flush=True)
                 finally:
