@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LARGE = 96 * 96  # pixels of a map from which on the copies pay
+SLOW = torch.backends.cpu.get_cpu_capability() == "AVX2"  # with AVX-512 the copies cost more than they save
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 0) -> Tensor:
@@ -25,7 +26,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 
 def _apart(x: Tensor, weight: Tensor) -> bool:
     """Whether the weight's gradient is quicker in torch's usual layout."""
     return (
-        x.device.type == "cpu"
+        SLOW
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.shape[2] * x.shape[3] >= LARGE
         and weight.shape[2] > 1

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jobs.models.collective import all_gather, rank
 from jobs.models.contrastive import Over, ratio
 from jobs.models.convolution import Conv2d
+from jobs.models.dynamic import SLOPE, energy, exact, gated, region_affine
 from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
@@ -22,8 +23,8 @@ from pipeline.config import Frozen
 
 Batch = dict[str, Tensor]
 
-SLOPE = 0.2  # of every LeakyReLU
 SMALLEST = 16  # pixels a side, which five levels halve to one
+EPS = 1e-5  # of the region normalisation, as of InstanceNorm
 # Layers of VGG19 (relu1_1, relu2_1, ...) and their weights omega: the release's, and AECR-Net's own for `own`.
 CR_LAYERS: dict[str, dict[int, float]] = {
     "intra": {1: 1 / 16, 6: 1 / 8, 11: 1 / 4},
@@ -195,20 +196,18 @@ def inverse_energy(v: Tensor, delta: float, *, unbiased: bool = False) -> Tensor
 
     unbiased: the variance is over one pixel less than there are (release).
     """
-    square = (v - v.mean((2, 3), keepdim=True)).square()
-    N = v.shape[2] * v.shape[3]
-    var = square.sum((2, 3), keepdim=True) / max(N - 1, 1) if unbiased else square.mean((2, 3), keepdim=True)
-    return square / (4 * (var + delta)) + 0.5
+    _, square, k = energy(v, delta, unbiased=unbiased)
+    return square * k + 0.5
 
 
 def energy_attention(v: Tensor, delta: float, *, unbiased: bool = False) -> Tensor:
     """v * sigmoid(1/E(v)) (eq. 9), in v's precision; the factor, in [0.6225, 1), is computed in float32."""
     with torch.autocast(v.device.type, enabled=False):
-        return v * torch.sigmoid(inverse_energy(_exact(v), delta, unbiased=unbiased)).to(v.dtype)
+        return v * torch.sigmoid(inverse_energy(exact(v), delta, unbiased=unbiased)).to(v.dtype)
 
 
 def region_normalise(
-    z: Tensor, mask: Tensor, region_norm: Literal["two_region", "literal"] = "two_region", eps: float = 1e-5
+    z: Tensor, mask: Tensor, region_norm: Literal["two_region", "literal"] = "two_region", eps: float = EPS
 ) -> Tensor:
     """Normalise z (B, C, H, W) with the statistics of regions of its own sample. mask: (B, 1, H, W), bool.
 
@@ -219,24 +218,13 @@ def region_normalise(
     literal: all pixels with the statistics of the masked ones (eqs. 5-7, with the square that eq. 6 lacks); where no pixel
         is masked, with those of all pixels.
     """
-    if region_norm == "literal":
-        mask = mask | ~mask.any(-1, keepdim=True).any(-2, keepdim=True)
-    m = mask.to(z.dtype)
-    pixels = z.shape[2] * z.shape[3]
-    masked = m.sum((2, 3), keepdim=True)  # (B, 1, 1, 1)
-    n, n_0 = masked.clamp_min(1), (pixels - masked).clamp_min(1)
-    z = z - z.mean((2, 3), keepdim=True)  # sums to 0, so one region's sum is minus the other's
-    total = (m * z).sum((2, 3), keepdim=True)  # (B, C, 1, 1)
-    if region_norm == "literal":
-        z = z - total / n  # eq. 5
-        return z * ((m * z.square()).sum((2, 3), keepdim=True) / n + eps).rsqrt()  # eqs. 6, 7
-    z = z - torch.where(mask, total / n, -total / n_0)
-    square = z.square()
-    inside = (m * square).sum((2, 3), keepdim=True)
-    outside = square.sum((2, 3), keepdim=True) - inside
-    # A fraction f of the filled image varies, so InstanceNorm sees f var + eps; times sqrt(f): 1/sqrt(var + eps / f).
-    rstd, rstd_0 = ((s.clamp_min(0) / k + eps * pixels / k).rsqrt() for s, k in ((inside, n), (outside, n_0)))
-    return z * torch.where(mask, rstd, rstd_0)
+    if region_norm == "two_region":
+        one = torch.ones_like(mask, dtype=z.dtype)
+        return region_affine(z, mask, one, torch.zeros_like(one), eps, None, None)
+    m = (mask | ~mask.any(-1, keepdim=True).any(-2, keepdim=True)).to(z.dtype)
+    n = m.sum((2, 3), keepdim=True).clamp_min(1)  # (B, 1, 1, 1)
+    z = z - (m * z).sum((2, 3), keepdim=True) / n  # eq. 5
+    return z * ((m * z.square()).sum((2, 3), keepdim=True) / n + eps).rsqrt()  # eqs. 6, 7
 
 
 class RegionNorm(nn.Module):
@@ -257,18 +245,19 @@ class RegionNorm(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):  # the threshold and the statistics in float32
-            exact = _exact(z)
-            m = self.response(exact)
+            m = self.response(exact(z))
             mask = m > self.t
-            normal = region_normalise(exact, mask, self.region_norm)
-            if self.weight is not None and self.bias is not None:
+            # eq. 7; 1 + gamma as in region normalisation. This path alone trains the response.
+            scale, offset = 1 + self.gamma(m), self.beta(m)
+            if self.region_norm == "literal":
+                return (scale * region_normalise(exact(z), mask, "literal") + offset).to(z.dtype)
+            bias = None
+            if self.bias is not None:
                 # The release's InstanceNorm of each filled region, bias and all, is scaled by sqrt(fraction), and both are added.
                 pixels = mask[0].numel()
-                masked = mask.sum((2, 3), keepdim=True).to(exact.dtype)  # (B, 1, 1, 1)
-                twice = sum(root(region.clamp_min(1) / pixels) for region in (masked, pixels - masked))
-                normal = self.weight * normal + self.bias * twice
-            # eq. 7; 1 + gamma as in region normalisation. This path alone trains the response.
-            return ((1 + self.gamma(m)) * normal + self.beta(m)).to(z.dtype)
+                masked = mask.sum((2, 3), keepdim=True).to(m.dtype)  # (B, 1, 1, 1)
+                bias = self.bias * sum(root(region.clamp_min(1) / pixels) for region in (masked, pixels - masked))
+            return region_affine(z, mask, scale, offset, EPS, self.weight, bias)
 
 
 class DFR(nn.Module):
@@ -290,13 +279,12 @@ class DFR(nn.Module):
         if self.norm is not None:  # normalises the first half of the channels (release; the text splits at random)
             first, second = u.chunk(2, 1)
             u = torch.cat([self.norm(first), second], 1)
-        if self.has_ea:
-            v = F.leaky_relu(energy_attention(v, self.delta, unbiased=self.unbiased), SLOPE)
-        if self.has_sf:
-            u = F.leaky_relu(u, SLOPE)
-            out = u * v if self.has_ea else u
+        if self.has_sf and self.has_ea:
+            out = gated(u, v, self.delta, unbiased=self.unbiased)
+        elif self.has_ea:
+            out = F.leaky_relu(energy_attention(v, self.delta, unbiased=self.unbiased), SLOPE)
         else:
-            out = v if self.has_ea else F.leaky_relu(u, SLOPE)
+            out = F.leaky_relu(u, SLOPE)
         return out if self.identity is None else out + self.identity(x)
 
 
@@ -309,8 +297,8 @@ class ResBlock(nn.Module):
         self.shortcut = Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.leaky_relu(self.conv_a(x), SLOPE)
-        return F.leaky_relu(self.conv_b(inner), SLOPE) + self.shortcut(x)
+        inner = F.leaky_relu(self.conv_a(x), SLOPE, inplace=True)
+        return F.leaky_relu(self.conv_b(inner), SLOPE, inplace=True) + self.shortcut(x)
 
 
 class Features(NamedTuple):
@@ -590,11 +578,6 @@ def _negatives(options: ContrastiveOptions, batch: Batch) -> tuple[Tensor, Tenso
 
 def _conv3(c_in: int, c_out: int) -> nn.Conv2d:
     return Conv2d(c_in, c_out, 3, padding=1)
-
-
-def _exact(x: Tensor) -> Tensor:
-    """x in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _norms(maps: list[Tensor]) -> Tensor:

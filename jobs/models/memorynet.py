@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from jobs.models.contrastive import Over, ratio
-from jobs.models.convolution import Conv2d
+from jobs.models.convolution import Conv2d, convolution_backward
 from jobs.models.elementwise import psnr, root
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
@@ -293,6 +294,30 @@ def up(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
+def rectified(x: Tensor, a: Tensor, weight: Tensor) -> Tensor:
+    """The 3x3 convolution of PReLU of x, which the backward pass computes again instead of keeping it. a: (1,), the slope."""
+    return _Rectified.apply(x, a, weight)
+
+
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, a, weight):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, a, weight)
+        return F.conv2d(F.prelu(x, a.to(x.dtype)), weight, None, 1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, a, weight = ctx.saved_tensors
+        narrow = a.to(x.dtype)
+        active = F.prelu(x, narrow).to(grad.dtype)
+        wanted = (True, ctx.needs_input_grad[2], False)
+        d_active, d_weight, _ = convolution_backward(grad, active, weight.to(grad.dtype), None, 1, 1, wanted)
+        assert d_active is not None
+        d_x, d_a = torch.ops.aten._prelu_kernel_backward(d_active.to(x.dtype), x, narrow.view(1, 1, 1, 1))
+        return d_x, d_a.sum().view(1).to(a.dtype), None if d_weight is None else d_weight.to(weight.dtype)
+
+
 class CAB(nn.Module):
     """Channel attention block: two 3x3 convolutions, scaled by channel from their global mean, on a residual."""
 
@@ -302,7 +327,7 @@ class CAB(nn.Module):
         self.squeeze, self.excite = conv(c, c // 4, 1), conv(c // 4, c, 1)
 
     def forward(self, x: Tensor, a: Tensor) -> Tensor:
-        r = self.conv2(F.prelu(self.conv1(x), a.to(x.dtype)))
+        r = rectified(self.conv1(x), a, self.conv2.weight)
         attention = torch.sigmoid(self.excite(F.relu(self.squeeze(r.mean((2, 3), keepdim=True)))))
         return torch.addcmul(x, r, attention)
 

@@ -57,13 +57,13 @@ for name, options in json.loads(sys.argv[1]).items():
     digests[name] = held.hexdigest()[:16]
 print(json.dumps(digests))
 """
-# Of torch 2.13.0 under Linux. Those of memorynet and drcnet were seen on Intel CPUs with AVX-512 and AMX, on an AMD one with AVX2, and
-# on an emulated Haswell and EPYC; the others on an AMD one with AVX-512.
+# Of torch 2.13.0 under Linux. That of memorynet was seen on Intel CPUs with AVX-512 and AMX, on AMD ones with AVX2 and with AVX-512,
+# and on an emulated Haswell and EPYC; the others on the AMD one with AVX-512.
 WEIGHTS = {
     "memnet": "3ca5ece46bd94846",
     "memorynet": "b009db084c01175a",
     "timelapse": "59cb1ca9017a9a54",
-    "drcnet": "6af3d1b56a53a4a1",
+    "drcnet": "be068fb40726b702",
 }
 
 

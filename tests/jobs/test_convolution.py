@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (4, 2, 1), (3, 1, 0)])
 def test_it_is_a_convolution_with_its_gradients(bias, kernel, stride, padding, monkeypatch):
     monkeypatch.setattr(convolution, "LARGE", 100)
+    monkeypatch.setattr(convolution, "SLOW", True)
     found = []
     for kind in (nn.Conv2d, Conv2d):
         torch.manual_seed(0)
@@ -33,6 +34,7 @@ def test_it_is_torchs_own_where_copies_would_not_pay(monkeypatch):
     calls = []
     monkeypatch.setattr(F, "conv2d", lambda *given: calls.append(given) or given[0])
     monkeypatch.setattr(convolution, "LARGE", 100)
+    monkeypatch.setattr(convolution, "SLOW", True)
     weight = torch.rand(4, 4, 3, 3, requires_grad=True)
     large = torch.rand(1, 4, 16, 16).to(memory_format=torch.channels_last)
     for x, w in (

@@ -28,6 +28,7 @@ from jobs.models.drcnet import (
     other_images,
     region_normalise,
 )
+from jobs.models.dynamic import SLOPE
 from jobs.models.vgg import VGG19Features, VGGOptions
 from jobs.training.loop import Objective
 from pipeline.errors import UserError
@@ -527,11 +528,15 @@ def test_without_tail_and_image_convolutions_both_outputs_are_the_input():
     assert torch.equal(out_2, I)
 
 
+def without_attention(u: Tensor, v: Tensor, delta: float, unbiased: bool) -> Tensor:
+    return F.leaky_relu(u, SLOPE) * F.leaky_relu(v, SLOPE)
+
+
 @torch.no_grad()
 def test_removing_the_attention_changes_the_output(monkeypatch):
     model, I = tiny(), make_batch()["lq"]
     with_attention = model(I)
-    monkeypatch.setattr("jobs.models.drcnet.energy_attention", lambda v, delta, unbiased: v)
+    monkeypatch.setattr("jobs.models.drcnet.gated", without_attention)
     assert float((model(I) - with_attention).abs().max()) > 1e-3
 
 
@@ -1149,7 +1154,7 @@ def test_it_learns_to_remove_noise_that_varies_over_the_image(monkeypatch, width
     halves = [float(mask[..., part].mean()) for part in (slice(0, side // 2), slice(side // 2, side))]
     print(f"masked pixels in the clean and the noisy half: {halves}")
     assert abs(halves[0] - halves[1]) > 0.05
-    monkeypatch.setattr("jobs.models.drcnet.energy_attention", lambda v, delta, unbiased: v)
+    monkeypatch.setattr("jobs.models.drcnet.gated", without_attention)
     assert float((model.restore(lq) - output).abs().mean()) > 1e-3
 
 
