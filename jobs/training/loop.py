@@ -84,6 +84,8 @@ class Run:
             check_portable()
         self.precision: Precision = choose_precision(recipe.optimisation.precision, device)
         self.rank, self.world_size = collective.rank(), collective.world_size()
+        if device.type == "cpu":
+            collective.share_memory(2 * recipe.training.hang_s + 1)
         places = data if isinstance(data, Mapping) else {recipe.data.task: data}
         caches = {task: self._cache(place) for task, place in places.items()}
         shards: dict[str, ShardSet] = {}  # by task
