@@ -145,7 +145,11 @@ def walk(asked: Recipe, data: Path | dict[str, Path], rank: int, world: int, kil
     def run(state: State, end: int) -> State:
         with pytest.MonkeyPatch.context() as patch:
             there = SimpleNamespace(
-                rank=lambda: rank, world_size=lambda: world, seconds=lambda: 0.0, all_reduce=lambda x, *_: x
+                rank=lambda: rank,
+                world_size=lambda: world,
+                seconds=lambda: 0.0,
+                all_reduce=lambda x, *_: x,
+                share_memory=lambda s: None,
             )
             patch.setattr(loop, "collective", there)
             patch.setattr(loop, "DistributedDataParallel", Alone)
