@@ -8,19 +8,21 @@ import logging
 import math
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 import ray.train
-import ray.train.torch
 from ray import exceptions as e
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
@@ -30,6 +32,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -234,9 +237,7 @@ def _trainer(
             *(data.batch for data in recipe.data.in_stages)
         ),  # what divides it divides the batch of each stage
         train_loop_config={"sent": packed(recipe), "data": data, "place": where, "feed": feed, "here": str(Path.cwd())},
-        torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1
-        ),
+        backend_config=Group("nccl" if training.gpu else "gloo", timeout_s=int(2 * training.hang_s) + 1),
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers,
             elastic_resize_monitor_interval_s=training.resize_every_s,
@@ -259,8 +260,71 @@ def _trainer(
     )
 
 
-class Trainer(ray.train.torch.TorchTrainer):
-    """Ray's TorchTrainer with two changes of what is inside it."""
+class Group(BackendConfig):
+    """torch's process group of the workers, as Ray's TorchConfig makes it.
+
+    That one is in a module that imports torch, and so do the command and Ray's controller then, each for a second or two; only
+    the workers compute.
+    """
+
+    def __init__(self, backend: str, timeout_s: int) -> None:
+        """backend: gloo or nccl. timeout_s: of its collectives."""
+        self.backend, self.timeout_s = backend, timeout_s
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """See BackendConfig."""
+        return _Group
+
+
+class _Group(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: Group) -> None:
+        """Have all workers join the group."""
+        address = worker_group.execute_single(0, _address)
+        W = len(worker_group)
+        how = (backend_config.backend, address, W, backend_config.timeout_s)
+        ray.get([worker_group.execute_single_async(rank, _join, rank, *how) for rank in range(W)])
+
+    def on_shutdown(self, worker_group: Any, backend_config: Group) -> None:
+        """Have them leave it, as far as they still can."""
+        with suppress(e.GetTimeoutError):
+            ray.get(worker_group.execute_async(_leave), timeout=5)
+
+
+def _address() -> str:
+    """Where the first rank can be reached, in its process."""
+    host = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _join(rank: int, backend: str, address: str, world_size: int, timeout_s: int) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group(backend, address, timedelta(seconds=timeout_s), world_size, rank)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
+
+
+def train_rank(config: dict[str, Any]) -> dict[str, str]:
+    """`jobs.training.worker.train_rank`, whose module only the workers import."""
+    from jobs.training import worker
+
+    return worker.train_rank(config)
+
+
+# Private: the class that TorchTrainer is made of, whose module has no torch. Public instead: the same with a name in ray.train.
+class Trainer(DataParallelTrainer):
+    """Ray's trainer with two changes of what is inside it."""
 
     def __init__(self, worker: Worker, *, batch: int, **options: Any) -> None:
         """batch: the size of the global batch, which the number of workers divides."""

@@ -96,8 +96,7 @@ def _train_here(planned: Planned, recipe: Recipe) -> str:
     connect(cpus, gpus=gpus, wait_seconds=patience)
     if training.most > training.fewest:  # else Ray waits as long for a worker whose node it does not know to be lost
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
-    from jobs.training.ray_train import fit  # imports Ray, which must not be before `connect`
-    from jobs.training.worker import train_rank
+    from jobs.training.ray_train import fit, train_rank  # imports Ray, which must not be before `connect`
 
     data = {
         task: str(built.root.resolve()) if isinstance(built, Folder) else built.uri

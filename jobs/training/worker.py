@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train.torch
+import ray.train
 import torch
 from torch.distributed import DistError
 
@@ -65,6 +65,17 @@ def _of_another_rank(error: Exception) -> bool:
     return isinstance(error, DistError) or "gloo" in str(error) or "nccl" in str(error).lower()
 
 
+def _device(gpu: bool) -> torch.device:
+    """This rank's, which is torch's from now on."""
+    if not gpu:
+        return torch.device("cpu")
+    from ray.train.torch import get_device  # takes half a second
+
+    device: torch.device = get_device()
+    torch.cuda.set_device(device)
+    return device
+
+
 class Rank:
     """One DDP rank. `train` calls the methods below it, in their order.
 
@@ -85,7 +96,7 @@ class Rank:
         self.training, self.place, self.feed = training, place, feed
         self.store = storage(place)
         self.checkpoints = Checkpoints(self.store, keep_last=training.keep_last, keep_best=training.keep_best)
-        self.run = Run(recipe, data, ray.train.torch.get_device())
+        self.run = Run(recipe, data, _device(training.gpu))
         self.first = self.run.rank == 0
         if self.first:
             self.run.tell = self.note

@@ -3,6 +3,8 @@
 import inspect
 import pickle
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,7 +15,7 @@ import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.training import submit
 from pipeline import cluster
@@ -77,7 +79,7 @@ def started(ours: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return SimpleNamespace(error=None)
 
     monkeypatch.setattr(f"{TRAINER}.ObjectRefWrapper", lambda function: function)  # which needs a cluster
-    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", run)
+    monkeypatch.setattr(f"{TRAINER}.DataParallelTrainer._initialize_and_run_controller", run)
     ours.Trainer(lambda config: {}, batch=8, train_loop_config={}, scaling_config=ELASTIC).fit()
     return options
 
@@ -92,6 +94,24 @@ def test_fit_gives_its_controller_all_callbacks_but_the_placement_group_cleaner_
     names, ours = ({type(each).__name__ for each in callbacks} for callbacks in (theirs, started["callbacks"]))
     assert names - ours == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
     assert ours < names
+
+
+def test_rays_trainer_for_torch_is_the_class_that_ours_is_made_of_and_its_backend_does_as_ours(ours):
+    assert TorchTrainer.__mro__[1] is ours.Trainer.__mro__[1] is resolve_name(f"{TRAINER}:DataParallelTrainer")
+    theirs = inspect.getsource(TorchConfig(backend="gloo").backend_cls)
+    for call in (
+        "execute_single(",
+        "execute_single_async(",
+        "execute_async(",
+        "share_cuda_visible_devices: bool = True",
+    ):
+        assert call in theirs
+    assert "torch.cuda.set_device(device)" in inspect.getsource(TorchConfig(backend="gloo").train_func_context)
+
+
+def test_what_starts_a_training_imports_no_torch():
+    code = "import sys, jobs.training.ray_train, jobs.training.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_fit_leaves_a_handler_of_ctrl_c_behind():

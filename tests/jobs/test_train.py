@@ -413,11 +413,11 @@ def test_a_run_whose_room_another_took_first_waits_for_it(workplace, undisturbed
 
 # `memoir train` whose workers are lost, the first time, after they took their room and before they train
 HALFWAY = """
-import os, ray, signal, memoir, jobs.training.ray_train, ray.train.torch
+import os, ray, signal, memoir, jobs.training.ray_train
 from pathlib import Path
 jobs.training.ray_train.PAUSE_S = 0
 first = Path("halfway").resolve()
-class Halfway(ray.train.torch.TorchConfig):
+class Halfway(jobs.training.ray_train.Group):
     @property
     def backend_cls(self):
         base = super().backend_cls
@@ -429,7 +429,7 @@ class Halfway(ray.train.torch.TorchConfig):
                     return base().on_start(*arguments, **options)
                 raise ray.exceptions.ActorDiedError
         return Backend
-ray.train.torch.TorchConfig = Halfway
+jobs.training.ray_train.Group = Halfway
 on_ctrl_c = signal.getsignal(signal.SIGINT)
 try:
     memoir.main()
