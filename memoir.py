@@ -213,6 +213,9 @@ def go_on(
 
 
 def _say_trained(pointer: dict[str, Any], store: str) -> None:
+    if "paused" in pointer:
+        say(f"{pointer['run']}: pauses at step {pointer['step']}; with another training.until the same command goes on")
+        return
     say(f"{pointer['run']}: {pointer['step']} steps; {store}/{pointer['checkpoint']} ({pointer['sha256'][:16]})")
 
 
@@ -250,6 +253,12 @@ def sweep(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="train each with the seeds 0, 1, ...; the recipe's own by default")
     ] = None,
+    halving: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="successive halving: pause and validate, and go on with the best of so many, again and again"
+        ),
+    ] = None,
     overrides: Set = None,
     data: TrainData = "data",
     store: Store = None,
@@ -264,7 +273,7 @@ def sweep(
     if not grid and seeds is None:
         raise UserError("sweep: give --grid section.key=value,value,... or --seeds")
     points = plan(recipe, read_grid(grid or []), seeds, overrides or [], data=data, store=store)
-    rows = sweep(recipe, points, data=data, store=store, runs=runs)
+    rows = sweep(recipe, points, data=data, store=store, runs=runs, halving=halving)
     if as_json:
         print(json.dumps(rows, indent=1))
         return

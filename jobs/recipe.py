@@ -315,6 +315,12 @@ class Training(Frozen):
     validation_images: int | None = Field(None, gt=0, description="only the first so many (image, level); null: all")
     checkpoint_every: int = Field(1000, gt=0, description="steps between two checkpoints")
     checkpoint_minutes: float | None = Field(None, gt=0, description="and so often in between; null: not")
+    until: int | None = Field(
+        None,
+        gt=0,
+        description="the run pauses at its first checkpoint from this step on, and goes on with the same command and another "
+        "value; null: it trains to its end",
+    )
     snapshot_every: int | None = Field(
         None,
         gt=0,

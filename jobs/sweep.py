@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from jobs.evaluation.interval import margin
 from jobs.evaluation.metrics import METRICS, Metric
+from jobs.recipe import Recipe
 from jobs.training.run import Planned, plan_run
+from jobs.training.train import records_of
 from pipeline.cluster import jobs_address
 from pipeline.config import parse_yaml
 from pipeline.errors import UserError
@@ -74,16 +76,31 @@ def plan(
 
 
 def sweep(
-    recipe: str, points: list[Point], *, data: str, store: str, runs: Path, run: Runner | None = None
+    recipe: str,
+    points: list[Point],
+    *,
+    data: str,
+    store: str,
+    runs: Path,
+    run: Runner | None = None,
+    halving: int | None = None,
 ) -> list[dict[str, Any]]:
     """Train and evaluate all runs, those first that are planned first; what is finished already is not done again.
+
+    halving: all points train a part of their length, the best one of so many goes on for as many times as long, until few are left
+    that train to their end (Jamieson and Talwalkar 2016). Points are compared by what the recipe is validated by, the mean over
+    their seeds. Raises UserError for a recipe that is not validated where it would pause.
 
     With the address of a cluster all are sent to it at once, and it runs as many as it has room for. run: takes the arguments
     of a memoir command and returns what it prints; by default they run as processes of their own, whose failure ends the sweep.
     Returns a row for each point, the best first: {"values", "names": of the runs, "scores": {data set/benchmark: {metric:
-    {"mean", "margin": half of its 95 % interval over the seeds, "each"}}}}.
+    {"mean", "margin": half of its 95 % interval over the seeds, "each"}}}}; after them those that went no further, without scores,
+    and with {"stopped": at this step, "validated": the mean}.
     """
     run = run or _run
+    stopped: list[dict[str, Any]] = []
+    if halving is not None:
+        points, stopped = _halved(recipe, points, halving, data=data, store=store, runs=runs, run=run)
     planned = [each for point in points for each in point.runs]
     places = ["--data", data, "--store", store]
     if jobs_address():
@@ -109,7 +126,84 @@ def sweep(
         }
         for point in points
     ]
-    return sorted(rows, key=_goodness, reverse=True)
+    return sorted(rows, key=_goodness, reverse=True) + stopped
+
+
+def rungs(recipe: Recipe, points: int, factor: int) -> list[int]:
+    """The steps at which so many points pause, one of `factor` of which goes on each time.
+
+    Each is a step at which the recipe has a checkpoint and a validation. Raises UserError for a recipe that has no such steps.
+    """
+    total = recipe.optimisation.length.steps
+    if total is None:
+        raise UserError("--halving: give optimisation.length in steps")
+    every = math.lcm(recipe.training.checkpoint_every, recipe.training.validate_every)
+    times = 0
+    while factor ** (times + 1) <= points:
+        times += 1
+    found = sorted({max(every, total // factor**k // every * every) for k in range(1, times + 1)})
+    if not found or found[-1] >= total or len(found) < times:
+        raise UserError(
+            f"--halving {factor}: {points} combinations are compared at steps {[total // factor**k for k in range(times, 0, -1)]}, "
+            f"and there are a checkpoint and a validation at each {every:,} of {total:,}; give more combinations, or other "
+            "training.checkpoint_every and training.validate_every"
+        )
+    return found
+
+
+def _halved(
+    recipe: str, points: list[Point], factor: int, *, data: str, store: str, runs: Path, run: Runner
+) -> tuple[list[Point], list[dict[str, Any]]]:
+    """The points that train to their end, and the rows of the others, those that went further first."""
+    if jobs_address():
+        raise UserError(
+            "--halving: runs pause here, or on a node of the cluster with RAY_ADDRESS=host:port, and not as its jobs"
+        )
+    places = ["--data", data, "--store", store, "--runs", str(runs)]
+    stopped: list[dict[str, Any]] = []
+    steps = rungs(points[0].runs[0].recipe, len(points), factor)
+    for step in steps:
+        found: list[tuple[float, Point]] = []
+        for i, point in enumerate(points):
+            values = []
+            for each in point.runs:
+                sys.stderr.write(f"sweep: to step {step:,}: {i + 1} of {len(points)}: {each.variant}\n")
+                changes = [word for override in each.overrides for word in ("--set", override)]
+                run(["train", recipe, *changes, "--set", f"training.until={step}", *places])
+                values.append(_validated(each, step))
+            found.append((math.fsum(values) / len(values), point))
+        found.sort(key=lambda pair: pair[0], reverse=_higher_is_better(points[0].runs[0].recipe))
+        kept = max(1, len(found) // factor)
+        stopped = [_stopped(point, step, value) for value, point in found[kept:]] + stopped
+        points = [point for _, point in found[:kept]]
+    return points, stopped
+
+
+def _stopped(point: Point, step: int, value: float) -> dict[str, Any]:
+    return {
+        "values": point.values,
+        "names": [each.variant for each in point.runs],
+        "scores": {},
+        "stopped": step,
+        "validated": value,
+    }
+
+
+def _metric(recipe: Recipe) -> str:
+    return "psnr" if recipe.validation is None else recipe.validation.metric
+
+
+def _higher_is_better(recipe: Recipe) -> bool:
+    return METRICS[_metric(recipe)].better == "higher"
+
+
+def _validated(planned: Planned, step: int) -> float:
+    """What a run was validated at this step, or, if it has ended or is further, was then."""
+    key = f"val_{_metric(planned.recipe)}"
+    values = [record[key] for record in records_of(planned) if record["step"] == step and key in record]
+    if not values:
+        raise UserError(f"{planned.run}: has no validation at step {step:,}; see training.validate_every")
+    return float(values[-1])
 
 
 def _reference(recipe: str, planned: Planned) -> str:
@@ -165,8 +259,15 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
             if name in figures:
                 heads.append(f"{benchmark} {metric.heading}")
                 for line, row in zip(cells, rows, strict=True):
+                    if "stopped" in row:
+                        line.append("")
+                        continue
                     one = row["scores"][benchmark][name]
                     line.append(metric.shown(one["mean"], one["margin"]))
+    if "stopped" in rows[-1]:
+        heads.append("stopped at step")
+        for line, row in zip(cells, rows, strict=True):
+            line.append(f"{row['stopped']:,}, at {row['validated']:.4g}" if "stopped" in row else "")
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     for line in (heads, *cells):
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -304,7 +304,9 @@ class Run:
                     save(self)
                     saved = time.perf_counter()
                 self._validate_if_due(log, beat)
-                if self.ended() and not last:  # before its length: it has its last checkpoint all the same
+                if (
+                    self.ended() and not last and not self.paused
+                ):  # before its length: it has its last checkpoint all the same
                     self._tell_stopped()
                     save(self)
                 if not self.ended():
@@ -322,13 +324,19 @@ class Run:
             self._log(log, {"epoch": self.state.position.epoch, **values})
 
     def ended(self) -> bool:
-        """Whether training is at its end: its length, or so many validations without a better one as the recipe says."""
-        if self.state.step >= self.total:
+        """Whether training is at its end: its length, or so many validations without a better one as the recipe says; or pauses."""
+        if self.state.step >= self.total or self.paused:
             return True
         chosen, scores = self.recipe.validation, self.scores
         if chosen is None or chosen.stop_after is None or self.state.step not in scores:
             return False
         return sum(step > self.best for step in scores) >= chosen.stop_after
+
+    @property
+    def paused(self) -> bool:
+        """Whether this is the checkpoint at which the recipe has the run pause."""
+        until, every, step = self.recipe.training.until, self.recipe.training.checkpoint_every, self.state.step
+        return until is not None and until <= step < self.total and step % every == 0
 
     @property
     def best(self) -> int:

@@ -49,11 +49,13 @@ PAUSE_S = 10  # between two starts of the workers, after one that failed
 Worker = Callable[[dict[str, Any]], dict[str, str]]
 
 
-def fit(worker: Worker, recipe: Recipe, run: str, data: dict[str, str], place: Storage, *, cpus: int, gpus: int) -> str:
-    """Run Ray Train to the end; returns the name of the final checkpoint's folder in `place`.
+def fit(
+    worker: Worker, recipe: Recipe, run: str, data: dict[str, str], place: Storage, *, cpus: int, gpus: int
+) -> str | None:
+    """Run Ray Train to the end; returns the name of the final checkpoint's folder in `place`, or None for a run that pauses.
 
     data: datasets by task. worker: what each rank runs, on a dictionary of sent (the recipe, packed), data, place, feed and here; it returns
-    {"checkpoint": name}, or what `Feed.fatal` says. cpus, gpus: what every start needs. Raises UserError for what the user
+    {"checkpoint": name}, {"paused": name}, or what `Feed.fatal` says. cpus, gpus: what every start needs. Raises UserError for what the user
     can mend, and RuntimeError for a defect.
     """
     training = recipe.training
@@ -82,6 +84,8 @@ def fit(worker: Worker, recipe: Recipe, run: str, data: dict[str, str], place: S
                         f"training {run} failed and its {training.max_failures} restarts are used up"
                     ) from error
                 raise UserError(told(failure, run, place, training)) from None
+    if "paused" in returned:
+        return None
     if "checkpoint" not in returned:
         raise _ended(run, returned)
     return str(returned["checkpoint"])

@@ -39,7 +39,8 @@ def train(
     its name says; a run that continues has its own. Writes runs/<recipe>/checkpoint.json (the pointer, which
     names the checkpoint by its path in the store, so that it is the same for all who share the store), metrics.json and
     curve.tsv; with overrides that make another model, into a folder of its own (see `jobs.variant`). Raises UserError for a
-    mistake in the recipe, data, store, cluster or weights.
+    mistake in the recipe, data, store, cluster or weights. Of a run that pauses, see `training.until`, it returns
+    {"run": its name, "step": where, "paused": True}, and writes nothing.
     """
     if run is not None:
         begins = keeper(f"{store.rstrip('/')}/runs/{run}")
@@ -49,6 +50,11 @@ def train(
         raise UserError(f"{recipe_name}: here it is the run {planned.run}, not {run}: other code, shards or recipe")
     if "done.json" not in place.names("done.json"):
         # Modules that use Ray or torch are imported from here on: that takes seconds, and a finished run needs neither.
+        if jobs_address() and planned.recipe.training.until is not None:
+            raise UserError(
+                "training.until: a job of a cluster does not pause; train here, or on a node of the cluster with "
+                "RAY_ADDRESS=host:port"
+            )
         if run is None and jobs_address():
             from jobs.training.submit import train_there
 
@@ -67,7 +73,9 @@ def train(
             if line := begin(planned.store, name, planned.origin):
                 sys.stderr.write(f"{line}\n")
             on_this_machine(place)
-            place.write_new("done.json", json.dumps({"checkpoint": _train_here(planned, recipe)}).encode())
+            if (checkpoint := _train_here(planned, recipe)) is None:
+                return _paused(planned)
+            place.write_new("done.json", json.dumps({"checkpoint": checkpoint}).encode())
     try:
         pointer, records = _result(planned)
     except FileNotFoundError as error:
@@ -85,8 +93,17 @@ def train(
     return pointer
 
 
-def _train_here(planned: Planned, recipe: Recipe) -> str:
-    """Train with a Ray of this process or one that it joins; returns the name of the final checkpoint's folder."""
+def _paused(planned: Planned) -> dict[str, Any]:
+    return {"run": planned.run, "step": records_of(planned)[-1]["step"], "paused": True}
+
+
+def records_of(planned: Planned) -> list[dict[str, Any]]:
+    """The records of a run so far. Raises FileNotFoundError, UserError."""
+    return read_records(planned.place.read("metrics.jsonl"), f"{planned.place.uri}/metrics.jsonl", "train again")
+
+
+def _train_here(planned: Planned, recipe: Recipe) -> str | None:
+    """Train with a Ray of this process or one that it joins; returns the name of the final checkpoint's folder, None if it pauses."""
     training = recipe.training
     patience = float(os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120"))
     embedded = not address_to_join()
@@ -129,8 +146,7 @@ def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         }
         | ({"mixed_with": mixed_with} if mixed_with else {}),
     }
-    records = read_records(place.read("metrics.jsonl"), f"{place.uri}/metrics.jsonl", "train again")
-    return pointer, records
+    return pointer, records_of(planned)
 
 
 def _json(value: Any) -> bytes:

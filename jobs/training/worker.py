@@ -31,7 +31,7 @@ from pipeline.storage import Folder, UnavailableError, storage
 
 
 def train_rank(config: dict[str, Any]) -> dict[str, str]:
-    """Train one DDP rank; returns the name of the final checkpoint, or the user's mistake that ended the run.
+    """Train one DDP rank; returns the name of the final checkpoint, that it pauses, or the user's mistake that ended the run.
 
     A rank raises any error that it meets: only then does Ray Train end the other ranks, which wait for it. Then all start
     again from the last checkpoint; if it was a mistake of the user's, each of them returns it.
@@ -42,7 +42,8 @@ def train_rank(config: dict[str, Any]) -> dict[str, str]:
     rank: Rank | None = None
     try:
         rank = Rank(**config)
-        return {"checkpoint": rank.train()}
+        checkpoint = rank.train()
+        return {"paused": checkpoint} if rank.run.paused else {"checkpoint": checkpoint}
     except UnavailableError:  # may be over when all have started again
         raise
     except UserError as error:
@@ -121,6 +122,8 @@ class Rank:
                 self.finish()
             if self.snapshots:
                 self.snapshots.remove()
+        if self.run.paused:
+            return self.checkpoints.name(self.run.state.step)
         return self.checkpoints.name(self.run.final)
 
     def resume(self) -> str | None:

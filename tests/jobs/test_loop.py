@@ -142,6 +142,30 @@ def test_a_run_that_continues_from_a_checkpoint_equals_the_uninterrupted_one_bit
         assert without_clocks(resumed.records) == without_clocks(whole.records)
 
 
+def test_a_run_that_pauses_does_so_at_its_next_checkpoint_and_goes_on_as_if_it_had_not(data, tmp_path):
+    every = ["training.checkpoint_every=4", "training.validate_every=4"]
+    whole = Run(recipe(*every, folder=tmp_path), data, CPU)
+    whole.train(nothing, nothing)
+    pausing = recipe(*every, "training.until=5", folder=tmp_path)
+    first = Run(pausing, data, CPU)
+    first.train(lambda run: save(run, tmp_path / str(run.state.step)), nothing)
+    assert first.paused
+    assert first.state.step == 8
+    assert 8 in first.scores
+    again = Run(pausing, data, CPU)
+    again.load(tmp_path / "8")
+    again.train(never, nothing)  # is where it shall be
+    assert same(again, first)
+    onward = Run(
+        recipe(*every, "training.until=17", folder=tmp_path), data, CPU
+    )  # beyond the last checkpoint before its end
+    onward.load(tmp_path / "8")
+    onward.train(nothing, nothing)
+    assert not onward.paused
+    assert same(onward, whole)
+    assert without_clocks(onward.records) == without_clocks(whole.records)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_run_ends_in_the_precision_that_it_began_in_whatever_the_device_has(native, data, tmp_path, monkeypatch):
     options = recipe("optimisation.precision=auto", "optimisation.length={steps: 4}", folder=tmp_path)

@@ -1,6 +1,7 @@
 """Sweeps: what is planned before anything starts, which commands run, and the table."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import yaml
 from conftest import TINY_PARAMS, tiny_photographs
 
 from jobs.evaluation.interval import margin
-from jobs.sweep import MOST, plan, read_grid, sweep, table
+from jobs.recipe import read_recipe
+from jobs.sweep import MOST, plan, read_grid, rungs, sweep, table
 from pipeline.errors import UserError
 
 RECIPE = {
@@ -128,6 +130,91 @@ def test_identical_images_are_the_best_there_is(here):
     )
     assert rows[0]["values"] == {"optimisation.lr": 0.004}
     assert "identical" in list(table(rows))[1]
+
+
+@pytest.mark.parametrize(
+    ("points", "factor", "expected"),
+    [(2, 2, [32]), (3, 3, [16]), (4, 2, [16, 32]), (9, 3, [4, 20]), (12, 2, [8, 16, 32])],
+)
+def test_points_pause_where_there_is_a_checkpoint_and_a_validation(here, points, factor, expected):
+    settings = ["optimisation.length.steps=64", "training.checkpoint_every=4", "training.validate_every=2"]
+    recipe = read_recipe("tiny.yaml", [*settings])
+    expected = [max(4, 64 // factor**k // 4 * 4) for k in range(len(expected), 0, -1)]
+    assert rungs(recipe, points, factor) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "points", "says"),
+    [
+        (["optimisation.length.steps=64"], 1, "--halving 2: 1 combinations are compared at steps []"),
+        (["optimisation.length.steps=8"], 4, "a checkpoint and a validation at each 8 of 8"),
+        (["optimisation.length={epochs: 3}"], 4, "give optimisation.length in steps"),
+    ],
+)
+def test_a_sweep_that_cannot_be_halved_is_one_line(here, settings, points, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        rungs(read_recipe("tiny.yaml", settings), points, 2)
+
+
+def test_of_four_the_better_two_and_then_the_best_one_goes_on(here, monkeypatch):
+    """The mean over seeds decides; what a run is validated by is its learning rate and seed here."""
+    validated = {0.001: (27.0, 27.0), 0.002: (29.0, 24.0), 0.003: (26.0, 29.0), 0.004: (25.0, 25.0)}
+    asked: list[list[str]] = []
+
+    def records(planned: Any) -> list[dict[str, Any]]:
+        recipe = planned.recipe
+        psnr = validated[recipe.optimisation.lr][recipe.training.seed]
+        return [{"step": step, "val_psnr": psnr if step < 32 else -psnr} for step in (16, 32)]
+
+    monkeypatch.setattr("jobs.sweep.records_of", records)
+    more = ("optimisation.length.steps=64",)
+    points = planned("optimisation.lr=0.001,0.002,0.003,0.004", seeds=2, overrides=more)
+    run = fake({"lr=0.001": 30.0}, asked)
+    rows = sweep("tiny.yaml", points, data="data", store="store", runs=Path("runs"), run=run, halving=2)
+    paused = [arguments[arguments.index("--data") - 1] for arguments in asked[:-4]]
+    assert paused == ["training.until=16"] * 8 + ["training.until=32"] * 4
+    assert [arguments[0] for arguments in asked[-4:]] == ["train", "evaluate"] * 2
+    assert not any("until" in word for arguments in asked[-4:] for word in arguments)
+    assert [row["values"]["optimisation.lr"] for row in rows] == [0.001, 0.003, 0.002, 0.004]
+    assert [row.get("stopped") for row in rows] == [None, 32, 16, 16]
+    lines = list(table(rows))
+    assert lines[0].endswith("stopped at step")
+    assert lines[2].endswith("32, at -27.5")
+    assert lines[4].endswith("16, at 25")
+
+
+@pytest.mark.slow
+def test_a_halved_sweep_trains_the_best_one_to_its_end_as_a_run_of_its_own(here):
+    settings = ["optimisation.length.steps=16", "training.validate_every=4", "training.checkpoint_every=4"]
+    more = [word for each in settings for word in ("--set", each)]
+    command = [
+        sys.executable,
+        "-m",
+        "memoir",
+        "sweep",
+        "tiny.yaml",
+        *more,
+        "--store",
+        "halved",
+        "--runs",
+        "halved-runs",
+    ]
+    grid = ["--grid", "optimisation.lr=0.004,0.0001", "--halving", "2", "--json"]
+    done = subprocess.run([*command, *grid], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    best, other = json.loads(done.stdout)
+    assert (best["values"], other["values"]) == ({"optimisation.lr": 0.004}, {"optimisation.lr": 0.0001})
+    assert other["stopped"] == 8
+    assert "sweep: to step 8: 2 of 2" in done.stderr
+    whole = ["train", "tiny.yaml", *more, "--set", "optimisation.lr=0.004", "--store", "whole", "--runs", "whole-runs"]
+    subprocess.run([sys.executable, "-m", "memoir", *whole], check=True, capture_output=True)
+    name = best["names"][0]
+    halved, undisturbed = (
+        json.loads((here / place / name / "checkpoint.json").read_text()) for place in ("halved-runs", "whole-runs")
+    )
+    assert halved["sha256"] == undisturbed["sha256"]
+    curves = [(here / place / name / "curve.tsv").read_bytes() for place in ("halved-runs", "whole-runs")]
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.slow
