@@ -22,10 +22,11 @@ MOST = 1000  # runs of a sweep
 
 
 class Point(NamedTuple):
-    """Values of the grid by their keys, and the runs that have them: one for each seed."""
+    """Values of the grid by their keys, and the runs that have them: one for each seed, and the overrides that it was given."""
 
     values: dict[str, Any]
     runs: list[Planned]
+    overrides: list[list[str]]
 
 
 Runner = Callable[[list[str]], str]
@@ -68,7 +69,8 @@ def plan(
         values = dict(zip(grid, chosen, strict=True))
         given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
         seeded = [[*given, f"training.seed={seed}"] for seed in range(seeds)] if seeds else [given]
-        points.append(Point(values, [plan_run(recipe, data=data, store=store, overrides=each) for each in seeded]))
+        runs = [plan_run(recipe, data=data, store=store, overrides=each) for each in seeded]
+        points.append(Point(values, runs, seeded))
     names = [planned.variant for point in points for planned in point.runs]
     if len(set(names)) < len(names):
         raise UserError("--grid: two of the combinations are the same run; leave out values that are equal")
@@ -102,6 +104,7 @@ def sweep(
     if halving is not None:
         points, stopped = _halved(recipe, points, halving, data=data, store=store, runs=runs, run=run)
     planned = [each for point in points for each in point.runs]
+    given = [each for point in points for each in point.overrides]
     places = ["--data", data, "--store", store]
     if jobs_address():
         from jobs.training.submit import client, submit
@@ -112,8 +115,7 @@ def sweep(
     found = {}
     for i, each in enumerate(planned):
         sys.stderr.write(f"sweep: {i + 1} of {len(planned)}: {each.variant}\n")
-        changes = [word for override in each.overrides for word in ("--set", override)]
-        run(["train", recipe, *changes, *places, "--runs", str(runs)])
+        run(["train", recipe, *_set(given[i]), *places, "--runs", str(runs)])
         printed = run(
             ["evaluate", "--model", _reference(recipe, each), "--store", store, "--runs", str(runs), "--json"]
         )
@@ -166,10 +168,9 @@ def _halved(
         found: list[tuple[float, Point]] = []
         for i, point in enumerate(points):
             values = []
-            for each in point.runs:
+            for each, given in zip(point.runs, point.overrides, strict=True):
                 sys.stderr.write(f"sweep: to step {step:,}: {i + 1} of {len(points)}: {each.variant}\n")
-                changes = [word for override in each.overrides for word in ("--set", override)]
-                run(["train", recipe, *changes, "--set", f"training.until={step}", *places])
+                run(["train", recipe, *_set([*given, f"training.until={step}"]), *places])
                 values.append(_validated(each, step))
             found.append((math.fsum(values) / len(values), point))
         found.sort(key=lambda pair: pair[0], reverse=_higher_is_better(points[0].runs[0].recipe))
@@ -177,6 +178,10 @@ def _halved(
         stopped = [_stopped(point, step, value) for value, point in found[kept:]] + stopped
         points = [point for _, point in found[:kept]]
     return points, stopped
+
+
+def _set(overrides: list[str]) -> list[str]:
+    return [word for each in overrides for word in ("--set", each)]
 
 
 def _stopped(point: Point, step: int, value: float) -> dict[str, Any]:

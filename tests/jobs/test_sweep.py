@@ -98,17 +98,15 @@ def fake(scores: dict[str, float | None], asked: list[list[str]]) -> Any:
 def test_each_run_is_trained_and_evaluated_and_the_best_comes_first(here):
     asked: list[list[str]] = []
     scores = {"lr=0.001+seed=0": 27.0, "lr=0.001+seed=1": 27.5, "lr=0.004+seed=0": 28.0, "lr=0.004+seed=1": 28.1}
-    points = planned("optimisation.lr=0.001,0.004", seeds=2, overrides=("optimisation.clip=1",))
+    points = planned("optimisation.lr=0.001,0.004", seeds=2, overrides=("optimisation.clip=1", "training.log_every=2"))
     rows = sweep("tiny.yaml", points, data="data", store="store", runs=Path("runs"), run=fake(scores, asked))
     assert [arguments[0] for arguments in asked] == ["train", "evaluate"] * 4
-    assert asked[2][:8] == [
-        "train",
-        "tiny.yaml",
-        "--set",
+    assert asked[2][:2] == ["train", "tiny.yaml"]
+    assert asked[2][2:10:2] == ["--set"] * 4
+    assert asked[2][3:11:2] == [
         "optimisation.clip=1",
-        "--set",
+        "training.log_every=2",
         "optimisation.lr=0.001",
-        "--set",
         "training.seed=1",
     ]
     assert asked[3][1:3] == ["--model", f"tiny.yaml{points[0].runs[1].variant.removeprefix('tiny')}"]
