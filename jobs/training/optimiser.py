@@ -24,8 +24,11 @@ SMALLEST_NORM = 1e-3  # of a weight, in adaptive clipping
 # Private: torch 2.13 imports its compiler, for 2 s, when an optimiser is made, to keep these functions out of what is compiled; and
 # no step of ours compiles its optimiser. Public instead: that it does so where something is compiled.
 for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-    _plain: Any = getattr(torch.optim.Optimizer, _name).__wrapped__
-    _plain.__dynamo_disable = _plain
+    _plain: Any = getattr(
+        getattr(torch.optim.Optimizer, _name), "__wrapped__", None
+    )  # None: another torch, which then imports it
+    if _plain is not None:
+        _plain.__dynamo_disable = _plain
 
 
 class Optimiser:
