@@ -1,5 +1,6 @@
 """The benchmarks start: what they need of memoir is where they look for it."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -47,3 +48,27 @@ evaluation: {benchmarks: [{benchmark: jpeg-q10, data: images}]}
     assert int(rows[-1][1]) == steps
     assert float(rows[-1][0]) < 60  # the machine may have other work
     assert load_file("out/weights.safetensors")
+
+
+def test_a_study_has_the_gain_over_the_recipe_with_the_same_seed(tmp_path):
+    from benchmarks import study
+    from jobs.recipe import read_recipe
+
+    options = argparse.Namespace(test=["jpeg-q10=images"], seeds=2, minutes=2)
+    assert study.steps_of(options, {"each": 0.5, "first": 20.0}) == 200
+    rows = [
+        {"name": name, "seed": seed, "steps": 1000, "scores": {"jpeg-q10=images": score + seed + gain}}
+        for name, score in zip(study.VARIANTS, (27.0, 27.5, 26.0, 28.0, 27.0), strict=True)
+        for seed, gain in ((0, 0.0), (1, 0.0 if name == "as it is" else 0.02))
+    ]
+    lines = [line.strip("| ").split(" | ") for line in study.table(options, rows).splitlines()[2:]]
+    assert [cells[0] for cells in lines] == list(study.VARIANTS)
+    assert lines[0][2] == "27.500"
+    mean, _, margin = lines[1][3].partition(" ± ")
+    assert (mean, float(margin)) == ("+0.510", pytest.approx(12.706 * 0.01, abs=1e-3))
+    for name in study.VARIANTS:
+        recipe = read_recipe("memnet-jpeg-cpu", [*study.ONE_CORE, *study.overrides_of(name, 1000, 1)])
+        assert recipe.optimisation.length.steps == 1000
+        if name == "progressive":
+            assert [stage.after for stage in recipe.data.stages] == [500, 800]
+            assert [each.patch for each in recipe.data.in_stages] == [32, 48, 64]
