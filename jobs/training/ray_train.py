@@ -319,13 +319,6 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def train_rank(config: dict[str, Any]) -> dict[str, str]:
-    """`jobs.training.worker.train_rank`, whose module only the workers import."""
-    from jobs.training import worker
-
-    return worker.train_rank(config)
-
-
 # Private: the class that TorchTrainer is made of, whose module has no torch. Public instead: the same with a name in ray.train.
 class Trainer(DataParallelTrainer):
     """Ray's trainer with two changes of what is inside it."""

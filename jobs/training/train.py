@@ -113,13 +113,20 @@ def _train_here(planned: Planned, recipe: Recipe) -> str | None:
     connect(cpus, gpus=gpus, wait_seconds=patience)
     if training.most > training.fewest:  # else Ray waits as long for a worker whose node it does not know to be lost
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "15"
-    from jobs.training.ray_train import fit, train_rank  # imports Ray, which must not be before `connect`
+    from jobs.training.ray_train import fit  # imports Ray, which must not be before `connect`
 
     data = {
         task: str(built.root.resolve()) if isinstance(built, Folder) else built.uri
         for task, (built, _, _) in planned.datasets.items()
     }
-    return fit(train_rank, recipe, planned.run, data, planned.place, cpus=cpus, gpus=gpus)
+    return fit(_rank, recipe, planned.run, data, planned.place, cpus=cpus, gpus=gpus)
+
+
+def _rank(config: dict[str, Any]) -> dict[str, str]:
+    """`train_rank`, whose module, and so torch, only the workers import."""
+    from jobs.training.worker import train_rank
+
+    return train_rank(config)
 
 
 def _result(planned: Planned) -> tuple[dict[str, Any], list[dict[str, Any]]]:
