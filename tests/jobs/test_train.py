@@ -241,7 +241,8 @@ def test_a_worker_that_stands_still_is_ended_with_the_stacks_of_the_one_that_wai
     workers_of(process)[0].suspend()
     assert finish(workplace, "still", process)["sha256"] == undisturbed["sha256"]
     stacks = [path.read_text() for path in workplace.glob("still/runs/*/hung/*.txt")]
-    assert any("torch/distributed/" in text and "in step" in text for text in stacks)
+    waits = ("jobs/models/node_memory.py", "torch/distributed/")  # for the statistics, or for what is larger
+    assert any(any(place in text for place in waits) and "in step" in text for text in stacks)
     assert "stood still for 20 s; its stacks: " in (workplace / "still.log").read_text()
 
 
