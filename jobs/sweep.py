@@ -203,11 +203,11 @@ def _higher_is_better(recipe: Recipe) -> bool:
 
 
 def _validated(planned: Planned, step: int) -> float:
-    """What a run was validated at this step, or, if it has ended or is further, was then."""
+    """The run's last validation up to this step: it may have ended before, or be further."""
     key = f"val_{_metric(planned.recipe)}"
-    values = [record[key] for record in records_of(planned) if record["step"] == step and key in record]
+    values = [record[key] for record in records_of(planned) if record["step"] <= step and key in record]
     if not values:
-        raise UserError(f"{planned.run}: has no validation at step {step:,}; see training.validate_every")
+        raise UserError(f"{planned.run}: has no validation up to step {step:,}; see training.validate_every")
     return float(values[-1])
 
 
