@@ -32,6 +32,7 @@ class Wandb:
 
         quiet = wandb.Settings(console="off", silent=True)
         project = os.environ.get("WANDB_PROJECT", PROJECT)
+        self.wandb = wandb
         self.run = wandb.init(project=project, id=run, name=run, resume="allow", config=recipe, settings=quiet)
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -41,6 +42,7 @@ class Wandb:
     def finish(self) -> None:
         """See Tracker."""
         self.run.finish()
+        self.wandb.teardown()  # waits for its process, which writes the last records after `finish`; at exit Ray is in the way
 
 
 class MLflow:
