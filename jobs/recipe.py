@@ -253,6 +253,11 @@ class Optimisation(Frozen):
         description="whose samples BatchNorm's statistics are of: the global batch's, or each worker's own, without an exchange "
         "at each layer; the weights then depend on the number of workers",
     )
+    gradients: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="in which workers exchange them; bf16: in half of the bytes, rounded to 8 bits before and after the mean over "
+        "the workers, so that the weights depend on their number",
+    )
     compile: bool = Field(
         False,
         description="the step is compiled by torch.compile, once for each size of patch: the same within rounding, after a "

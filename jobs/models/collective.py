@@ -37,7 +37,7 @@ def all_gather(x: Tensor) -> Tensor:
     """x of all ranks, in their order: (W, *x.shape). The fastest collective: gloo's all_reduce takes twice as many hops."""
     if world_size() == 1:
         return x[None]
-    with _counted():
+    with counted():
         if _by_memory(x):
             assert _memory is not None
             return _memory.gather(x)
@@ -53,7 +53,7 @@ def all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Te
     if _by_memory(x) and op in REDUCTIONS:
         return REDUCTIONS[op](all_gather(x))
     x = x.contiguous()
-    with _counted():
+    with counted():
         dist.all_reduce(x, op)
     return x
 
@@ -77,7 +77,8 @@ def seconds() -> float:
 
 
 @contextmanager
-def _counted() -> Generator[None]:
+def counted() -> Generator[None]:
+    """Count the time inside as spent in collectives."""
     global _seconds
     began = time.perf_counter()
     yield

@@ -41,6 +41,7 @@ def rank(index: int, folder: Path, data: dict[str, Path]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=index, world_size=2)
     found = {name: trained(name, folder, data) for name in MODELS}
     found["of_rank"] = trained("timelapse", folder, data, "optimisation.batchnorm=rank", "model.memory.update=none")
+    found["bf16"] = trained("drcnet", folder, data, "optimisation.gradients=bf16", "optimisation.accumulate=2")
     torch.save(found, folder / f"{index}.pt")
     dist.destroy_process_group()
 
@@ -101,6 +102,14 @@ def test_with_statistics_of_each_rank_they_hold_the_same_weights(runs):
     alone = trained("timelapse", folder, data, "model.memory.update=none")
     weights = [key for key in alone if key.endswith("conv_a.weight")]
     assert not any(torch.allclose(first[key], alone[key], rtol=1e-6) for key in weights)
+
+
+def test_with_gradients_in_bf16_they_hold_the_same_weights_which_are_near_those_of_fp32(runs):
+    first, second = (torch.load(runs[0] / f"{index}.pt") for index in range(2))
+    assert all(torch.equal(value, second["bf16"][key]) for key, value in first["bf16"].items())
+    weights = [key for key in first["bf16"] if key.endswith("weight")]
+    assert all(torch.allclose(first["bf16"][key], first["drcnet"][key], rtol=0.01, atol=1e-3) for key in weights)
+    assert not all(torch.allclose(first["bf16"][key], first["drcnet"][key], rtol=0, atol=1e-6) for key in weights)
 
 
 @pytest.mark.parametrize(("negatives", "starts"), [({}, True), ({"kind": "extra", "number": 1}, False), (None, False)])
