@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,13 @@ TrainData = Annotated[
 Trust = Annotated[
     list[str] | None,
     typer.Option("--trust", help="import this network of one's own, module:Class, or all of a module or package"),
+]
+Precision = Annotated[
+    Literal["fp32", "bf16", "auto"],
+    typer.Option(
+        help="of the convolutions; auto: bf16 where the device has its arithmetic. The image is another one in its last bits, as "
+        "it is not with fp32"
+    ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
 From = Annotated[
@@ -434,17 +441,18 @@ def restore(
     ] = False,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="of a JPEG that is written; 95")] = None,
     subsampling: Annotated[str | None, typer.Option(help="of its colours: 4:4:4 (the default), 4:2:2 or 4:2:0")] = None,
+    precision: Precision = "fp32",
     trust: Trust = None,
     store: Store = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Restore files or folders, of any size."""
-    evaluation.in_its_arithmetic(model, runs, store)
+    _as_asked(precision, model, runs, store)
     from jobs.restoring.restore import restore
     from jobs.restoring.tiles import OVERLAP, TILE, WHOLE
 
     how: dict[str, Any] = {"scale": scale, "whole": whole, "quality": quality, "subsampling": subsampling}
-    how |= {"trust": trust or (), "store": store}
+    how |= {"precision": precision, "trust": trust or (), "store": store}
     done, failed, blended = 0, 0, 0
     for each in restore(model, source, target, runs, **how):
         if each.problem is not None:
@@ -583,21 +591,35 @@ def bench_of_restore(
     source: Annotated[Path, typer.Argument(help="a folder of images")],
     model: Annotated[str, typer.Option(help="as restore --model takes it")],
     seconds: Annotated[float, typer.Option(min=0.1, help="about, for the files")] = 20,
+    precision: Precision = "fp32",
     trust: Trust = None,
     store: Store = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Megapixels/s of a model from file to file, on every CPU, beside what its convolutions alone would allow."""
-    evaluation.in_its_arithmetic(model, runs, store)
+    _as_asked(precision, model, runs, store)
     from jobs.restoring.bench import bench_restore, told
 
-    found = bench_restore(model, source, runs, seconds=seconds, trust=trust or (), store=store)
+    found = bench_restore(model, source, runs, seconds=seconds, precision=precision, trust=trust or (), store=store)
     if as_json:
         print(json.dumps(found._asdict(), indent=1))
         return
     for line in told(found):
         say(f"{source}: {line}")
+
+
+def _as_asked(precision: str, model: str, runs: Path, store: str | None) -> None:
+    """Compute in fp32 as the model was trained; say what bf16 costs where it is slower."""
+    if precision == "fp32":
+        evaluation.in_its_arithmetic(model, runs, store)
+    elif precision == "bf16":
+        import torch
+
+        from jobs.arithmetic import COST, native_bf16
+
+        if not (torch.cuda.is_available() or native_bf16(torch.device("cpu"))):
+            say(COST.replace("precision: auto", "--precision auto"), problem=True)
 
 
 def _as_its_recipe_says(recipe: str, overrides: list[str] | None) -> None:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor, nn
 
+from jobs.arithmetic import choose_precision
 from jobs.models import Network
 from jobs.models.fp32 import exact_fp32
 from jobs.restoring.checkpoint import Trained, load_model
@@ -33,6 +35,8 @@ Y_TO_RGB = np.float32(255 / 219)
 CHANNELS = {"y": 1, "gray": 1, "rgb": 3}  # by a task's planes
 PER_IMAGE = 2**31  # bytes that an image of any size takes while it is restored, not `whole`
 READERS = 4  # images in the works beside a GPU, which computes one at a time
+
+Asked = Literal["fp32", "bf16", "auto"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +65,7 @@ def restore(
     whole: bool = False,
     quality: int | None = None,
     subsampling: str | None = None,
+    precision: Asked = "fp32",
     trust: Collection[str] = (),
     store: str | None = None,
 ) -> Iterator[Restored]:
@@ -69,7 +74,7 @@ def restore(
     model, trust, store: see `load_model`. target: for an image, a PNG or JPEG file or a folder; for a folder, a folder of PNG files.
     scale: enlarge by this factor first; for models of super-resolution, which want their input at the size of the output.
     whole: never use blended tiles, see `restore_plane`. quality (1..100; 95), subsampling ("4:4:4"; or "4:2:2", "4:2:0"): of a
-    JPEG that is written.
+    JPEG that is written. precision: see `on_device`.
 
     Yields each input when it is done with; one that cannot be restored does not stop the others. Transparency, embedded
     colour profile, EXIF and dpi are passed through, and colours are restored in the file's own space. Hidden files, and text
@@ -87,7 +92,7 @@ def restore(
     check_channels(trained)
     if scale is not None:
         _check_scale(scale, trained)
-    network = on_device(trained.model)
+    network = on_device(trained.model, precision)
     jpeg: dict[str, Any] = {"quality": quality or 95, "subsampling": subsampling or "4:4:4"}
     yield from (Restored(path, problem) for path, problem in problems)
     if source.is_dir():
@@ -232,10 +237,30 @@ def restore_image(
     return levels(x, image.dtype)
 
 
-def on_device(model: Network) -> Network:
-    """The model on the GPU, where there is one, where it computes in fp32 and not in TF32."""
+def on_device(model: Network, precision: Asked = "fp32") -> Network:
+    """The model on the GPU, where there is one, where it computes in fp32 and not in TF32.
+
+    precision: of its convolutions; auto: bf16 where the device multiplies such numbers by itself.
+    """
     exact_fp32()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    narrow = choose_precision(precision, device) == "bf16"
+    return InBf16(model.to(device)) if narrow else model.to(device)  # type: ignore[return-value] # restores, and is not trained
+
+
+class InBf16(nn.Module):
+    """A network as `restore_plane` needs it, with its convolutions in bfloat16."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.in_channels = network.in_channels
+        self.receptive_field, self.size_multiple = network.receptive_field, network.size_multiple
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """See jobs.models.Network."""
+        with torch.autocast(lq.device.type, torch.bfloat16):
+            return self.network.restore(lq).float()
 
 
 def check_channels(trained: Trained) -> None:

@@ -37,6 +37,15 @@ def test_a_folder_is_restored_again_and_again_and_nothing_is_kept(runs, tmp_path
     assert found.restored == 40 * 50 / 1e6
     assert 0 < found.convolutions < found.network
     assert min(found.read, found.write, found.seconds) > 0
+    assert found.off is None
+
+
+def test_in_bf16_it_says_how_far_it_is_from_fp32(runs, tmp_path):
+    write_image(tmp_path / "in/0.png", photograph(0, 40, 50))
+    found = bench_restore("tiny", tmp_path / "in", runs, seconds=0.1, precision="bf16")
+    assert found.off is not None
+    assert 0 < found.off < 10
+    assert told(found)[-1].startswith(f"in bf16 it differs from the image in fp32 by {found.off:.2f} of 255 levels")
 
 
 def test_what_cannot_be_restored_is_refused(runs, tmp_path):

@@ -360,6 +360,17 @@ evaluation: {{benchmarks: [{{benchmark: jpeg-q10, data: datasets/Classic5}}]}}
         assert (tmp_path / f"of 1/{number}.png").read_bytes() == (tmp_path / f"of 4/{number}.png").read_bytes()
 
 
+# in bf16
+
+
+def test_a_folder_is_restored_in_bf16_by_threads_of_their_own_networks(runs, pictures, tmp_path, monkeypatch):
+    for precision, cpus in (("fp32", 1), ("bf16", 1), ("bf16", 3)):
+        monkeypatch.setattr(module, "available_cpus", lambda cpus=cpus: cpus)
+        assert problems("tiny", pictures, tmp_path / f"{precision} {cpus}", runs, precision=precision) == []
+    data = [(tmp_path / each / "a.png").read_bytes() for each in ("fp32 1", "bf16 1", "bf16 3")]
+    assert data[0] != data[1] == data[2]
+
+
 # what lies beside the pixels
 
 
@@ -481,6 +492,21 @@ def test_every_model_restores_images_of_a_few_pixels(tmp_path, model, task):
     for name in files(tmp_path / "in"):
         before, after = (read_image(tmp_path / folder / name)[0] for folder in ("in", "out"))
         assert before.shape == after.shape
+
+
+@pytest.mark.parametrize(("model", "task"), MODELS)
+def test_every_model_restores_in_bf16_nearly_what_it_restores_in_fp32(tmp_path, model, task):
+    runs = of_model(tmp_path / "trained", model, task)
+    network = module.load_model("tiny", runs, store=str(runs.parent / "store")).model
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():  # some begin as the identity
+            parameter += 0.05 * torch.randn_like(parameter)
+    plane = photograph(40, 56, channels=network.in_channels).astype(np.float32) / 255
+    exact, narrow = (tiles.restore_plane(module.on_device(network, precision), plane) for precision in ("fp32", "bf16"))
+    assert narrow.dtype == np.float32
+    off = np.square(narrow - exact).mean() / np.square(exact - plane).mean()
+    assert 1e-12 < off < 0.05**2
 
 
 def test_16_bits_are_restored_as_such_where_the_task_has_them(runs, tmp_path, monkeypatch):
