@@ -20,6 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python benchmarks/study.py` has benchmarks/ alone
@@ -31,7 +32,7 @@ from jobs.recipe import Validation, read_recipe
 from jobs.training.here import run_here
 
 ONE_CORE = ["training.workers=1", "training.cpus_per_worker=1", "training.portable=false"]
-ROUNDS, SECONDS = 2, 6  # of the timing
+ROUNDS, SECONDS = 3, 8  # of the timing
 Part = tuple[float, list[str]]  # a share of the steps, and what the recipe has there
 PROGRESSIVE: list[Part] = [
     (0.5, ["data.patch=32", "data.batch=18"]),
@@ -59,7 +60,7 @@ def timed(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             each = {"each": sum(share * each for share, (each, _) in found), "first": sum(s for _, (_, s) in found)}
             rounds[name].append(each)
             print(f"{name}: {1e3 * each['each']:.0f} ms a step, {each['first']:.1f} s at first", file=sys.stderr)
-    times = {name: {key: min(each[key] for each in of) for key in of[0]} for name, of in rounds.items()}
+    times = {name: {key: median(each[key] for each in of) for key in of[0]} for name, of in rounds.items()}
     file.write_text(json.dumps(times, indent=1))
     return times
 

@@ -1,8 +1,9 @@
-"""What Ray Train and DDP cost: images/s of a recipe in a plain loop, and with one and two workers; and where a start goes.
+"""What Ray Train and DDP cost: images/s of a recipe in a plain loop, and with one and two workers; and how long a start takes.
 
     python benchmarks/train.py RECIPE [--data data] [--steps 300] [--rounds 3]
 
-plain: jobs.training.loop in one process, without Ray and without checkpoints. Each worker has one core, as has the plain loop.
+plain: jobs.training.loop in one process, without Ray and without checkpoints. Each worker has one core, as has the plain loop; and one
+worker has two, beside which two workers of a core each are to be seen.
 images/s over all steps but those up to the first record, the median of the rounds, which take turns. network: the share of
 the steps' time that a worker waits for the others: their gradients, BatchNorm's statistics, the memory's update. Targets:
 one worker within 3 % of the plain loop.
@@ -12,12 +13,13 @@ start: seconds from the command to the first step, beside those that the plain l
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,11 +69,12 @@ def plain(recipe: str, data: str, overrides: list[str]) -> Trained:
     return measured(records, began, first)
 
 
-def with_ray(recipe: str, data: str, overrides: list[str], workers: int) -> Trained:
-    """`memoir train` with so many workers."""
+def with_ray(recipe: str, data: str, overrides: list[str], workers: int, cpus: int) -> Trained:
+    """`memoir train` with so many workers, of so many cores each."""
     with tempfile.TemporaryDirectory(prefix="memoir-train-") as place:
         began = time.perf_counter()
-        sets = [part for override in [*overrides, f"training.workers={workers}"] for part in ("--set", override)]
+        shape = [f"training.workers={workers}", f"training.cpus_per_worker={cpus}"]
+        sets = [part for override in [*overrides, *shape] for part in ("--set", override)]
         command = [sys.executable, "-m", "memoir", "train", recipe, "--data", data, "--store", place, *sets]
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         process = subprocess.Popen([*command, "--runs", f"{place}/runs"], stdout=subprocess.DEVNULL, env=environment)
@@ -87,7 +90,7 @@ def with_ray(recipe: str, data: str, overrides: list[str], workers: int) -> Trai
 
 
 def main() -> None:
-    """Print a row for each way to train."""
+    """Print a row for each way to train: the plain loop, and workers x cores of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("--data", default="data", help="where the built datasets are")
@@ -105,15 +108,13 @@ def main() -> None:
         f"training.log_every={steps // 10}",
     ]
     data = str(Path(arguments.data).resolve())
-    rows: dict[str, list[Trained]] = {"plain loop": [], "1 worker": [], "2 workers": []}
+    ways: dict[str, Callable[[], Trained]] = {"plain loop": partial(plain, arguments.recipe, data, overrides)}
+    for workers, cpus in ((1, 1), (1, 2), (2, 1)):
+        ways[f"{workers} x {cpus}"] = partial(with_ray, arguments.recipe, data, overrides, workers, cpus)
+    rows: dict[str, list[Trained]] = {name: [] for name in ways}
     for _ in range(arguments.rounds):
-        for name, results in rows.items():
-            found = re.match(r"\d", name)
-            results.append(
-                with_ray(arguments.recipe, data, overrides, int(found[0]))
-                if found
-                else plain(arguments.recipe, data, overrides)
-            )
+        for name, way in ways.items():
+            rows[name].append(way())
     base = statistics.median(result.images_per_s for result in rows["plain loop"])
     print(f"{'':<12} {'images/s':>9} {'of plain':>9} {'network':>8} {'start s':>8}")
     for name, results in rows.items():

@@ -8,7 +8,9 @@ its learning rate falls as the recipe says. Prints the records as tab-separated 
 
 import argparse
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
@@ -45,7 +47,7 @@ def speed(recipe: str, data: str, seconds: float, overrides: list[str]) -> Speed
 
     run.step = timed  # type: ignore[method-assign]
     run.train(lambda run: None, lambda record: None)
-    each = (ends[-1] - ends[2]) / (len(ends) - 3)
+    each = median(after - before for before, after in pairwise(ends[2:]))
     return Speed(each, max(0.0, ends[2] - began - 3 * each))
 
 
