@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jobs.models.collective import all_gather, world_size
+from jobs.models.fp32 import exact
 
 
 class Statistics(NamedTuple):
@@ -46,7 +47,7 @@ def batch_statistics(x: Tensor, eps: float = 1e-5, *, of_rank: bool = False) -> 
 
 def _of_rank(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if x.device.type == "cpu":
-        return torch.batch_norm_update_stats(x.to(torch.promote_types(x.dtype, torch.float32)), None, None, 0.0)
+        return torch.batch_norm_update_stats(exact(x), None, None, 0.0)
     # torch's fused kernel; given float32 affine parameters it keeps float32 statistics of a bfloat16 tensor too.
     one = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     _, mean, rstd = torch.native_batch_norm(x, one, one, None, None, True, 0.0, eps)

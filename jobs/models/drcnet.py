@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from jobs.models.collective import all_gather, rank
 from jobs.models.contrastive import Over, ratio
 from jobs.models.convolution import Conv2d
-from jobs.models.dynamic import SLOPE, energy, exact, gated, region_affine
+from jobs.models.dynamic import SLOPE, energy, gated, region_affine
 from jobs.models.elementwise import psnr, root
+from jobs.models.fp32 import exact
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
 from pipeline.config import Frozen

@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jobs.models.fp32 import exact
+
 SLOPE = 0.2  # of every LeakyReLU
-
-
-def exact(x: Tensor) -> Tensor:
-    """x in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def region_affine(

@@ -1,6 +1,7 @@
-"""fp32 that is fp32 on a GPU too."""
+"""fp32 that is fp32 on a GPU too, and in the midst of bf16."""
 
 import torch
+from torch import Tensor
 
 
 def exact_fp32(*, tf32: bool = False) -> None:
@@ -10,3 +11,8 @@ def exact_fp32(*, tf32: bool = False) -> None:
     calls this first, for training, evaluation and restoration alike.
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+
+def exact(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from jobs.models.contrastive import Over, ratio
 from jobs.models.convolution import Conv2d, convolution_backward
 from jobs.models.elementwise import psnr, root
+from jobs.models.fp32 import exact
 from jobs.models.padding import mirrored
 from jobs.models.vgg import VGG19Features, VGGOptions, distance
 from pipeline.config import Frozen
@@ -45,11 +46,6 @@ def split(x: Tensor, dim: int) -> Tensor:
 def join(x: Tensor, dim: int) -> Tensor:
     """(2B, ...) -> (B, ...): the inverse of `split`."""
     return torch.cat(x.chunk(2), dim)
-
-
-def exact(x: Tensor) -> Tensor:
-    """x in float32; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # options

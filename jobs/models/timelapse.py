@@ -46,6 +46,7 @@ from jobs.models.batchnorm import BatchNorm2d
 from jobs.models.collective import all_reduce, world_size
 from jobs.models.convolution import Conv2d, conv2d
 from jobs.models.elementwise import psnr
+from jobs.models.fp32 import exact
 from jobs.models.padding import mirrored
 from jobs.models.preactivation import preactivated
 from jobs.models.timelapse_profiles import LossOptions, MemoryOptions, chosen
@@ -275,7 +276,7 @@ class TimeLapseNet(nn.Module):
         for level in (self.e2, self.e3):
             skips.append(encoded(level, F.max_pool2d(skips[-1], 2)))
         E4b = encoded(self.e4, F.max_pool2d(skips[-1], 2))
-        return skips, E4b.to(torch.promote_types(E4b.dtype, torch.float32))
+        return skips, exact(E4b)
 
     def query(self, E4b: Tensor) -> tuple[Tensor, Tensor]:
         """E4b (B, C, h, w) -> its InstanceNorm q_c (B, C, h, w), and the queries (B, K, C) of unit length, K = h w."""
@@ -292,7 +293,7 @@ class TimeLapseNet(nn.Module):
         for up, level, skip in ((self.u3, self.d3, E3b), (self.u2, self.d2, E2b), (self.u1, self.d1, E1b)):
             x = level(up[0](x), skip, up[1:])
         out = self.output(x)
-        R = torch.tanh(out.to(torch.promote_types(out.dtype, torch.float32)))
+        R = torch.tanh(exact(out))
         return torch.tanh(R) if self.settings.tanh == 2 else R
 
     def separate(self, frames: list[Tensor], true: Tensor) -> list[Separation]:

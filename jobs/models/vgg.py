@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from jobs.models.fp32 import exact
 from pipeline.config import Frozen
 from pipeline.errors import UserError
 
@@ -81,7 +82,7 @@ class VGG19Features:
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"VGG19 takes (B, 3, H, W), not {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
-            return self._maps(x.to(torch.promote_types(x.dtype, torch.float32)))
+            return self._maps(exact(x))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "VGG19Features":
         """Move the weights, if they are elsewhere or of another dtype; returns itself."""
@@ -114,8 +115,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     The contrastive losses divide by such a mean, which can be tiny.
     """
     with torch.autocast(a.device.type, enabled=False):
-        dtype = torch.promote_types(a.dtype, torch.float32)
-        return (a.to(dtype) - b.to(dtype)).abs().mean((1, 2, 3))
+        return (exact(a) - exact(b)).abs().mean((1, 2, 3))
 
 
 def _stand_in(shapes: dict[int, tuple[int, ...]]) -> dict[int, tuple[Tensor, Tensor]]:

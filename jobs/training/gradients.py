@@ -26,7 +26,7 @@ class Bf16:
         self.sent: list[tuple[Tensor, Tensor, Any, torch.futures.Future[Tensor]]] = []
 
 
-def average(state: Bf16, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def average(state: Bf16, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Replace a bucket's gradients by their mean over the ranks, a hook of DistributedDataParallel.
 
     Each rank sums one part of a bucket, in fp32 and in the ranks' order, and sends the rounded mean to the others: what one rank
