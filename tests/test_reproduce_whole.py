@@ -21,15 +21,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 RECIPE = {
     "model": {"name": "memnet", "memory_blocks": 1, "recursions": 1, "channels": 2},
-    "data": {"task": "tiny", "patch": 12, "stride": 8, "batch": 2},
+    "data": {"mix": [{"task": "tiny"}, {"task": "noisy"}], "patch": 12, "stride": 8, "batch": 2},
     "optimisation": {"optimiser": "adam", "lr": 0.001, "schedule": "cosine", "length": {"steps": 4}},
     "training": {"workers": 1, "portable": True},
     "evaluation": {"benchmarks": [{"benchmark": "jpeg-q10", "data": "photos/val"}]},
 }
 TASK = JPEG | {"splits": {"train": ["photos/train"], "val": ["photos/val"]}}
+NOISE = {"kind": "noise", "sigma": [15, 25]}
 STAGES = {
     "ingest": {"cmd": "memoir ingest", "deps": ["photos"], "outs": ["data/manifest"]},
     "build": {"cmd": "memoir build tiny", "deps": ["data/manifest"], "outs": ["data/tiny"]},
+    "build-noisy": {"cmd": "memoir build noisy", "deps": ["data/manifest"], "outs": ["data/noisy"]},
 }
 
 
@@ -42,8 +44,9 @@ class Team(NamedTuple):
 
     @property
     def shared(self) -> dict[str, str]:
-        """All files of the store, the store of shards and DVC's remote, with their sha256."""
-        files = [path for name in ("ada/store", "shards", "remote") for path in (self.ada.parent / name).rglob("*")]
+        """All files of the store, the store of shards, DVC's remote and MLflow, with their sha256."""
+        places = ("ada/store", "shards", "remote", "mlflow")
+        files = [path for name in places for path in (self.ada.parent / name).rglob("*")]
         return {str(path): file_sha256(path) for path in files if path.is_file()}
 
 
@@ -80,6 +83,7 @@ def team(tmp_path_factory) -> Team:
     for name, content in (
         ("jobs/recipes/tiny", RECIPE | {"training": {"workers": 1, "portable": True, "seed": 7}}),
         ("pipeline/tasks/tiny", TASK),
+        ("pipeline/tasks/noisy", TASK | {"degradation": NOISE}),
         ("params", TINY_PARAMS | {"shards": str(folder / "shards")}),
         ("dvc", {"stages": STAGES}),
     ):
@@ -94,7 +98,9 @@ def team(tmp_path_factory) -> Team:
     commit(ada, "The recipe")
     # as `dvc repro` does it: what was built for a training is committed after it
     run(ada, "dvc", "repro", "-q")
-    run(ada, "memoir", "train", "tiny")
+    mlflow = {"MLFLOW_TRACKING_URI": f"file:{folder / 'mlflow'}", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    run(ada, "memoir", "train", "tiny", "--set", "training.track=[mlflow]", **mlflow)
+    assert list((folder / "mlflow").rglob("metrics/loss"))
     run(ada, "memoir", "evaluate", "--model", "tiny")
     run(ada, "memoir", "publish", "tiny")
     run(ada, "dvc", "push", "-q")
@@ -109,7 +115,8 @@ def reproduced(team) -> tuple[Path, str]:
     before = team.shared
     # a cluster's address, which is not for this
     cluster = {"RAY_ADDRESS": "http://127.0.0.1:1"}
-    out = run(team.ada, "memoir", "reproduce", f"tiny/{team.version.name}", "--here", **cluster)
+    mlflow = {"MLFLOW_TRACKING_URI": f"file:{team.ada.parent / 'mlflow'}", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    out = run(team.ada, "memoir", "reproduce", f"tiny/{team.version.name}", "--here", **cluster, **mlflow)
     assert team.shared == before
     return team.ada / "reproduced" / f"tiny-{team.version.name}", out
 
@@ -128,7 +135,7 @@ def test_the_weights_are_the_same_bits(team, reproduced):
     assert "reproduced: the same weights, bit for bit" in out
     found = lines(out)
     assert set(found.values()) == {"yes"}
-    assert [*found][:5] == ["code", "libraries", "data", "recipe", "run"]
+    assert [*found][:6] == ["code", "libraries", "data tiny", "data noisy", "recipe", "run"]
     assert {"machine", "weights", "score photos-val/jpeg-q10 psnr"} <= found.keys()
     assert not (team.ada.parent / "remote/files/md5/tmp").exists()
 
@@ -137,8 +144,19 @@ def test_the_data_set_is_found_in_the_commit_that_has_it(team, reproduced):
     folder, _ = reproduced
     assert not (folder / "memoir/dvc.lock").exists()  # the training's commit is from before
     assert not (folder / "shards").exists()  # nothing was built
-    built = folder / "memoir/data/tiny/shards.json"
-    assert built.read_bytes() == (team.ada / "data/tiny/shards.json").read_bytes()
+    for built in ("data/tiny/shards.json", "data/noisy/shards.json"):
+        assert (folder / "memoir" / built).read_bytes() == (team.ada / built).read_bytes()
+
+
+def test_a_version_names_all_that_it_was_trained_on(team):
+    data = json.loads((team.version / "provenance.json").read_text())["data"]
+    digests = {
+        task: json.loads((team.ada / f"data/{task}/shards.json").read_text())["digest"] for task in ("tiny", "noisy")
+    }
+    assert {data["task"]: data["digest"], **data["mixed_with"]} == digests
+    card = (team.version / "README.md").read_text()
+    assert "mixed in the proportions 1 of `tiny`, 1 of `noisy`" in card
+    assert all(digest in card for digest in digests.values())
 
 
 def test_the_same_command_goes_on_and_trains_nothing_twice(team, reproduced):
@@ -153,7 +171,7 @@ def test_another_seed_in_the_commit_is_named(team):
     altered(team.version, "1" * 12, lambda told: told.update(commit=team.first))
     out = run(team.ada, "memoir", "reproduce", f"tiny/{'1' * 12}", "--here", code=1)
     assert "not reproduced; the first that differs: recipe training.seed: 0 there, 7 here" in out
-    assert lines(out) == {"code": "yes", "libraries": "yes", "data": "yes", "recipe training.seed": "NO"}
+    assert lines(out) == {"code": "yes", "libraries": "yes", "data tiny": "yes", "data noisy": "yes", "recipe training.seed": "NO"}
 
 
 def test_a_clone_that_was_changed_is_named(team, reproduced):
@@ -175,7 +193,7 @@ def test_other_data_are_named_after_they_were_built_from_the_raw_images(team):
     digest = json.loads((team.ada / "data/tiny/shards.json").read_text())["digest"]
     copy = altered(team.version, "2" * 12, lambda told: told["data"].update(digest="0" * 64))
     out = run(team.ada, "memoir", "reproduce", f"tiny/{copy.name}", "--here", code=1)
-    assert f"not reproduced; the first that differs: data: {'0' * 16}... there, {digest[:16]}... here" in out
+    assert f"not reproduced; the first that differs: data tiny: {'0' * 16}... there, {digest[:16]}... here" in out
     assert {name: sha256 for name, sha256 in team.shared.items() if copy.name not in name} == before
 
 

@@ -48,9 +48,13 @@ class Original:
         return self.provenance.get("dirty") is False
 
     def overrides(self) -> list[str]:
-        """What `memoir train --set` needs beside the recipe: the values of a variant, and how the run was carried out."""
+        """What `memoir train --set` needs beside the recipe: the values of a variant, and how the run was carried out.
+
+        Trackers are told nothing: there it would be the same run as the version's.
+        """
         given = [str(each) for each in self.provenance.get("overrides", [])]
         how = {key: value for key, value in self.recipe["training"].items() if key not in NUMBERS}
+        how |= {"track": []} if "track" in how else {}
         return [*given, *(f"training.{key}={json.dumps(value, default=str)}" for key, value in how.items())]
 
 

@@ -100,7 +100,8 @@ def _compared(place: Place, original: Original, rows: list[Row]) -> str | None:
         rows[-1] = Row("code", rows[-1].there, here, False, must=False)
     rows += compare.libraries(told.get("libraries", {}), place.libraries)
     for task, digest in original.datasets.items():
-        rows.append(compare.same("data", digest, bring_data(place, original.commit, task, digest)))
+        stage = "data" if len(original.datasets) == 1 else f"data {task}"
+        rows.append(compare.same(stage, digest, bring_data(place, original.commit, task, digest)))
         if not rows[-1].equal:
             return "no data of that digest can be had or built"
     recipe = _recipe_file(place.clone, original.name)

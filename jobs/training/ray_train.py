@@ -39,6 +39,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jobs.arithmetic import PORTABLE
 from jobs.recipe import Recipe, Training, packed
 from jobs.training.feed import Feed, shown
+from jobs.training.trackers import variables
 from pipeline.cluster import address_to_join, taken, trouble, wait_for
 from pipeline.errors import MENDABLE, UserError
 from pipeline.storage import Folder, Storage
@@ -235,6 +236,7 @@ def _trainer(
     """Ray's trainer for a recipe. scratch: a folder for what Ray wants to keep, which is nothing."""
     training = recipe.training
     where = str(place.root.resolve()) if isinstance(place, Folder) else place.uri
+    given = {**(PORTABLE if training.portable else {}), **variables(training.track)}
     return Trainer(
         worker,
         batch=math.gcd(
@@ -259,7 +261,7 @@ def _trainer(
                 controller_failure_limit=0,  # see _fit_again
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": PORTABLE} if training.portable else None,
+            worker_runtime_env={"env_vars": given} if given else None,
         ),
     )
 

@@ -32,6 +32,7 @@ from jobs.source import files, is_own
 from jobs.training.record import began
 from jobs.training.run import Dataset, Planned
 from jobs.training.start import keep_start
+from jobs.training.trackers import variables
 from pipeline.cluster import TOKEN, jobs_address
 from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError
@@ -167,8 +168,9 @@ def submit(planned: Planned, cluster: Client) -> str:
 
 
 def _environment(planned: Planned) -> dict[str, str]:
-    """The variables that a job is given: where the bucket is, also where only this machine's ~/.aws/config says so."""
+    """The variables that a job is given: where trackers are, and the bucket, also where only this machine's ~/.aws/config says so."""
     environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    environment |= variables(planned.recipe.training.track)
     for place in (planned.store, *(planned.built.places if isinstance(planned.built, DvcFolder) else [planned.built])):
         if isinstance(place, Bucket) and place.endpoint != "AWS":
             region = place.client.meta.region_name

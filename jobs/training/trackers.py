@@ -1,10 +1,12 @@
 """Trackers of experiments that a run's records also go to, where its recipe asks for them: W&B and MLflow.
 
 What they are told stands in metrics.jsonl, too: a tracker that fails is left out, with one line, and training goes on. Where
-they are, and whether anybody is: their own variables say (WANDB_MODE=offline, MLFLOW_TRACKING_URI).
+they are, and whether anybody is: their own variables say (WANDB_MODE=offline, MLFLOW_TRACKING_URI), those of the command, whose
+workers may be on other machines (`variables`).
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -12,6 +14,11 @@ from typing import Any, Protocol
 from pipeline.errors import UserError, printable
 
 PROJECT = "memoir"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says another
+PATIENCE_S = 90  # with a server that does not answer, as W&B has it when a run begins
+VARIABLES = (  # of a tracker, which workers are given; no secrets: Ray shows them
+    *("MODE", "BASE_URL", "ENTITY", "PROJECT", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES", "DIR"),
+    *("TRACKING_URI", "EXPERIMENT_NAME", "ALLOW_FILE_STORE", "TRACKING_INSECURE_TLS", "TRACKING_SERVER_CERT_PATH"),
+)
 
 
 class Tracker(Protocol):
@@ -30,7 +37,8 @@ class Wandb:
     def __init__(self, run: str, recipe: dict[str, Any]) -> None:
         import wandb
 
-        quiet = wandb.Settings(console="off", silent=True)
+        ends = {"finish_timeout": PATIENCE_S, "finish_timeout_raises": True}  # `wandb sync` sends what is left
+        quiet = wandb.Settings(console="off", silent=True, **ends)
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         self.wandb = wandb
         self.run = wandb.init(project=project, id=run, name=run, resume="allow", config=recipe, settings=quiet)
@@ -49,14 +57,18 @@ class MLflow:
     """MLflow. A run that continues is the same run there, found by its tag."""
 
     def __init__(self, run: str, recipe: dict[str, Any]) -> None:
+        # By default it tries for minutes, or longer than a step may take (training.hang_s) where nothing answers.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE_S // 3))
         import mlflow
 
         self.mlflow = mlflow
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         there = mlflow.search_runs(filter_string=f"tags.`memoir.run` = '{run}'", output_format="list")
-        known = there[0].info.run_id if there else None
+        known, told = (there[0].info.run_id, there[0].data.params) if there else (None, {})
         self.id = mlflow.start_run(known, run_name=run, tags={"memoir.run": run}, log_system_metrics=False).info.run_id
-        mlflow.log_params(_flat(recipe))
+        # One that was told stays: MLflow takes no other value, and how a run is carried out may change when it continues.
+        mlflow.log_params({key: value for key, value in _flat(recipe).items() if key not in told})
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """See Tracker."""
@@ -102,6 +114,14 @@ class Trackers:
         """Close all."""
         for name, tracker in list(self.open.items()):
             self._tried(name, tracker.finish)
+
+
+def variables(names: Sequence[str]) -> dict[str, str]:
+    """The variables here that say where these trackers are and what they call a run, but for an address with a password."""
+    there = {
+        name: os.environ.get(name, "") for name in (f"{each.upper()}_{rest}" for each in names for rest in VARIABLES)
+    }
+    return {name: value for name, value in there.items() if value and not re.search("//[^/]*@", value)}
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -188,6 +188,7 @@ def test_the_run_is_carried_out_as_it_was(version):
     given = read_original(version(overrides=["optimisation.lr=0.1"]), "").overrides()
     assert given[:2] == ["optimisation.lr=0.1", "training.workers=3"]
     assert not [each for each in given if each.startswith(("training.seed", "training.portable"))]
+    assert "training.track=[]" in given  # it would be the version's run there
 
 
 # ---- data

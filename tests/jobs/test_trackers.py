@@ -1,5 +1,6 @@
 """W&B and MLflow, the real packages, offline; and the pictures of TensorBoard."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jobs.training import trackers as module
 from jobs.training.board import Board
-from jobs.training.trackers import Trackers, check_installed
+from jobs.training.trackers import Trackers, check_installed, variables
 from pipeline.errors import UserError
 from pipeline.storage import storage
 
@@ -30,9 +31,9 @@ def offline(tmp_path, monkeypatch) -> Iterator[Path]:
         sys.modules["wandb"].teardown()  # it reads its variables once in a process
 
 
-def tracked(*names: str, run: str = "tiny-0123456789ab") -> list[str]:
+def tracked(*names: str, run: str = "tiny-0123456789ab", **changes: object) -> list[str]:
     told: list[str] = []
-    trackers = Trackers(names, run, RECIPE, told.append)
+    trackers = Trackers(names, run, RECIPE | changes, told.append)
     for record in RECORDS:
         trackers.add(record)
     trackers.finish()
@@ -40,13 +41,15 @@ def tracked(*names: str, run: str = "tiny-0123456789ab") -> list[str]:
 
 
 def test_mlflow_has_the_records_and_a_run_that_continues_is_the_same_run(offline):
-    assert tracked("mlflow") == tracked("mlflow") == []
+    assert tracked("mlflow", training={"workers": 2}) == []
+    assert tracked("mlflow", training={"workers": 1, "until": 20}) == []  # it may be carried out otherwise
     import mlflow
 
     (found,) = mlflow.search_runs(experiment_names=["memoir"], output_format="list")
     assert found.info.run_name == "tiny-0123456789ab"
     assert found.data.metrics == {"epoch": 0.0, "loss": 2.5, "psnr": 29.0, "val_psnr": 30.5}
     assert found.data.params["optimisation.length.steps"] == "9"
+    assert (found.data.params["training.workers"], found.data.params["training.until"]) == ("2", "20")
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "val_psnr")
     assert {each.step for each in history} == {20}
 
@@ -67,6 +70,20 @@ def test_a_tracker_that_fails_is_left_out_with_one_line_and_the_others_go_on(off
     assert told[0].startswith("mlflow is left out from here on: ")
     assert told[0].endswith("; all records are in metrics.jsonl")
     assert len(list(offline.glob("wandb/offline-run-*"))) == 1
+
+
+def test_a_worker_elsewhere_is_given_where_a_tracker_is_and_no_secret(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    given = {"WANDB_MODE": "offline", "WANDB_DIR": "/a b", "MLFLOW_TRACKING_URI": "http://host:5000/x?y=1"}
+    secret = {"WANDB_API_KEY": "k" * 40, "MLFLOW_TRACKING_PASSWORD": "p", "MLFLOW_TRACKING_TOKEN": "t"}
+    for name, value in (given | secret).items():
+        monkeypatch.setenv(name, value)
+    assert variables(["wandb", "mlflow"]) == given
+    assert variables(["wandb"]) == {"WANDB_MODE": "offline", "WANDB_DIR": "/a b"}
+    assert variables([]) == {}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:p@host/db")
+    assert variables(["mlflow"]) == {}
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch):

@@ -211,6 +211,41 @@ def test_a_recipe_for_gpus_on_a_machine_without_is_one_line(workplace):
     assert "Traceback" not in done.stderr
 
 
+def test_a_mixture_that_trackers_follow_pauses_and_goes_on_and_is_trained_further(workplace):
+    """On a cluster whose nodes know nothing of the trackers, with two workers."""
+    (workplace / "tiny-task/noisy.yaml").write_text(yaml.safe_dump(TASK | {"degradation": NOISE}))
+    assert memoir("build", "tiny-task/noisy.yaml", "--cpus", "1", cwd=workplace).returncode == 0
+    mix = [{"task": "tiny", "weight": 3}, {"task": "noisy", "levels": {25: 1}}]
+    data = {key: value for key, value in RECIPE["data"].items() if key != "task"} | {"mix": mix}
+    length = {"length": {"steps": 20}, "schedule": "constant"}
+    (workplace / "mixed.yaml").write_text(
+        yaml.safe_dump(RECIPE | {"data": data, "optimisation": RECIPE["optimisation"] | length})
+    )
+    shown = {"WANDB_MODE": "offline", "WANDB_DIR": str(workplace), "MLFLOW_ALLOW_FILE_STORE": "true"}
+    shown |= {"MLFLOW_TRACKING_URI": f"file:{workplace}/mlruns"}
+    places = ["--store", "mixed-store", "--runs", "mixed-runs"]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+
+    def told(*arguments: str) -> str:
+        command = [sys.executable, "-m", "memoir", *arguments, *places]
+        environment = {**os.environ, **shown, "RAY_ADDRESS": cluster.address}
+        done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, check=False)
+        assert "left out" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout if done.returncode == 0 else done.stderr.splitlines()[-1]
+
+    try:
+        both = told("train", "mixed.yaml", "--set", "training.track=[mlflow,wandb]", "--set", "training.until=10")
+        assert "pauses at step 20" in both  # its next checkpoint
+        tracked = ["--set", "training.track=[mlflow]"]
+        assert ": 20 steps; " in told("train", "mixed.yaml", *tracked)
+        assert "give more" in told("continue", "mixed.yaml", "--set", "optimisation.length.steps=20")
+        longer = ["--set", "optimisation.length.steps=40", "--set", "training.snapshot_every=1"]
+        assert ": 40 steps; " in told("continue", "mixed.yaml", *longer, *tracked)
+    finally:
+        cluster.shutdown()
+
+
 def test_what_ended_a_run_is_told_by_its_cause():
     from ray.exceptions import RayActorError
     from ray.train import WorkerGroupError
