@@ -352,6 +352,8 @@ def from_disk(arguments: argparse.Namespace, place: Path) -> None:
                 sizes[name] = disk(at)
             except ImportError as error:
                 print(f"{name} is left out: {error}")
+        # litdata's writer sets another one, with which DataLoader would have to pickle the datasets.
+        multiprocessing.set_start_method("fork", force=True)
         if side == PATCH:
             for name, way in ways.items():
                 check(name, way(), pairs)

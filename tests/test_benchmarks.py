@@ -1,14 +1,24 @@
 """The benchmarks start: what they need of memoir is where they look for it."""
 
 import argparse
+import importlib
 import json
+import multiprocessing
+import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from conftest import photograph
 from safetensors.torch import load_file
+
+from pipeline.images import write_image
+from pipeline.shards import shard_set
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
@@ -72,3 +82,80 @@ def test_a_study_has_the_gain_over_the_recipe_with_the_same_seed(tmp_path):
         if name == "progressive":
             assert [stage.after for stage in recipe.data.stages] == [500, 800]
             assert [each.patch for each in recipe.data.in_stages] == [32, 48, 64]
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of as many images as a batch of load.py has pairs and one more; and what load.py builds of them."""
+    photos, place = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("place")
+    for i in range(33):
+        write_image(photos / f"{i}.png", photograph(i, 256, 256, 3))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(ROOT / "benchmarks")
+        importlib.import_module("load").build(sorted(photos.iterdir()), [256], place)
+    return photos, place / "data"
+
+
+@pytest.fixture
+def measured(stores, monkeypatch, capsys, one_thread):
+    """Runs load.py with options and returns what it prints; the cores and other things that it sets are given back."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    load = importlib.import_module("load")
+    monkeypatch.setattr(load, "build", lambda _photos, _sides, place: (place / "data").symlink_to(stores[1]))
+    monkeypatch.setattr(load, "measured_memory", lambda *_: (1, 1.0, 1.0, 1.0))  # it takes half a minute
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(shard_set, "DECODED", shard_set.DECODED)
+    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
+    cores, opencv, method = os.sched_getaffinity(0), cv2.getNumThreads(), multiprocessing.get_start_method()
+
+    def run(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["load.py", str(stores[0]), "--rounds", "1", *options])
+        load.main()
+        return capsys.readouterr().out
+
+    yield run
+    multiprocessing.set_start_method(method, force=True)
+    cv2.setNumThreads(opencv)
+    os.sched_setaffinity(0, cores)
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    """The cells of a printed table by the first one, which may have spaces."""
+    return {line[:22].strip(): line[22:].split() for line in table.splitlines() if line[22:].strip()}
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_the_loader_is_measured_with_raw_pixels_with_png_and_with_16_bits(measured, cores):
+    if len(os.sched_getaffinity(0)) < cores:
+        pytest.skip("one core")
+    printed = measured("--sides", "256", "--seconds", "0", "--cores", str(cores))
+    eight, sixteen = (rows_of(table.split("grey")[0]) for table in printed.split("RGB crops of ")[1:])
+    assert eight.keys() > {"memoir", "memoir, PNG", "memoir, PNG, kept", "folder, PNG", "webdataset, PNG", "memcpy"}
+    assert float(eight["memoir, PNG"][3]) < float(eight["memoir"][3])  # MB stored
+    for rows, size in ((eight, 1), (sixteen, 2)):
+        for name in ("memoir", "memcpy"):
+            pairs, mb = (float(cell.replace(",", "")) for cell in rows[name][:2])
+            assert mb / pairs == pytest.approx(2 * 3 * 256**2 * size / 1e6, rel=0.05)
+    assert f"; {cores} of " in printed
+
+
+def test_the_loader_is_measured_out_of_a_bucket(measured, s3):
+    printed = measured("--s3", f"{s3}/load")
+    rows = rows_of(printed[printed.index("33 pairs of 256x256") :])
+    assert rows.keys() >= {"memoir", "memoir, PNG", "webdataset, PNG"}
+    cold, warm = (float(cell.replace(",", "")) for cell in rows["memoir"])
+    assert 0 < cold < warm
+
+
+def test_a_peer_that_delivers_other_pixels_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    load, Pair = importlib.import_module("load"), importlib.import_module("peers").Pair
+    pixels = np.zeros((256, 256, 3), np.uint8)
+    pair = Pair("a", pixels, pixels + 1, b"", b"")
+
+    def batches(lq):
+        yield torch.from_numpy(pixels[None]), torch.from_numpy(lq[None])
+
+    load.check("right", batches(pixels + 1), [pair])
+    with pytest.raises(SystemExit, match="wrong: delivers other pixels"):
+        load.check("wrong", batches(pixels + 2), [pair])
