@@ -59,7 +59,7 @@ def going_on(reference: str, runs: Path, store: str, overrides: list[str]) -> Co
     if not any(key.partition(".")[2].partition(".")[0] == "length" for key in keys):
         raise UserError(
             f"{reference}: has trained its {before.step:,} steps; say how far it goes on, with "
-            f"--set optimisation.length.steps={2 * before.step}"
+            f"--set optimisation.length.steps={2 * before.step}, or length.epochs where the recipe counts those"
         )
     return Continued(before.recipe, [*before.overrides, *overrides], lambda recipe: _start(before, recipe))
 
@@ -108,10 +108,13 @@ def _check(recipe: Recipe, files: dict[str, bytes], where: str) -> None:
     if changed:
         raise UserError(f"{where}: the recipe here is another one than it was trained with: {some(changed)}")
     length = recipe.optimisation.length
-    if length.steps is not None and length.steps <= state["step"]:
-        raise UserError(
-            f"optimisation.length: {length.steps:,} steps, and {where} has trained {state['step']:,}; give more"
-        )
+    unit, wanted, trained = (
+        ("steps", length.steps, state["step"])
+        if length.steps is not None
+        else ("epochs", length.epochs or 0, state["position"]["epoch"] + 1)  # those that it has begun
+    )
+    if wanted <= trained:
+        raise UserError(f"optimisation.length: {wanted:,} {unit}, and {where} has trained {trained:,}; give more")
 
 
 def _told(section: dict[str, Any] | None, key: str) -> Any:

@@ -401,7 +401,7 @@ def test_a_job_on_a_cluster_goes_on_from_what_is_in_the_store(project, monkeypat
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ([], r"^tiny: has trained its 3 steps; say how far it goes on, with --set optimisation\.length\.steps=6$"),
+        ([], r"^tiny: has trained its 3 steps; say how far it goes on, with --set optimisation\.length\.steps=6, or "),
         (["optimisation.length.steps=3"], r"optimisation\.length: 3 steps, and .* has trained 3; give more$"),
         (["optimisation.length.steps=9", "data.batch=8"], r"^--set data\.batch: a run that goes on keeps it"),
         (["optimisation.length.steps=9", "optimisation.optimiser=sgd"], r"^--set optimisation\.optimiser: a run"),
@@ -417,6 +417,15 @@ def test_a_run_that_cannot_go_on_is_one_line_before_anything_starts(overrides, s
         gone_on(project, "tiny", *overrides)
     assert "\n" not in str(error.value)
     assert sorted(Path("store/runs").iterdir()) == there
+
+
+def test_a_run_whose_length_is_in_epochs_goes_on_for_more_of_them(project, monkeypatch):
+    monkeypatch.setattr("jobs.recipe.RECIPES", Path())
+    Path("tiny.yaml").write_text(RECIPE.replace("steps: 3", "epochs: 1").replace("stride: 8", "stride: 16"))
+    step = trained(project)["step"]
+    with pytest.raises(UserError, match=r"^optimisation\.length: 1 epochs, and .* has trained 1; give more$"):
+        gone_on(project, "tiny", "optimisation.length.epochs=1")
+    assert gone_on(project, "tiny", "optimisation.length.epochs=2")["step"] == 2 * step
 
 
 def test_a_run_of_a_version_of_memoir_that_had_fewer_keys_goes_on(project, monkeypatch):
