@@ -10,6 +10,7 @@ import shutil
 import stat
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +39,7 @@ class Snapshots:
         warn: is told once if there is no room, or no folder of one's own; then there are no more snapshots.
         """
         self.rank, self.first_of_node, self.warn = rank, first_of_node, warn
-        root = (MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())) / f"memoir-{os.getuid()}"
+        root = _root()
         self.folder = root / run
         self.off = False
         try:
@@ -118,6 +119,31 @@ class Snapshots:
             with suppress(OSError):
                 self._states.wait()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def first_of_node() -> bool:
+    """Whether no rank before this one has the same memory; all ranks call it.
+
+    Ray's local rank goes by addresses, and nodes with memories of their own may have one address: containers of one machine.
+    """
+    rank, token = dist.get_rank(), [uuid.uuid4().hex]
+    dist.broadcast_object_list(token)
+
+    def mark(of: int) -> Path:
+        root = _root()
+        return root.with_name(f"{root.name}-{token[0]}-{of}")
+
+    with suppress(OSError):  # then there are no snapshots
+        mark(rank).touch()
+    dist.barrier()
+    first = not any(mark(before).exists() for before in range(rank))
+    dist.barrier()
+    mark(rank).unlink(missing_ok=True)
+    return first
+
+
+def _root() -> Path:
+    return (MEMORY if os.access(MEMORY, os.W_OK) else Path(tempfile.gettempdir())) / f"memoir-{os.getuid()}"
 
 
 def _own(root: Path) -> None:

@@ -21,7 +21,7 @@ from jobs.training.meter import Meter
 from jobs.training.optimiser import Average
 from jobs.training.ray_train import preemption
 from jobs.training.resume import Checkpoints
-from jobs.training.snapshots import Snapshots
+from jobs.training.snapshots import Snapshots, first_of_node
 from jobs.training.start import load_start
 from jobs.training.trackers import Trackers, check_installed
 from jobs.training.watchdog import Watchdog
@@ -107,9 +107,8 @@ class Rank:
         self.warned = False  # that a node will be taken
         self.snapshots: Snapshots | None = None
         if training.snapshot_every is not None:
-            own = ray.train.get_context().get_local_rank() == 0
             run = place.rstrip("/").rpartition("/")[2]
-            self.snapshots = Snapshots(run, self.run.rank, first_of_node=own, warn=self.note)
+            self.snapshots = Snapshots(run, self.run.rank, first_of_node=first_of_node(), warn=self.note)
 
     def train(self) -> str:
         """Train to the end; returns the name of the final checkpoint."""
