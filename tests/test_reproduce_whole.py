@@ -171,7 +171,13 @@ def test_another_seed_in_the_commit_is_named(team):
     altered(team.version, "1" * 12, lambda told: told.update(commit=team.first))
     out = run(team.ada, "memoir", "reproduce", f"tiny/{'1' * 12}", "--here", code=1)
     assert "not reproduced; the first that differs: recipe training.seed: 0 there, 7 here" in out
-    assert lines(out) == {"code": "yes", "libraries": "yes", "data tiny": "yes", "data noisy": "yes", "recipe training.seed": "NO"}
+    assert lines(out) == {
+        "code": "yes",
+        "libraries": "yes",
+        "data tiny": "yes",
+        "data noisy": "yes",
+        "recipe training.seed": "NO",
+    }
 
 
 def test_a_clone_that_was_changed_is_named(team, reproduced):

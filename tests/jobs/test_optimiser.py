@@ -17,6 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from jobs.models import convolution
+from jobs.models.batchnorm import BatchNorm2d, batch_statistics
+from jobs.models.convolution import Conv2d
+from jobs.models.dynamic import gated, region_affine
 from jobs.models.memnet import MemNet
 from jobs.recipe import Optimisation, Recipe, read_recipe
 from jobs.training import loop
@@ -294,6 +298,37 @@ def test_a_compiled_step_is_the_same_within_rounding_and_resumes_to_the_bit(data
     again.train(lambda run: None, lambda record: None)
     pairs = zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+class Functions(nn.Module):
+    """The functions of autograd that are ours and not MemNet's, on maps that are large enough for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn = Conv2d(2, 4, 3, padding=1, bias=False), BatchNorm2d(4)
+        self.weight, self.bias = nn.Parameter(torch.rand(4, 1, 1)), nn.Parameter(torch.rand(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        z = self.bn(z, batch_statistics(z, of_rank=True))
+        mask = z.mean(1, keepdim=True) > 0
+        scale = z.std(1, keepdim=True)
+        z = region_affine(z, mask, scale, 1 - scale, 1e-5, self.weight, self.bias)
+        return gated(z, z.flip(1), 1e-4, unbiased=True).square().mean()
+
+
+def test_functions_with_gradients_of_their_own_compile_to_the_same_within_rounding(monkeypatch):
+    monkeypatch.setattr(convolution, "SLOW", True)
+    x = torch.rand(1, 2, 96, 96).contiguous(memory_format=torch.channels_last)
+    found = []
+    for how in (lambda model: model, functools.partial(torch.compile, backend="aot_eager", fullgraph=True)):
+        model = Functions()
+        loss = how(model)(x)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for eager, whole in zip(*found, strict=True):
+        torch.testing.assert_close(whole, eager, rtol=1e-4, atol=1e-4 * float(eager.abs().max()))
 
 
 @pytest.mark.slow

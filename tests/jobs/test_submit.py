@@ -844,12 +844,25 @@ def test_a_network_that_breaks_costs_no_line_and_one_that_stays_away_is_told(roo
 
 
 @pytest.mark.slow
-def test_a_job_trains_from_and_into_a_bucket_and_is_shown_no_credentials(root, cluster, s3):
+def test_a_job_trains_on_a_mixture_from_and_into_a_bucket_and_is_shown_no_credentials(root, cluster, s3):
+    noise = {"degradation": {"kind": "noise", "sigma": [15, 25]}}
+    (root / "noisy.yaml").write_text(yaml.safe_dump(yaml.safe_load((root / "task.yaml").read_text()) | noise))
+    stage.build("noisy.yaml", Path("data/manifest/manifest.json"), Path("data/noisy"))
+    mixed = {key: value for key, value in RECIPE["data"].items() if key != "task"}
+    mixed["mix"] = [{"task": "tiny"}, {"task": "noisy", "levels": {25: 1}}]
+    (root / "tiny.yaml").write_text(
+        yaml.safe_dump(RECIPE | {"data": mixed, "training": RECIPE["training"] | {"track": ["mlflow"]}})
+    )
     aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    aws |= {"MLFLOW_TRACKING_URI": f"file:{root}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    aws |= {"MLFLOW_TRACKING_PASSWORD": SECRET}
     code, output = cluster.run("train", "tiny.yaml", "--store", s3, cwd=root, **aws)
     assert code == 0, output
+    (tracked,) = root.glob("mlruns/*/*/metrics/loss")
+    assert [int(line.split()[2]) for line in tracked.read_text().splitlines()] == [5, 10, 15, 20]
     pointer = json.loads((root / "runs/tiny/checkpoint.json").read_text())
     assert pointer["checkpoint"].startswith("runs/")
+    assert pointer["data"]["mixed_with"] == {"noisy": read_shards_json(storage("data/noisy"))["digest"]}
     assert storage(f"{s3}/{pointer['checkpoint']}").sha256("model.safetensors") == pointer["sha256"]
     assert re.search(r"([1-9]\d*) of \1 shards sent", output)
 

@@ -48,6 +48,9 @@ TASK = {
 }
 
 
+NOISE = {"kind": "noise", "sigma": [15, 25]}
+
+
 def memoir(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "memoir", *arguments], cwd=cwd, capture_output=True, text=True, check=False
@@ -219,7 +222,11 @@ def test_a_mixture_that_trackers_follow_pauses_and_goes_on_and_is_trained_furthe
     data = {key: value for key, value in RECIPE["data"].items() if key != "task"} | {"mix": mix}
     length = {"length": {"steps": 20}, "schedule": "constant"}
     (workplace / "mixed.yaml").write_text(
-        yaml.safe_dump(RECIPE | {"data": data, "optimisation": RECIPE["optimisation"] | length})
+        yaml.safe_dump(
+            RECIPE
+            | {"data": data, "optimisation": RECIPE["optimisation"] | length}
+            | {"training": RECIPE["training"] | {"validate_every": 20, "checkpoint_every": 10}}
+        )
     )
     shown = {"WANDB_MODE": "offline", "WANDB_DIR": str(workplace), "MLFLOW_ALLOW_FILE_STORE": "true"}
     shown |= {"MLFLOW_TRACKING_URI": f"file:{workplace}/mlruns"}
@@ -235,15 +242,30 @@ def test_a_mixture_that_trackers_follow_pauses_and_goes_on_and_is_trained_furthe
         return done.stdout if done.returncode == 0 else done.stderr.splitlines()[-1]
 
     try:
-        both = told("train", "mixed.yaml", "--set", "training.track=[mlflow,wandb]", "--set", "training.until=10")
-        assert "pauses at step 20" in both  # its next checkpoint
+        first = ["--set", "training.track=[mlflow,wandb]", "--set", "training.until=10"]
+        assert "pauses at step 10" in told("train", "mixed.yaml", *first)
         tracked = ["--set", "training.track=[mlflow]"]
         assert ": 20 steps; " in told("train", "mixed.yaml", *tracked)
-        assert "give more" in told("continue", "mixed.yaml", "--set", "optimisation.length.steps=20")
-        longer = ["--set", "optimisation.length.steps=40", "--set", "training.snapshot_every=1"]
-        assert ": 40 steps; " in told("continue", "mixed.yaml", *longer, *tracked)
+        longer = ["--set", "optimisation.length.steps=30", "--set", "training.checkpoint_every=15"]
+        assert ": 30 steps; " in told("continue", "mixed.yaml", *longer, *tracked)
     finally:
         cluster.shutdown()
+    whole, further = (
+        json.loads(path.read_text())
+        for path in sorted((workplace / "mixed-runs").glob("mixed*/checkpoint.json"), key=lambda each: len(str(each)))
+    )
+    noisy = json.loads((workplace / "data/noisy/shards.json").read_text())
+    assert whole["data"]["mixed_with"] == further["data"]["mixed_with"] == {"noisy": noisy["digest"]}
+    told_of = {  # steps by run: of rank 0 alone, and those before the pause and after it in the same run
+        path.parents[1].joinpath("tags/mlflow.runName").read_text(): [
+            int(line.split()[2]) for line in path.read_text().splitlines()
+        ]
+        for path in (workplace / "mlruns").rglob("metrics/loss")
+    }
+    assert told_of == {whole["run"]: [10, 20], further["run"]: [30]}
+    (offline,) = workplace.glob(f"wandb/offline-run-*-{whole['run']}/*.wandb")
+    assert b"val_psnr" not in offline.read_bytes()  # of step 20
+    assert b"grad_norm" in offline.read_bytes()
 
 
 def test_what_ended_a_run_is_told_by_its_cause():
@@ -500,6 +522,48 @@ import os, memoir, jobs.training.ray_train
 os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"], jobs.training.ray_train.WITHOUT_ROOM_S = "3", 6
 memoir.main()
 """
+
+
+# The memory of each node apart, as on machines of their own: this one has a single /dev/shm.
+MEMORIES = """
+import builtins, os, pathlib, sys
+real = builtins.__import__
+def hooked(name, *arguments, **options):
+    module = real(name, *arguments, **options)
+    snapshots = sys.modules.get("jobs.training.snapshots")
+    if hasattr(snapshots, "_remove_stale") and "MEMORY_OF_NODE" in os.environ:  # the last of its names: it is there whole
+        snapshots.MEMORY = pathlib.Path(os.environ["MEMORY_OF_NODE"])
+    return module
+builtins.__import__ = hooked
+"""
+
+
+def test_a_run_that_loses_a_node_goes_on_from_the_memory_of_the_other(workplace, undisturbed, monkeypatch):
+    """A third node has room, and nothing in its memory; no checkpoint is in the store."""
+    (workplace / "memories").mkdir()
+    (workplace / "memories/sitecustomize.py").write_text(MEMORIES)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [workplace / "memories", *sys.path])))
+    cluster, nodes = Cluster(), {}
+    try:
+        for name in ("head", "one", "other"):
+            memory = workplace / "memories" / name
+            memory.mkdir()
+            nodes[memory] = cluster.add_node(num_cpus=1, env_vars={"MEMORY_OF_NODE": str(memory)})
+        often = ["training.snapshot_every=1", "training.checkpoint_every=1000"]
+        process = train(workplace, "nodes", *often, address=cluster.address)
+        until_step(workplace, "nodes", 60, process)
+        used = [memory for memory in nodes if list(memory.rglob("meter-*"))]  # Ray chose two of them
+        assert len(used) == 2
+        assert all(list(memory.rglob("checkpoint.sha256")) for memory in used)  # each has the whole state
+        lost = used[-1]  # not the first one, which is the cluster's head
+        cluster.remove_node(nodes[lost], allow_graceful=False)
+        assert finish(workplace, "nodes", process)["sha256"] == undisturbed["sha256"]
+    finally:
+        cluster.shutdown()
+    said = (workplace / "nodes.log").read_text()
+    assert said.count("2 workers, from ") == 2
+    (step,) = re.findall(r"2 workers, from step (\d+) in memory", said)
+    assert int(step) >= 60
 
 
 def test_a_run_whose_node_is_lost_for_good_ends_in_one_line_and_goes_on_where_there_is_room(workplace, undisturbed):
