@@ -16,19 +16,19 @@ RGB crops of 256x256, uint8, in an order of its own, shuffled:
 - litdata: its chunks, of PNG and of raw arrays;
 - grain: ArrayRecord files without compression, of PNG and of raw arrays, read by a thread of its own for each core;
 - spdl: its pipeline over PNG files, with a thread for each core and one that makes batches; decoded as for the others, and
-  by FFmpeg, its own decoder, which reads a PNG twice: once to know what it is;
+  by FFmpeg, its own decoder, which takes as long as cv2's only to open a file, and as long again for the pixels;
 - memcpy: the limit, contiguous copies of as many bytes for each batch out of 256 MiB, into one buffer; and into three in
   turn, as a loader needs them: one is in use, one is ready, one is written.
 
-FFCV is not among them: it has no wheels, and where OpenCV's headers are missing it does not build.
+FFCV is not among them: it comes as source, and does not build where OpenCV's headers are missing.
 
 With squares of 256 no loader reads a pixel that it does not deliver; with 512, those that decode read three in four in
-vain. PNG is decoded by cv2 for all, which is faster than Pillow, the decoder of webdataset, mosaic, litdata and Energon (640
-beside 540 images of 256x256 per CPU second); none converts to float. All are pinned to one core, in turn, a new iterator and
-three batches not counted each time, and work in this process. With --cores N they have N: memoir, Grain, SPDL and memcpy N
-threads, the others N worker processes, an epoch of which has the pairs 100 times; CPU time is that of all processes. The
-figures are medians over the rounds; the ratio to memoir and the share of memcpy are medians of the rounds' own. Files are in
-the page cache.
+vain. PNG is decoded by cv2 for all, which is faster than Pillow, the decoder of webdataset, mosaic, litdata and Energon
+(640 beside 540 images of 256x256 per CPU second); none converts to float. All are pinned to one core, in turn, a new
+iterator and three batches not counted each time, and work in this process. With --cores N they have N: memoir, Grain, SPDL
+and memcpy N threads, the others N worker processes, whose epochs have the pairs 100 times or do not end, for workers start
+anew with each; CPU time is that of all processes. The figures are medians over the rounds; the ratio to memoir and the
+share of memcpy are medians of the rounds' own. Files are in the page cache.
 
 Then the same with 16 bits, of squares of 256, with noise instead of JPEG, which has 8: memoir and the peers' raw arrays.
 Then MemNet's patches: 31x31 grey at every 21 pixels in 8 views, of the photographs at quality 10 and 20; and the memory
