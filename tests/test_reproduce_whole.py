@@ -154,7 +154,7 @@ def test_a_version_names_all_that_it_was_trained_on(team):
         task: json.loads((team.ada / f"data/{task}/shards.json").read_text())["digest"] for task in ("tiny", "noisy")
     }
     assert {data["task"]: data["digest"], **data["mixed_with"]} == digests
-    card = (team.version / "README.md").read_text()
+    card = (team.version / "card.md").read_text()
     assert "mixed in the proportions 1 of `tiny`, 1 of `noisy`" in card
     assert all(digest in card for digest in digests.values())
 
