@@ -3,8 +3,8 @@
     python benchmarks/study.py --data data --out DIR [--minutes 8] [--seeds 3] [--recipe memnet-jpeg-cpu]
         [--test jpeg-q10=datasets/Classic5 ...] [--measure-only]
 
-The minutes are of one core. First each variant's step is timed, with nothing else running, and so are the first steps, in which a
-compiler may be at work; from that comes the number of steps that the minutes hold, and the schedule of each run ends with them. The
+The minutes are of one core. First the steps of all variants are timed in turns, with nothing else running, and so is each first one, in
+which a compiler may be at work; from that comes the number of steps that the minutes hold, and the schedule of each run ends with them. The
 trainings come then, one on each core, and what else runs beside them changes no result. OUT keeps the times and each score, and a
 study that was stopped goes on where it was.
 
@@ -17,22 +17,26 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python benchmarks/study.py` has benchmarks/ alone
 
-from benchmarks.train_here import Speed, speed
 from jobs.evaluation.interval import margin
 from jobs.evaluation.validating import Validator, means
 from jobs.recipe import Validation, read_recipe
 from jobs.training.here import run_here
 
 ONE_CORE = ["training.workers=1", "training.cpus_per_worker=1", "training.portable=false"]
-ROUNDS, SECONDS = 3, 8  # of the timing
+ROUNDS = 20  # of the timing
 Part = tuple[float, list[str]]  # a share of the steps, and what the recipe has there
 PROGRESSIVE: list[Part] = [
     (0.5, ["data.patch=32", "data.batch=18"]),
@@ -49,31 +53,51 @@ VARIANTS: dict[str, list[Part]] = {
 
 
 def timed(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Seconds of a step of each variant and of its first ones, by name; measured once."""
+    """Seconds of a step of each variant and of its first ones, by name; measured once, on one core."""
     file = options.out / "speed.json"
-    if file.exists():
-        return json.loads(file.read_text())  # type: ignore[no-any-return]
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(ROUNDS):  # in turns, for the speed of a machine changes by the minute
-        for name, parts in VARIANTS.items():
-            found = [(share, _speed(options, overrides)) for share, overrides in parts]
-            each = {"each": sum(share * each for share, (each, _) in found), "first": sum(s for _, (_, s) in found)}
-            rounds[name].append(each)
-            print(f"{name}: {1e3 * each['each']:.0f} ms a step, {each['first']:.1f} s at first", file=sys.stderr)
-    times = {name: {key: median(each[key] for each in of) for key in of[0]} for name, of in rounds.items()}
-    file.write_text(json.dumps(times, indent=1))
-    return times
+    if not file.exists():
+        file.write_text(_again(options, ["--speed"], 0))
+    return json.loads(file.read_text())  # type: ignore[no-any-return]
 
 
-def _speed(options: argparse.Namespace, overrides: list[str]) -> Speed:
-    """In a process of its own, which has compiled nothing yet."""
-    call = ["--speed", json.dumps(overrides)]
-    return Speed(*json.loads(_again(options, call, 0)))
+def speeds(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """What `timed` returns, measured in this process: the steps of all variants in turns, each with one batch of its own.
+
+    The speed of a machine changes by the minute, and so a step's time is that of the recipe as it is, times the median of their
+    ratio in each round.
+    """
+    parts = {str(changed): changed for variant in VARIANTS.values() for _, changed in variant}
+    steps, first, rounds = {}, {}, []
+    for name, changed in parts.items():
+        run = run_here(read_recipe(options.recipe, [*ONE_CORE, *changed]), options.data)
+        _, cut = next(run.loader.batches(run.state.position))
+        steps[name] = partial(run.step, run.loader.to_device(cut, run.device))
+        first[name] = _seconds(steps[name])
+        print(f"{name}: {first[name]:.1f} s for the first step", file=sys.stderr, flush=True)
+    for _ in range(ROUNDS):
+        rounds.append({name: min(_seconds(step) for _ in range(2)) for name, step in steps.items()})
+    plain = str(VARIANTS["as it is"][0][1])
+    each = median(times[plain] for times in rounds)
+    ratio = {name: median(times[name] / times[plain] for times in rounds) for name in parts}
+    print({name: round(found, 3) for name, found in ratio.items()}, file=sys.stderr)
+    return {
+        name: {
+            "each": each * sum(share * ratio[str(changed)] for share, changed in variant),
+            "first": sum(first[str(changed)] - each * ratio[str(changed)] for _, changed in variant),
+        }
+        for name, variant in VARIANTS.items()
+    }
 
 
-def steps_of(options: argparse.Namespace, time: dict[str, float]) -> int:
+def _seconds(step: Callable[[], tuple[Tensor, ...]]) -> float:
+    began = time.perf_counter()
+    float(step()[0])
+    return time.perf_counter() - began
+
+
+def steps_of(options: argparse.Namespace, took: dict[str, float]) -> int:
     """How many steps the minutes hold."""
-    return int((60 * options.minutes - time["first"]) / time["each"])
+    return int((60 * options.minutes - took["first"]) / took["each"])
 
 
 def overrides_of(name: str, steps: int, seed: int) -> list[str]:
@@ -171,12 +195,12 @@ def main() -> None:
         "--test", nargs="+", metavar="BENCHMARK=DATA", default=[f"jpeg-q{q}=datasets/Classic5" for q in (10, 20)]
     )
     parser.add_argument("--measure-only", action="store_true", help="time the steps, and end")
-    parser.add_argument("--speed", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--speed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.speed is not None:
-        print(json.dumps(speed(options.recipe, options.data, SECONDS, [*ONE_CORE, *options.speed])))
+    if options.speed:
+        print(json.dumps(speeds(options), indent=1))
         return
     if options.train:
         name, steps, seed = options.train

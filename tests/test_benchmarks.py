@@ -21,6 +21,13 @@ from pipeline.images import write_image
 from pipeline.shards import shard_set
 
 ROOT = Path(__file__).parent.parent
+TINY = """
+model: {name: memnet, memory_blocks: 1, recursions: 1, channels: 4}
+data: {task: tiny, patch: 8, crops: 4, batch: 4}
+optimisation: {optimiser: adam, lr: 0.002, schedule: cosine, length: {epochs: 1000}}
+training: {workers: 2, log_every: 5}
+evaluation: {benchmarks: [{benchmark: jpeg-q10, data: images}]}
+"""
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
 
 
@@ -40,13 +47,7 @@ def test_a_training_takes_the_seconds_that_it_is_given(builder, tmp_path, monkey
 
     built = builder("train-here", {f"train/{i}.png": photograph(i, 20, 20, 1) for i in range(3)})
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text("""
-model: {name: memnet, memory_blocks: 1, recursions: 1, channels: 4}
-data: {task: tiny, patch: 8, crops: 4, batch: 4}
-optimisation: {optimiser: adam, lr: 0.002, schedule: cosine, length: {epochs: 1000}}
-training: {workers: 2, log_every: 5}
-evaluation: {benchmarks: [{benchmark: jpeg-q10, data: images}]}
-""")
+    Path("tiny.yaml").write_text(TINY)
     command = ["train_here.py", "tiny.yaml", "--data", str(built.parent), "--out", "out", "--seconds", "6"]
     monkeypatch.setattr(sys, "argv", command)
     train_here.main()
@@ -82,6 +83,22 @@ def test_a_study_has_the_gain_over_the_recipe_with_the_same_seed(tmp_path):
         if name == "progressive":
             assert [stage.after for stage in recipe.data.stages] == [500, 800]
             assert [each.patch for each in recipe.data.in_stages] == [32, 48, 64]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_study_times_what_its_variants_have(builder, tmp_path, monkeypatch):
+    from benchmarks import study
+
+    built = builder("study", {f"train/{i}.png": photograph(i, 20, 20, 1) for i in range(3)})
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
+    large = ["data.batch=32", "model.channels=48"]
+    variants = {"as it is": [(1, [])], "large": [(1, large)], "both": [(0.25, []), (0.75, large)]}
+    monkeypatch.setattr(study, "VARIANTS", variants)
+    took = study.speeds(argparse.Namespace(recipe="tiny.yaml", data=str(built.parent)))
+    each = {name: times["each"] for name, times in took.items()}
+    assert each["large"] > 1.5 * each["as it is"]  # 8 times the pixels, and 144 times the products
+    assert each["both"] == pytest.approx(0.25 * each["as it is"] + 0.75 * each["large"])
 
 
 @pytest.fixture(scope="module")
