@@ -49,8 +49,10 @@ class Wandb:
 
     def finish(self) -> None:
         """See Tracker."""
-        self.run.finish()
-        self.wandb.teardown()  # waits for its process, which writes the last records after `finish`; at exit Ray is in the way
+        try:
+            self.run.finish()
+        finally:
+            self.wandb.teardown()  # waits for its process, which writes the last records after `finish`; at exit Ray is in the way
 
 
 class MLflow:
