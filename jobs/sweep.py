@@ -14,8 +14,10 @@ from jobs.evaluation.metrics import METRICS, Metric
 from jobs.recipe import Recipe
 from jobs.training.run import Planned, plan_run
 from jobs.training.train import records_of
+from jobs.variant import words
 from pipeline.cluster import jobs_address
 from pipeline.config import parse_yaml
+from pipeline.console import tell
 from pipeline.errors import UserError
 
 MOST = 1000  # runs of a sweep
@@ -114,8 +116,8 @@ def sweep(
             submit(each, cluster)
     found = {}
     for i, each in enumerate(planned):
-        sys.stderr.write(f"sweep: {i + 1} of {len(planned)}: {each.variant}\n")
-        run(["train", recipe, *_set(given[i]), *places, "--runs", str(runs)])
+        tell(f"sweep: {i + 1} of {len(planned)}: {each.variant}")
+        run(["train", recipe, *words(given[i]), *places, "--runs", str(runs)])
         printed = run(
             ["evaluate", "--model", _reference(recipe, each), "--store", store, "--runs", str(runs), "--json"]
         )
@@ -169,8 +171,8 @@ def _halved(
         for i, point in enumerate(points):
             values = []
             for each, given in zip(point.runs, point.overrides, strict=True):
-                sys.stderr.write(f"sweep: to step {step:,}: {i + 1} of {len(points)}: {each.variant}\n")
-                run(["train", recipe, *_set([*given, f"training.until={step}"]), *places])
+                tell(f"sweep: to step {step:,}: {i + 1} of {len(points)}: {each.variant}")
+                run(["train", recipe, *words([*given, f"training.until={step}"]), *places])
                 values.append(_validated(each, step))
             found.append((math.fsum(values) / len(values), point))
         found.sort(key=lambda pair: pair[0], reverse=_higher_is_better(points[0].runs[0].recipe))
@@ -178,10 +180,6 @@ def _halved(
         stopped = [_stopped(point, step, value) for value, point in found[kept:]] + stopped
         points = [point for _, point in found[:kept]]
     return points, stopped
-
-
-def _set(overrides: list[str]) -> list[str]:
-    return [word for each in overrides for word in ("--set", each)]
 
 
 def _stopped(point: Point, step: int, value: float) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def overriding(overrides: list[str]) -> list[str]:
     return [each for key, each in last.items() if key.split(".")[0] != "training" or key.split(".")[1:2][0] in NUMBERS]
 
 
+def words(overrides: list[str]) -> list[str]:
+    """`section.key=value` each as words of a command."""
+    return [word for each in overrides for word in ("--set", each)]
+
+
 def variant(name: str, recipe: Recipe, overrides: list[str]) -> str:
     """The name of a recipe with these values, e.g. memnet-jpeg+lr=0.0005; without any, the recipe's own.
 

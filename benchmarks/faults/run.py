@@ -17,6 +17,7 @@ import psutil
 
 from benchmarks.faults.processes import BIN, POLL, Command, descendants, end, family, title
 from benchmarks.faults.results import Attempt, Result
+from jobs.variant import words
 
 if TYPE_CHECKING:
     from benchmarks.faults.series import Series
@@ -95,7 +96,7 @@ class Training:
         """Give the command."""
         self.log = self.folder / f"{len(self.attempts) + 1}.log"
         options = ["--data", str(self.series.work / "data"), "--store", self.uri, "--runs", str(self.folder / "runs")]
-        options += [word for each in self.series.overrides for word in ("--set", each)]
+        options += words([*self.series.overrides])
         self.began = time.monotonic()
         self.process = Command(
             [*self.cluster.hosts.each[0].prefix, sys.executable, "-m", "memoir", "train", "tiny.yaml", *options],

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from jobs.evaluation.published import Table
 from jobs.recipe import Recipe, read_recipe
 from jobs.suites.places import Places
-from jobs.variant import overriding, variant
+from jobs.variant import overriding, variant, words
 from pipeline.config import bare_name
 from pipeline.errors import UserError
 
@@ -25,9 +25,7 @@ class Variant(NamedTuple):
     @property
     def command(self) -> str:
         """What trains it."""
-        return shlex.join(
-            ["memoir", "train", self.given, *(word for each in self.overrides for word in ("--set", each))]
-        )
+        return shlex.join(["memoir", "train", self.given, *words([*self.overrides])])
 
 
 def variants_of(table: Table, scale: Scale, lacking: list[str]) -> list[Variant]:
