@@ -20,8 +20,9 @@ from jobs.reproducing.commands import app as reproducing
 from jobs.sharing.commands import gc, share, store
 from jobs.suites.commands import app as suite
 from pipeline.checkout import hand_over
-from pipeline.console import Json, say
+from pipeline.console import say, tell
 from pipeline.errors import MENDABLE, UserError, some
+from pipeline.flags import Json
 from pipeline.revisions.commands import data as data_over_time
 from pipeline.shards.commands import cache
 
@@ -44,8 +45,8 @@ Trust = Annotated[
 Precision = Annotated[
     Literal["fp32", "bf16", "auto"],
     typer.Option(
-        help="of the convolutions; auto: bf16 where the device has its arithmetic. The image is another one in its last bits, as "
-        "it is not with fp32"
+        help="of the convolutions; auto: bf16 where the device has its arithmetic, else fp32. bf16 changes the image by as much as "
+        "rounding does"
     ),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="replace a value of the recipe: section.key=value")]
@@ -92,20 +93,20 @@ def ingest(
 
     done = ingest(read_params(params).datasets, out, allow_counts=allow_counts)
     for row in done.rejects.to_pylist():
-        say(f"reject {row['path']}: {row['reject_reason']}", problem=True)
+        tell(f"reject {row['path']}: {row['reject_reason']}")
     for path, warning in done.warnings:
-        say(f"warning {path}: {warning}", problem=True)
+        tell(f"warning {path}: {warning}")
     for count in done.counts:
         say(f"{count.dataset}: {count.found} found = {count.used} used + {count.rejected} rejected")
         if count.warned:
-            say(f"{count.dataset}: of the used, {count.warned} with a warning", problem=True)
+            tell(f"{count.dataset}: of the used, {count.warned} with a warning")
         if count.licence is None:
-            say(f"{count.dataset}: its licence is not known; say `licence:` beside it in params.yaml", problem=True)
+            tell(f"{count.dataset}: its licence is not known; say `licence:` beside it in params.yaml")
         for difference in count.differences:
-            say(f"{count.dataset}: accepted: {difference}", problem=True)
+            tell(f"{count.dataset}: accepted: {difference}")
     for leak in done.leaks.to_pylist():
         a, b = (f"{leak[f'path_{side}']} ({leak[f'dataset_{side}']}/{leak[f'split_{side}']})" for side in "ab")
-        say(f"{leak['kind']} copies in two splits: {a} and {b}", problem=True)
+        tell(f"{leak['kind']} copies in two splits: {a} and {b}")
     if fail_on_leaks and done.leaks.num_rows:
         raise UserError(f"images in two splits: {done.leaks.num_rows}; remove them from one, see {out}/leaks.parquet")
 
@@ -138,12 +139,11 @@ def build(
         f"{out}: {images['found']} images = {images['used']} used + {images['rejected']} not, see {out}/rejects.parquet"
     )
     for reason, (number, path) in listing["reasons"].items():
-        say(f"{out}: {number:,} not used, {reason} (the first: {path})", problem=True)
+        tell(f"{out}: {number:,} not used, {reason} (the first: {path})")
     if listing["others"]:
-        say(
+        tell(
             f"{out}: the build that was there is of other libraries, with which the bytes may differ, so its shards were not "
-            f"taken: {listing['others']}; install what requirements.lock says",
-            problem=True,
+            f"taken: {listing['others']}; install what requirements.lock says"
         )
     width, height = listing["smallest"]
     say(
@@ -166,7 +166,7 @@ def verify(path: Annotated[str, typer.Argument(help="folder or s3:// URI of a bu
     whole = True
     for problem in verify(place):
         whole = False
-        say(problem, problem=True)
+        tell(problem)
     if not whole:
         raise typer.Exit(1)
     say(f"{path}: {len(shards)} shards, {sum(s['bytes'] for s in shards):,} bytes: whole")
@@ -456,22 +456,21 @@ def restore(
     done, failed, blended = 0, 0, 0
     for each in restore(model, source, target, runs, **how):
         if each.problem is not None:
-            say(f"not restored: {each.source}: {each.problem}", problem=True)
+            tell(f"not restored: {each.source}: {each.problem}")
         for warning in each.warnings:
-            say(f"warning {each.source}: {warning}", problem=True)
+            tell(f"warning {each.source}: {warning}")
         done, failed, blended = (
             done + (each.problem is None),
             failed + (each.problem is not None),
             blended + each.blended,
         )
     if blended:
-        say(
+        tell(
             f"{target}: {blended} of more than {WHOLE:,} pixels in tiles of {TILE} that pass into each other over {OVERLAP}; "
-            "the model's card says how near that is to --whole",
-            problem=True,
+            "the model's card says how near that is to --whole"
         )
     if failed:
-        say(f"{target}: {done + failed} found = {done} restored + {failed} not", problem=True)
+        tell(f"{target}: {done + failed} found = {done} restored + {failed} not")
         raise typer.Exit(1)
 
 
@@ -553,7 +552,7 @@ def load(
     how: dict[str, Any] = {"batch": batch, "threads": threads, "seconds": seconds, "step_ms": step_ms, "strict": strict}
     done = bench_load(shards, split, sampling=sampling, **how)
     for phrase in done["notes"]:
-        say(f"{shards}: {phrase}", problem=True)
+        tell(f"{shards}: {phrase}")
     if as_json:
         print(json.dumps(done, indent=1))
         return
@@ -619,7 +618,7 @@ def _as_asked(precision: str, model: str, runs: Path, store: str | None) -> None
         from jobs.arithmetic import COST, native_bf16
 
         if not (torch.cuda.is_available() or native_bf16(torch.device("cpu"))):
-            say(COST.replace("precision: auto", "--precision auto"), problem=True)
+            tell(COST.replace("precision: auto", "--precision auto"))
 
 
 def _as_its_recipe_says(recipe: str, overrides: list[str] | None) -> None:
@@ -641,13 +640,13 @@ def main() -> None:
         use_project_endpoint()
         app()
     except UserError as error:
-        say(f"memoir: {error}", problem=True)
+        tell(f"memoir: {error}")
         sys.exit(getattr(error, "exit_code", 1))  # a failed job on a cluster has an exit code of its own
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        say(f"memoir: {where}{error.strerror}", problem=True)
+        tell(f"memoir: {where}{error.strerror}")
         sys.exit(1)
 
 

@@ -5,12 +5,12 @@ import getpass
 import hashlib
 import os
 import re
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.checkout import below_experiments
+from pipeline.console import tell
 from pipeline.errors import UserError, printable
 from pipeline.git import git
 from pipeline.shards.format import file_sha256
@@ -76,13 +76,13 @@ def code() -> Code:
     """The state of the code in the current directory. Where it cannot be told whole, one line on stderr says why."""
     top, problem = _git("rev-parse", "--show-toplevel")
     if top is None:
-        _warn(f"which code this is will not be recorded: {problem}")
+        tell(f"which code this is will not be recorded: {problem}")
         return Code()
     if Path(top).resolve() != Path.cwd().resolve():
-        _warn(f"a folder of the larger repository {top}: its commit is recorded, and changes below this folder alone")
+        tell(f"a folder of the larger repository {top}: its commit is recorded, and changes below this folder alone")
     commit, _ = _git("rev-parse", "--verify", "HEAD")
     if commit is None:
-        _warn(f"which code this is will not be recorded: {top} has no commit")
+        tell(f"which code this is will not be recorded: {top} has no commit")
         return Code(repository_url())
     diff = _differences()
     return Code(
@@ -138,7 +138,3 @@ def _output(*arguments: str) -> bytes | None:
         return git(*arguments)
     except UserError:
         return None
-
-
-def _warn(text: str) -> None:
-    sys.stderr.write(f"{printable(text)}\n")

@@ -4,13 +4,13 @@ import logging
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import tell
 from pipeline.errors import UserError
 from pipeline.shared_ray import offered
 
@@ -137,7 +137,7 @@ def _patiently() -> Iterator[None]:
                 if time.monotonic() - began > START_S or not set(running) - {psutil.STATUS_ZOMBIE}:
                     raise
             if not told and time.monotonic() - began > 15:
-                sys.stderr.write("Ray starts slowly, this machine has other work: waiting\n")
+                tell("Ray starts slowly, this machine has other work: waiting")
                 told = True
             time.sleep(0.5)
 
@@ -261,7 +261,7 @@ def wait_for(cpus: int, *, gpus: int = 0, wait_seconds: float = 60) -> None:
                     "node, or wait"
                 )
             if busy and not told:
-                sys.stderr.write(f"{has}: waiting\n")
+                tell(f"{has}: waiting")
                 told = True
             time.sleep(0.5)
     if asked:

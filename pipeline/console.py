@@ -1,15 +1,15 @@
-"""What the commands of memoir print."""
+"""What memoir prints."""
 
 import sys
-from typing import Annotated
-
-import typer
 
 from pipeline.errors import printable
 
-Json = Annotated[bool, typer.Option("--json", help="for machines")]
+
+def say(text: str) -> None:
+    """Print a line of a command's result. Control characters, which could steer the terminal, are written out."""
+    sys.stdout.write(f"{printable(text)}\n")
 
 
-def say(text: str, *, problem: bool = False) -> None:
-    """Print a line on stdout, or a problem on stderr. Control characters, which could steer the terminal, are written out."""
-    (sys.stderr if problem else sys.stdout).write(f"{printable(text)}\n")
+def tell(text: str) -> None:
+    """Print a line beside the result, on stderr: a problem, or what is being done. As `say` else."""
+    sys.stderr.write(f"{printable(text)}\n")

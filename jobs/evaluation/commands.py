@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.console import Json, say
+from pipeline.console import say, tell
+from pipeline.flags import Json
 
 app = typer.Typer()
 
@@ -54,7 +55,7 @@ def list_data(
         tests[path] = [each.model_dump(mode="json") for each in found]
         lines += [f"{name}: {line}" for line in more]
     for line in lines:
-        say(line, problem=True)
+        tell(line)
     for name, listed in sources.items():
         say(f"{name}: {listed.files:,} files, {listed.bytes:,} bytes; digest {listed.digest[:16]}")
     values: dict[Path, Any] = {file: {name: each.model_dump(mode="json") for name, each in sources.items()}, **tests}
@@ -88,9 +89,9 @@ def score(
     learned = perceptual(metric or [], weights)
     found = score_images(output, target, names=protocol or [], scale=scale, mask=mask, perceptual=learned)
     for path in found["unpaired"]["output"]:
-        say(f"not scored: {path}: no target of this name", problem=True)
+        tell(f"not scored: {path}: no target of this name")
     for path in found["unpaired"]["target"]:
-        say(f"not scored: {path}: no output of this name", problem=True)
+        tell(f"not scored: {path}: no output of this name")
     if as_json:
         print(json.dumps(found, indent=1))
         return

@@ -1,7 +1,6 @@
 """Scores of a model under the papers' protocols: per image and in the mean, beside the degraded input and the paper's row."""
 
 import math
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from jobs.restoring.checkpoint import Checkpoint, Trained, load_model, read_chec
 from jobs.restoring.restore import check_channels, on_device
 from jobs.restoring.tiles import TILE, WHOLE, is_global, restore_blended, restore_plane
 from jobs.variant import reference
+from pipeline.console import tell
 from pipeline.depth import Bits
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError
 from pipeline.images import write_image
 from pipeline.raw.manifest import write_table
 
@@ -127,7 +127,7 @@ def _tell_departure(given: str, checkpoint: Checkpoint, runs: Path) -> None:
         line = f"cannot be compared with its recipe: {error}"
     if line:
         text = f"warning {runs / checkpoint.name}/checkpoint.json: {line}; scored as it was trained"
-        sys.stderr.write(f"{printable(text)}\n")
+        tell(text)
 
 
 def own_values(checkpoint: Checkpoint) -> list[str] | None:

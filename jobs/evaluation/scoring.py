@@ -1,6 +1,5 @@
 """Scoring images in one pass: each is restored once for each input that the benchmarks make of it, whatever they measure on it."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +15,9 @@ from jobs.evaluation.protocols import Score, mean
 from jobs.models import Network
 from jobs.recipe import BenchmarkRun
 from jobs.restoring.tiles import restore_grid, restore_plane
+from pipeline.console import tell
 from pipeline.depth import Bits
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError
 from pipeline.images import UnusableImageError
 
 # float32 (H, W, C) in [0, 1], and the side of the tiles that a benchmark wants or None -> the same shape
@@ -101,7 +101,7 @@ def score_runs(
         found, passed_by = items(which, run)
         for line in passed_by:
             if line not in told:
-                sys.stderr.write(f"not scored: {printable(line)}\n")
+                tell(f"not scored: {line}")
             told.add(line)
         for place, item in enumerate(found):
             wanted = pixels is None or place < pixels

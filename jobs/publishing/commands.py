@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.console import Json, say
+from pipeline.console import say
 from pipeline.errors import UserError
+from pipeline.flags import Json
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -1,13 +1,12 @@
 """provenance.json of a published version: where a model comes from."""
 
-import sys
 from typing import Any
 
 from jobs.project import author, now
 from jobs.restoring.checkpoint import Checkpoint
 from jobs.source import is_own
 from jobs.training.record import libraries, recorded
-from pipeline.errors import printable
+from pipeline.console import tell
 from pipeline.storage import storage
 
 CODE = ("who", "when", "repository", "commit", "dirty", "diff")  # of began.json
@@ -25,7 +24,7 @@ def provenance(checkpoint: Checkpoint, parent: str | None) -> dict[str, Any]:
     began, machine = recorded(storage(f"{checkpoint.root.uri}/runs/{pointer['run']}"))
     if not began or machine is None:
         line = f"{checkpoint.store.uri}: its training did not record {'who began it' if not began else 'its machine'}"
-        sys.stderr.write(printable(f"{line}; the provenance says what is known") + "\n")
+        tell(f"{line}; the provenance says what is known")
     return {
         "recipe": checkpoint.name,
         **{name: began.get(name) for name in CODE},

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,8 @@ from jobs.restoring.checkpoint import (
 )
 from jobs.variant import reference
 from pipeline.config import bare_name, parse_json, parse_yaml
-from pipeline.errors import UserError, printable
+from pipeline.console import tell
+from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.storage import Storage, storage
 
@@ -127,7 +127,7 @@ def put_version(content: Content, to: str, trust: Collection[str] = ()) -> dict[
     else:
         _compare(content, place)
     if line := pointers_only(to):
-        sys.stderr.write(f"{printable(line)}\n")
+        tell(line)
     return {"model": model, "version": digest, "sha256": content.sha256, "uri": place.uri, "new": new}
 
 

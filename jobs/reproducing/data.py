@@ -1,7 +1,6 @@
 """The data of a training: the built data set by its digest, and the images that the scores are measured on."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 from jobs.reproducing.place import Place
 from jobs.sharing.remote import Remote, remote
 from jobs.sharing.repo import contents, in_history, revisions
+from pipeline.console import tell
 from pipeline.dvc_objects import DvcFolder
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError
 from pipeline.git import git
 from pipeline.revisions.lock import Lock, Tracked, parse
 from pipeline.shards.format import dataset_digest, read_shards_json, verify
@@ -30,8 +30,8 @@ def bring_data(place: Place, commit: str, task: str, wanted: str) -> str:
         problems: list[str] = []
         if not any(_fetch(folder, wanted, out, problems) for folder in _kept(place, held, task)):
             for problem in problems:
-                _say(f"not taken: {problem}")
-            _say(
+                tell(f"not taken: {problem}")
+            tell(
                 f"{held.store.uri}: has no built data set of the digest {wanted[:16]}; it is built from the raw images"
             )
             _build(place, task)
@@ -45,7 +45,7 @@ def bring_tests(place: Place, recipe: dict[str, Any]) -> list[str]:
     try:
         remote(place.clone)
     except UserError as error:
-        _say(f"the test images are those that are there already, if any: {error}")
+        tell(f"the test images are those that are there already, if any: {error}")
         outs = []
     for folder in folders:
         inside = [out for out in outs if Path(folder).is_relative_to(out) or Path(out).is_relative_to(folder)]
@@ -124,7 +124,3 @@ def _tracked(clone: Path, *, locked: bool = True) -> list[str]:
         lock = Lock.model_validate(parse((clone / "dvc.lock").read_bytes(), f"{clone}/dvc.lock", Lock))
         found += [out.path for stage in lock.stages.values() for out in stage.outs]
     return found
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{printable(text)}\n")

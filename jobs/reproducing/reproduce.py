@@ -12,7 +12,7 @@ from jobs.reproducing.data import bring_data, bring_tests
 from jobs.reproducing.original import Original, read_original, trusted_repository
 from jobs.reproducing.place import Place, claim, clone, environment
 from jobs.training.record import recorded
-from pipeline.console import say
+from pipeline.console import tell
 from pipeline.errors import UserError, some
 from pipeline.git import git
 from pipeline.storage import storage
@@ -80,7 +80,7 @@ def reproduce(
         )
     root = (into or FOLDER / f"{original.name}-{original.number}").absolute()
     with claim(root, original, url):
-        say(f"{root}: runs the code of {without_credentials(url)} at {original.commit}", problem=True)
+        tell(f"{root}: runs the code of {without_credentials(url)} at {original.commit}")
         clone(root, original, url)
         place = environment(root, here=here)
         rows: list[Row] = []

@@ -4,7 +4,6 @@ A version is the folder <store>/models/<recipe>/<version>. SHA256SUMS is written
 """
 
 import re
-import sys
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from jobs.recipe import RECIPES, ResolvedRecipe, named_here, resolved_model
 from jobs.source import is_own, present_digest
 from jobs.variant import reference as parted
 from pipeline.config import parse_json, parse_yaml
+from pipeline.console import tell
 from pipeline.depth import Bits
-from pipeline.errors import UserError, nearest, printable
+from pipeline.errors import UserError, nearest
 from pipeline.params import project_store
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
@@ -38,6 +38,7 @@ LABEL = "[a-z][a-z0-9-]{0,39}"  # such a name; <name>.json says which version ha
 AGAIN = "publish again"
 SHIPPED = Path(__file__).parents[1] / "shipped"  # a store with the models that come with memoir
 SPARE = 10_000  # tensors that a model may have beyond those of its file; with more, it is refused
+_tell_once = cache(tell)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,9 @@ def _find(reference: str, runs: Path, store: str | None) -> "Checkpoint | Versio
         return find_version(f"{place}/{label}" if re.fullmatch("[0-9a-f]{12}", label) else f"{place}@{label}")
     if name in shipped():
         version = find_version(f"{SHIPPED}/models/{name}")
-        _say(f"{name} is not trained in {runs}: it is version {Path(version.store.uri).name}, which comes with memoir")
+        _tell_once(
+            f"{name} is not trained in {runs}: it is version {Path(version.store.uri).name}, which comes with memoir"
+        )
         return version
     recipe, _, values = name.partition("+")
     if (RECIPES / f"{recipe}.yaml").is_file():
@@ -172,12 +175,6 @@ def _find(reference: str, runs: Path, store: str | None) -> "Checkpoint | Versio
 def shipped() -> list[str]:
     """The recipes whose models come with memoir."""
     return sorted(path.parent.name for path in SHIPPED.glob(f"models/*/{LATEST}.json"))
-
-
-@cache
-def _say(line: str) -> None:
-    """Say a line on stderr, the first time."""
-    sys.stderr.write(f"{printable(line)}\n")
 
 
 @dataclass(frozen=True)
@@ -284,7 +281,7 @@ def _compare_source(recipe: dict[str, Any], trained: str | None, uri: str) -> No
     name = recipe["model"]["name"]
     if is_own(name) and trained not in (None, present_digest(name)):
         line = f"warning {uri}: the source of {name} here is not the one that it was trained with; results may differ"
-        sys.stderr.write(f"{printable(line)}\n")
+        tell(line)
 
 
 def assemble(recipe: dict[str, Any], weights: Path, where: str, trust: Collection[str] = ()) -> "Network":

@@ -1,12 +1,11 @@
 """The team's commands: `memoir share ...`, `memoir store ...` and `memoir gc`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.errors import printable
+from pipeline.console import say, tell
 
 HERE = Path()
 share = typer.Typer(
@@ -15,10 +14,6 @@ share = typer.Typer(
 store = typer.Typer(help="Stores of runs and models.", no_args_is_help=True, rich_markup_mode=None)
 
 Remote = Annotated[str | None, typer.Option("--remote", help="of DVC; the default one by default")]
-
-
-def _say(text: str, *, problem: bool = False) -> None:
-    (sys.stderr if problem else sys.stdout).write(f"{printable(text)}\n")
 
 
 @share.command()
@@ -35,16 +30,16 @@ def init(
     chosen = endpoint or os.environ.get(ENDPOINT) or None
     done = share(HERE.resolve(), uri, chosen)
     for place, may in done.rights.items():
-        _say(f"{place}: {may}")
+        say(f"{place}: {may}")
     if not done.files:
-        _say(f"{uri}: is set up already; nothing changed")
+        say(f"{uri}: is set up already; nothing changed")
         return
     names = " ".join(str(path.relative_to(HERE.resolve())) for path in done.files)
-    _say(f"written: {names}; the server is {chosen or 'Amazon'}, and no credentials are in them")
+    say(f"written: {names}; the server is {chosen or 'Amazon'}, and no credentials are in them")
     if done.had:
-        _say(f"the runs and models of {done.had!r} stay there; `memoir store copy {done.had} {uri}` brings them over")
-    _say(f"you: git commit {names} -m 'Share one bucket' && git push && dvc push")
-    _say(
+        say(f"the runs and models of {done.had!r} stay there; `memoir store copy {done.had} {uri}` brings them over")
+    say(f"you: git commit {names} -m 'Share one bucket' && git push && dvc push")
+    say(
         "a colleague: git clone ..., set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), make setup, dvc pull"
     )
 
@@ -59,7 +54,7 @@ def status() -> None:
     use_endpoint(params)
     healthy = True
     for finding in examine_sharing(HERE.resolve(), params, Path("runs")):
-        _say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
+        say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}: {finding.detail}")
         healthy &= finding.ok
     if not healthy:
         raise typer.Exit(1)
@@ -77,21 +72,20 @@ def verify(
 
     found = verify(HERE.resolve(), remote, all_revisions=all_revisions, contents=contents, repair=repair)
     for problem in found.repaired:
-        _say(f"repaired: {problem.line()}")
+        say(f"repaired: {problem.line()}")
     for problem in found.problems:
         here = "; it is not in this machine's cache either" if repair else ""
-        _say(f"{problem.line()}{here}", problem=True)
+        tell(f"{problem.line()}{here}")
     for each in found.skipped:
-        _say(f"not checked: {each.path}: {each.reason}", problem=True)
-    _say(
+        tell(f"not checked: {each.path}: {each.reason}")
+    say(
         f"{found.uri}: {found.objects:,} objects, {found.bytes:,} bytes: {found.by_contents:,} known by contents, "
         f"{found.by_size:,} by size, {found.by_name:,} by name; {len(found.problems):,} wrong"
     )
     if found.problems:
         if not repair:
-            _say(
-                f"{found.uri}: --repair sends what this machine's cache has; a clone that has the rest can do the same",
-                problem=True,
+            tell(
+                f"{found.uri}: --repair sends what this machine's cache has; a clone that has the rest can do the same"
             )
         raise typer.Exit(1)
 
@@ -119,17 +113,17 @@ def gc(
     unknown = [entry for entries in found.unknown.values() for entry in entries]
     rows.append(("unknown, never deleted", f"{len(unknown):,}", f"{sum(entry.size for entry in unknown):,}", "", ""))
     for name, *numbers in rows:
-        _say(f"{name:<26}{''.join(f'{number:>16}' for number in numbers)}".rstrip())
+        say(f"{name:<26}{''.join(f'{number:>16}' for number in numbers)}".rstrip())
     for uri, entries in found.unknown.items():
-        _say(f"unknown in {uri}: {entries[0].name}{f' and {len(entries) - 1:,} more' if len(entries) > 1 else ''}")
+        say(f"unknown in {uri}: {entries[0].name}{f' and {len(entries) - 1:,} more' if len(entries) > 1 else ''}")
     for note in found.notes:
-        _say(note, problem=True)
+        tell(note)
     garbage = sum(len(kind.garbage) for kind in found.kinds)
     if not really:
-        _say(f"{found.revisions} revisions; {garbage:,} objects would be deleted with --delete")
+        say(f"{found.revisions} revisions; {garbage:,} objects would be deleted with --delete")
         return
     for name, number in delete(found):
-        _say(f"deleted: {number:,} of {name}")
+        say(f"deleted: {number:,} of {name}")
 
 
 def _days(text: str) -> float:
@@ -159,10 +153,10 @@ def copy(
     from jobs.sharing.transfer import copy
     from pipeline.params import FILE
 
-    done = copy(source, target, names or [], _say)
+    done = copy(source, target, names or [], say)
     for line in done.left:
-        _say(f"not copied: {line}", problem=True)
-    _say(
+        tell(f"not copied: {line}")
+    say(
         f"{target}: {len(done.versions)} versions, {len(done.runs)} runs, {len(done.pointers)} pointers copied, "
         f"{done.bytes:,} bytes; {done.there} were there"
     )
@@ -171,6 +165,6 @@ def copy(
         from pipeline.files import write_bytes
 
         write_bytes(FILE, edited(FILE, {"store": target}))
-        _say(f"{FILE}: store is {target} now")
+        say(f"{FILE}: store is {target} now")
     else:
-        _say(f"to work with it, set `store: {target}` in {FILE}, or say --use")
+        say(f"to work with it, set `store: {target}` in {FILE}, or say --use")

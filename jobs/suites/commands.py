@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.suites.places import Places
-from pipeline.console import Json, say
+from pipeline.console import say
 from pipeline.errors import UserError, nearest
+from pipeline.flags import Json
 
 app = typer.Typer()
 

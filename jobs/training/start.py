@@ -4,7 +4,6 @@ They go with the run, as <run>/start.safetensors in the store: all that trains i
 """
 
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from jobs.documents import SMALL, Origin, read_document
 from jobs.origin import FILE as ORIGIN
 from jobs.recipe import Recipe, build_model
+from pipeline.console import tell
 from pipeline.errors import UserError, printable, some
 from pipeline.shards.format import file_sha256
 from pipeline.storage import Storage, storage
@@ -98,10 +98,10 @@ def read_start(reference: str, recipe: Recipe, runs: Path, store: str, *, partia
         raise UserError(f"{reference}: no tensor of it fits the recipe's network; {_misfits(fresh, left, own, held)}")
     for key in fresh:
         there = f", which there is {tuple(held[key].shape)}" if key in held else ""
-        _say(f"{reference}: {key} {tuple(own[key].shape)} starts from its initialisation{there}")
+        tell(f"{reference}: {key} {tuple(own[key].shape)} starts from its initialisation{there}")
     for key in left:
         if key not in own:
-            _say(f"{reference}: {key} {tuple(held[key].shape)} is not taken, the recipe's network has none")
+            tell(f"{reference}: {key} {tuple(held[key].shape)} is not taken, the recipe's network has none")
     data = save({key: tensor.to(own[key].dtype).contiguous() for key, tensor in taken.items()})
     return Start({FILE: data}, hashlib.sha256(data).hexdigest(), name, sha256, fresh)
 
@@ -142,10 +142,6 @@ def _misfits(fresh: tuple[str, ...], left: list[str], own: "dict[str, Tensor]", 
     missing, unknown = [key for key in fresh if key not in held], [key for key in left if key not in own]
     said = {"of another shape": other, "missing": missing, "that the recipe's network has not": unknown}
     return "; ".join(f"{len(keys)} tensors {what}: {some(keys)}" for what, keys in said.items() if keys)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{printable(line)}\n")
 
 
 def keep_start(place: Storage, start: Start | None) -> None:

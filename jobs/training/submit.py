@@ -34,6 +34,7 @@ from jobs.training.run import Dataset, Planned
 from jobs.training.start import keep_start
 from jobs.training.trackers import variables
 from pipeline.cluster import TOKEN, jobs_address
+from pipeline.console import tell
 from pipeline.dvc_objects import DvcFolder
 from pipeline.errors import UserError
 from pipeline.patience import Pauses
@@ -144,7 +145,7 @@ def submit(planned: Planned, cluster: Client) -> str:
         with _explained():
             job, active = attempt(planned.run, store, cluster.list_jobs())
         if active:
-            _say(f"{job}: attached to the job on {_shown()}")
+            tell(f"{job}: attached to the job on {_shown()}")
             return job
         if data is None:
             keep_start(planned.place, planned.start)
@@ -163,7 +164,7 @@ def submit(planned: Planned, cluster: Client) -> str:
                 if "already exists" in str(error):  # another client was faster: attach to its job
                     continue
                 raise
-        _say(f"{job}: submitted to {_shown()}")
+        tell(f"{job}: submitted to {_shown()}")
         return job
 
 
@@ -351,7 +352,7 @@ def _sent(planned: Planned) -> str:
     file = _weights(planned.recipe)
     if file is not None and file.is_file() and _held(store, file.name).get(file.name) != file.stat().st_size:
         store.write(file.name, file)
-        _say(f"{store.uri}/{file.name}: {file.stat().st_size:,} bytes sent")
+        tell(f"{store.uri}/{file.name}: {file.stat().st_size:,} bytes sent")
     if isinstance(built, DvcFolder):
         if len(planned.datasets) > 1:
             raise UserError(
@@ -363,7 +364,7 @@ def _sent(planned: Planned) -> str:
         return send(planned.datasets, store) if isinstance(built, Folder) else built.uri.rpartition("/")[0]
     for place in (built, store):
         if isinstance(place, Folder):
-            _say(f"{_uri(place)}: a folder; all nodes of the cluster must have it under this path")
+            tell(f"{_uri(place)}: a folder; all nodes of the cluster must have it under this path")
     return _uri(built).rpartition("/")[0]
 
 
@@ -413,7 +414,7 @@ def send(datasets: dict[str, Dataset], store: Bucket) -> str:
         if name not in _held(store, f"{data}/"):
             store.write(name, text)  # last: with it the dataset is whole
     sent = len(lacking.keys() & {f"shards/{name}" for name in shards})
-    _say(
+    tell(
         f"{store.uri}: {sent} of {len(shards)} shards sent, with {len(lacking) - sent} of {len(tables)} tables of their rows; "
         f"{total:,} bytes"
     )
@@ -438,10 +439,6 @@ def _uri(place: Storage) -> str:
 def _shown() -> str:
     """The address of the cluster without a password."""
     return re.sub("//[^/@]*@", "//", jobs_address() or "")
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 @contextmanager

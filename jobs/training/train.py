@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from jobs.training.record import began, on_this_machine
 from jobs.training.run import Planned, plan_run
 from jobs.training.start import Begins, keep_start, keeper
 from pipeline.cluster import address_to_join, connect, jobs_address
+from pipeline.console import tell
 from pipeline.cpus import available_cpus
-from pipeline.errors import UserError, printable
+from pipeline.errors import UserError
 from pipeline.files import write_bytes
 from pipeline.shards.format import check_present
 from pipeline.storage import Folder, storage
@@ -71,7 +71,7 @@ def train(
 
                 recipe = with_weights(recipe, planned.store)
             if line := begin(planned.store, name, planned.origin):
-                sys.stderr.write(f"{line}\n")
+                tell(line)
             on_this_machine(place)
             if (checkpoint := _train_here(planned, recipe)) is None:
                 return _paused(planned)
@@ -83,7 +83,7 @@ def train(
             f"{error.filename}: missing, of a run that has ended; bring it back, or remove {place.uri} and train again"
         ) from None
     if line := pointers_only(store):
-        sys.stderr.write(f"{printable(line)}\n")
+        tell(line)
     folder = runs / planned.variant
     final = {key: value for record in records if record["step"] <= pointer["step"] for key, value in record.items()}
     metrics = {key: final[key] for key in final if key in ("step", "loss", "psnr") or key.startswith("val_")}

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.console import Json, say
+from pipeline.console import say, tell
 from pipeline.errors import some
+from pipeline.flags import Json
 
 data = typer.Typer(
     help="Data over time: what changed between two git revisions, and how two people's changes become one.",
@@ -32,7 +33,7 @@ def diff(
     for line in _lines(found):
         say(line)
     for leak in found["leaks"]:
-        say(f"new in two splits: {_leaked(leak)}", problem=True)
+        tell(f"new in two splits: {_leaked(leak)}")
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
@@ -82,7 +83,7 @@ def merge(
 
     merged = merge(base, ours, theirs, name)
     for note in merged.notes:
-        say(f"memoir: {note}", problem=True)
+        tell(f"memoir: {note}")
     if merged.conflict:
         raise typer.Exit(1)
 
