@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.errors import printable
+from pipeline.console import tell
 
 MODULES = {"memoir": "memoir.py", "pipeline": "pipeline/__init__.py", "jobs": "jobs/__init__.py"}
 
@@ -30,7 +30,7 @@ def hand_over(arguments: list[str]) -> None:
         return
     # This variable keeps the current directory out of Python's path: the command would find the same code again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-    sys.stderr.write(printable(f"memoir: runs the code of this directory, {here}") + "\n")
+    tell(f"memoir: runs the code of this directory, {here}")
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, "-m", "memoir", *arguments], environment)
 
