@@ -32,7 +32,7 @@ from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Data, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
-from jobs.training.gradients import exchange_in_bf16
+from jobs.training.gradients import distributed, exchange_in_bf16
 from jobs.training.meter import Meter
 from jobs.training.optimiser import Average, Optimiser, learning_rate
 from pipeline.depth import Bits
@@ -167,7 +167,7 @@ class Run:
         self.objective: nn.Module = objective
         if self.world_size > 1:
             # Buffers of the papers' models need no broadcast: their statistics are global and so the same on every rank.
-            self.objective = DistributedDataParallel(objective, forward_sync_buffers=is_own(recipe.model.name))
+            self.objective = distributed(objective, forward_sync_buffers=is_own(recipe.model.name))
             self.objective._set_ddp_runtime_logging_sample_rate(TIMED)
             if o.gradients == "bf16":
                 exchange_in_bf16(self.objective, device)

@@ -152,7 +152,7 @@ def walk(asked: Recipe, data: Path | dict[str, Path], rank: int, world: int, kil
                 share_memory=lambda s: None,
             )
             patch.setattr(loop, "collective", there)
-            patch.setattr(loop, "DistributedDataParallel", Alone)
+            patch.setattr(loop, "distributed", Alone)
             one = Run(asked, data, CPU)
         one.state, one.total = state, end
         one.validation = []
