@@ -25,9 +25,8 @@ from pipeline.shards.format import file_sha256
 from pipeline.storage import Bucket, storage
 from pipeline.task import read_task
 
-os.environ.setdefault(
-    "RAY_worker_niceness", "0"
-)  # of clusters that tests start: beside another test Ray's 15 starves them
+# Of the clusters that tests start: beside another test Ray's 15 starves their workers.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # The time of one example says more of the machine than of the code. What is checked of a commit is the same each time.
 settings.register_profile("memoir", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("memoir")
