@@ -16,7 +16,7 @@ from jobs.models import collective
 
 
 def distributed(objective: nn.Module, *, forward_sync_buffers: bool) -> DistributedDataParallel:
-    """A DistributedDataParallel of the objective, which is made in no time. forward_sync_buffers: see there."""
+    """A DistributedDataParallel of the objective. forward_sync_buffers: see there."""
     with _without_compiler():
         return DistributedDataParallel(objective, forward_sync_buffers=forward_sync_buffers)
 
@@ -25,8 +25,8 @@ def distributed(objective: nn.Module, *, forward_sync_buffers: bool) -> Distribu
 def _without_compiler() -> Iterator[None]:
     """Have torch not import its compiler, where nothing is compiled.
 
-    Private: torch 2.13 imports it, for 2 s on each rank, to ask a new DistributedDataParallel how it is to be compiled, and to keep one of its
-    functions out of what is compiled.
+    Private: torch 2.13 imports it, for 1.4 s of CPU on each rank, to ask a new DistributedDataParallel how it is to be compiled, and to
+    keep one of its functions out of what is compiled.
     """
     if "torch._dynamo" in sys.modules:
         yield

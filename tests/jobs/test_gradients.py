@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
 
 def test_ranks_are_joined_without_torchs_compiler(tmp_path):
-    """Its import takes two seconds on each rank, whenever a run begins or begins again."""
+    """Its import takes seconds on each rank, whenever a run begins or begins again."""
     code = f"""
 import sys, torch
 from jobs.training.gradients import distributed
