@@ -102,7 +102,7 @@ def test_what_comes_with_memoir_stands_for_a_recipe_that_is_not_trained_here(tmp
     trained = load_model("tiny", runs)
     version = publish("tiny", str(tmp_path / "with-memoir"), runs)["version"]
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "with-memoir")
-    checkpoint._say.cache_clear()
+    checkpoint._tell_once.cache_clear()
     capsys.readouterr()
     assert load_model("tiny", runs).uri == trained.uri  # one's own comes first
     assert capsys.readouterr().err == ""
