@@ -40,6 +40,23 @@ def tracked(*names: str, run: str = "tiny-0123456789ab", **changes: object) -> l
     return told
 
 
+def test_the_process_of_wandb_is_waited_for_where_its_server_does_not_answer(offline, monkeypatch):
+    import wandb
+
+    told: list[str] = []
+    trackers = Trackers(["wandb"], "tiny-0123456789ab", RECIPE, told.append)
+    ended, teardown = [], wandb.teardown
+    monkeypatch.setattr(wandb, "teardown", lambda: ended.append(teardown()))
+
+    def unanswered() -> None:
+        raise TimeoutError("no answer in 90 s")
+
+    monkeypatch.setattr(trackers.open["wandb"].run, "finish", unanswered)
+    trackers.finish()
+    assert len(ended) == 1
+    assert told == ["wandb is left out from here on: no answer in 90 s; all records are in metrics.jsonl"]
+
+
 def test_mlflow_has_the_records_and_a_run_that_continues_is_the_same_run(offline):
     assert tracked("mlflow", training={"workers": 2}) == []
     assert tracked("mlflow", training={"workers": 1, "until": 20}) == []  # it may be carried out otherwise
