@@ -70,7 +70,7 @@ def speeds(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     steps, first, rounds = {}, {}, []
     for name, changed in parts.items():
         run = run_here(read_recipe(options.recipe, [*ONE_CORE, *changed]), options.data)
-        _, cut = next(run.loader.batches(run.state.position))
+        cut: Any = run.loader.cut(run.state.position)
         steps[name] = partial(run.step, run.loader.to_device(cut, run.device))
         first[name] = _seconds(steps[name])
         print(f"{name}: {first[name]:.1f} s for the first step", file=sys.stderr, flush=True)
