@@ -17,6 +17,7 @@ from pipeline.storage import Storage
 FILE = "run.json"
 CODE = (
     "jobs/arithmetic.py",
+    "jobs/training/compiler.py",
     "jobs/training/gradients.py",
     "jobs/training/loop.py",
     "jobs/training/optimiser.py",

@@ -1,9 +1,5 @@
 """Gradients that ranks exchange: by torch's DistributedDataParallel, and in bfloat16, half of the bytes of its own exchange."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,33 +9,15 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.models import collective
+from jobs.training import compiler
 
 
 def distributed(objective: nn.Module, *, forward_sync_buffers: bool) -> DistributedDataParallel:
     """A DistributedDataParallel of the objective. forward_sync_buffers: see there."""
-    with _without_compiler():
-        return DistributedDataParallel(objective, forward_sync_buffers=forward_sync_buffers)
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Have torch not import its compiler, where nothing is compiled.
-
-    Private: torch 2.13 imports it, for 1.4 s of CPU on each rank, to ask a new DistributedDataParallel how it is to be compiled, and to
-    keep one of its functions out of what is compiled.
-    """
-    if "torch._dynamo" in sys.modules:
-        yield
-        return
-    around = getattr(DistributedDataParallel._inside_ddp_forward, "__wrapped__", None)
-    if (plain := getattr(around, "__wrapped__", None)) is not None:  # None: another torch, which then imports it
-        plain.__dynamo_disable = plain
-    answers = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")  # its default
-    torch._dynamo = SimpleNamespace(utils=answers)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del torch._dynamo
+    with compiler.spared():
+        joined = DistributedDataParallel(objective, forward_sync_buffers=forward_sync_buffers)
+        with joined._inside_ddp_forward():  # which is kept out of what is compiled when it is called first
+            return joined
 
 
 def exchange_in_bf16(objective: DistributedDataParallel, device: torch.device) -> None:

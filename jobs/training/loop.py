@@ -2,15 +2,12 @@
 
 import itertools
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -32,6 +29,7 @@ from jobs.models.fp32 import exact_fp32
 from jobs.recipe import Data, Recipe, build_model
 from jobs.restoring.tiles import restore_plane
 from jobs.source import is_own
+from jobs.training.compiler import compiled
 from jobs.training.gradients import distributed, exchange_in_bf16
 from jobs.training.meter import Meter
 from jobs.training.optimiser import Average, Optimiser, learning_rate
@@ -581,20 +579,6 @@ class Run:
             }:
                 raise UserError(f"{folder}/model.safetensors: not an average of this model; train under another name")
             self.average.weights = {name: evaluated[name].to(self.device) for name in self.average.weights}
-
-
-def compiled(objective: nn.Module, device: torch.device) -> nn.Module:
-    """The objective, to be compiled at its first step with each shape; what was compiled is kept for later runs.
-
-    Raises UserError where there is no compiler.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        raise UserError(f"optimisation.compile: there is no {compiler} here; install it, set CXX, or leave it out")
-    if device.type == "cuda" and find_spec("triton") is None:
-        raise UserError("optimisation.compile: there is no triton here; install torch with it, or leave it out")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((CACHE.parent / "compiled").absolute()))
-    return cast(nn.Module, torch.compile(objective, dynamic=False))
 
 
 def json_lines(records: list[dict[str, Any]]) -> str:

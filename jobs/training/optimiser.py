@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from jobs.models import Network, SparingDecay
 from jobs.recipe import BETAS, Ema, Optimisation
+from jobs.training.compiler import spared
 from pipeline.errors import UserError, nearest
 
 PACKAGES = {"lion": ("lion_pytorch", "Lion"), "schedule-free-adamw": ("schedulefree", "AdamWScheduleFree")}
@@ -21,22 +22,13 @@ MOVING = {"lr", "k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"}  # nu
 SMALLEST_NORM = 1e-3  # of a weight, in adaptive clipping
 
 
-# Private: torch 2.13 imports its compiler, for 2 s, when an optimiser is made, to keep these functions out of what is compiled; and
-# no step of ours compiles its optimiser. Public instead: that it does so where something is compiled.
-for _name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-    _plain: Any = getattr(
-        getattr(torch.optim.Optimizer, _name), "__wrapped__", None
-    )  # None: another torch, which then imports it
-    if _plain is not None:
-        _plain.__dynamo_disable = _plain
-
-
 class Optimiser:
     """The optimisers of a model's parameters: one, or with Muon two of which each has its own.
 
     parts: torch's optimisers. Their groups have `relative_lr`, what the learning rate is multiplied by.
     """
 
+    @spared()
     def __init__(self, model: Network, o: Optimisation) -> None:
         """What does not move needs no gradient from now on.
 
@@ -66,11 +58,13 @@ class Optimiser:
         """All groups of parameters."""
         return [group for part in self.parts for group in part.param_groups]
 
+    @spared()
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for part in self.parts:
             part.zero_grad()
 
+    @spared()
     def step(self, lr: float, scaler: torch.amp.GradScaler) -> None:
         """Move the weights at this learning rate. scaler: of fp16's gradients, which are unscaled by now."""
         for group in self.groups:
@@ -104,12 +98,14 @@ class Optimiser:
                 found[name] = p.detach().lerp(part.state[p]["z"], 1 - 1 / beta)
         return found
 
+    @spared()
     def save(self, scaler: torch.amp.GradScaler) -> bytes:
         """The state as a file of tensors and numbers."""
         file = io.BytesIO()
         torch.save({"parts": [part.state_dict() for part in self.parts], "scaler": scaler.state_dict()}, file)
         return file.getvalue()
 
+    @spared()
     def load(self, path: Path, scaler: torch.amp.GradScaler, device: torch.device) -> None:
         """Load what `save` wrote. Raises UserError if it is not of this optimiser and this model's parameters."""
         refusal = UserError(f"{path}: not a state of this recipe's optimiser; train under another name")

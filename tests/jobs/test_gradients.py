@@ -1,7 +1,5 @@
 """Gradients in bfloat16 over gloo: real ranks, and the real DistributedDataParallel."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,23 +22,6 @@ class Linear(nn.Module):
 
     def forward(self, gradients: list[Tensor]) -> Tensor:
         return torch.stack([(w * g).sum() for w, g in zip(self.weights, gradients, strict=True)]).sum()
-
-
-def test_ranks_are_joined_without_torchs_compiler(tmp_path):
-    """Its import takes seconds on each rank, whenever a run begins or begins again."""
-    code = f"""
-import sys, torch
-from jobs.training.gradients import distributed
-torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=0, world_size=1)
-objective = distributed(torch.nn.Linear(1, 1), forward_sync_buffers=False)
-objective._set_ddp_runtime_logging_sample_rate(1)
-objective(torch.ones(1, 1)).sum().backward()
-print("torch._dynamo" in sys.modules, float(objective.module.weight.grad))
-torch.compile(objective.module, backend="eager")(torch.ones(1, 1))  # it is there for whoever asks
-print("torch._dynamo" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False 1.0\nTrue\n"
 
 
 def gradients_of(rank: int, step: int) -> list[Tensor]:

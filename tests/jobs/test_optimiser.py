@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -559,17 +558,3 @@ def test_parts_that_do_not_divide_and_what_is_not_portable_are_refused(tmp_path)
     for wrong in ("optimiser=muon", "optimiser=lion", "precision=fp16", "precision=tf32"):
         with pytest.raises(UserError, match="is not portable"):
             recipe(tmp_path, "training.portable=true", f"optimisation.{wrong}")
-
-
-def test_an_optimiser_is_made_without_torchs_compiler():
-    """Its import takes two seconds, and torch does it to keep the functions of an optimiser out of what is compiled."""
-    code = """
-import sys, torch
-from jobs.training import optimiser
-made = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])
-made.zero_grad()
-made.load_state_dict(made.state_dict())
-print("torch._dynamo" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
