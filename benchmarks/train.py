@@ -7,7 +7,7 @@ worker has two, beside which two workers of a core each are to be seen.
 images/s over all steps but those up to the first record, the median of the rounds, which take turns. network: the share of
 the steps' time that a worker waits for the others: their gradients, BatchNorm's statistics, the memory's update. Targets:
 one worker within 3 % of the plain loop.
-start: seconds from the command to the first step, beside those that the plain loop takes for imports and data.
+start: seconds from the command to the end of the first step, beside those that the plain loop takes for imports and data.
 """
 
 import argparse
@@ -37,7 +37,7 @@ run.train(lambda run: None, lambda record: print(json.dumps(record), flush=True)
 
 
 class Trained(NamedTuple):
-    """images_per_s: after the first record. network: share of the time. start: seconds from the command to the first step."""
+    """images_per_s: after the first record. network: share of the time. start: seconds from the command to the first step's end."""
 
     images_per_s: float
     network: float
@@ -51,7 +51,10 @@ def measured(records: list[dict[str, float]], began: float, first: float) -> Tra
     seconds = sum(record["seconds"] for record in tail)
     images = sum(record["images_per_s"] * record["seconds"] for record in tail)
     network = sum(record["network_s"] for record in tail)
-    return Trained(images / seconds, network / seconds, first - began - head["seconds"])
+    later = (
+        (head["step"] - 1) * seconds / (tail[-1]["step"] - head["step"])
+    )  # of the first record, after its first step
+    return Trained(images / seconds, network / seconds, first - began - later)
 
 
 def plain(recipe: str, data: str, overrides: list[str]) -> Trained:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.arithmetic import native_bf16
 from jobs.limit import Convolutions, alone, now
@@ -23,8 +23,8 @@ WAITS, IDLE = 0.03, 0.5  # shares of a step: waiting for data, and time outside 
 class Step(NamedTuple):
     """Medians over the steps, in milliseconds; one worker.
 
-    step: all of it, with the loader. waiting: for the batch. forward, backward, rest: of the step without the loader; rest is
-    clipping, optimiser and averages. convolutions: each alone, in the quicker layout. samples: in a second, with the loader.
+    step: all of it, with the loader. waiting: for the batch. forward, backward, rest: of the same step on a batch that is held; rest
+    is clipping, optimiser, averages and what the loop does around them. convolutions: each alone, in the quicker layout. samples: in a second, with the loader.
     """
 
     step: float
@@ -91,23 +91,36 @@ def _with_loader(run: Run, seconds: float) -> tuple[list[float], list[float]]:
 def _parts(run: Run, batch: dict[str, Tensor], seconds: float) -> list[tuple[float, float, float]]:
     """Seconds of forward, backward and the rest of each of some steps on one batch."""
     found: list[tuple[float, float, float]] = []
-    end = time.perf_counter() + seconds
-    objective = run.objective
-    progress = {"progress": torch.tensor(0.5, device=run.device)}
-    autocast: Any = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision)
-    while len(found) < 2 or time.perf_counter() < end:
-        run.model.train()
-        run.optimiser.zero_grad()
-        began = now(run.device.type)
-        with torch.autocast(run.device.type, autocast, enabled=autocast is not None):
-            loss = objective(batch | progress)[0]
-        ahead = now(run.device.type)
-        loss.backward()
-        back = now(run.device.type)
-        lr = run.lr()
-        run.optimiser.clip(lr)
-        run.optimiser.step(lr, run.scaler)
-        found.append((ahead - began, back - ahead, now(run.device.type) - back))
+    device, objective, clip = run.device.type, run.objective, run.optimiser.clip
+    forwards: list[tuple[float, float]] = []  # beginning and end, of each part of an accumulated step
+    clips: list[float] = []
+
+    class Timed(nn.Module):
+        def forward(self, part: dict[str, Tensor]) -> Any:
+            began = now(device)
+            made = objective(part)
+            forwards.append((began, now(device)))
+            return made
+
+    def timed(lr: float) -> Tensor:
+        clips.append(now(device))
+        return clip(lr)
+
+    run.objective = Timed()
+    vars(run.optimiser)["clip"] = timed
+    try:
+        end = time.perf_counter() + seconds
+        while len(found) < 2 or time.perf_counter() < end:
+            forwards.clear()
+            began = now(device)
+            run.step(batch)
+            whole = now(device) - began
+            ahead = sum(after - before for before, after in forwards)
+            back = clips[-1] - forwards[0][0] - ahead
+            found.append((ahead, back, whole - ahead - back))
+    finally:
+        run.objective = objective
+        del vars(run.optimiser)["clip"]
     return found
 
 
@@ -117,8 +130,8 @@ def told(found: Step) -> list[str]:
     lines = [
         f"{found.samples:,.1f} samples/s; a step takes {found.step:,.1f} ms, {found.waiting / found.step:.1%} of it waiting for data "
         f"({found.threads} threads, {found.precision})",
-        f"without the loader {whole:,.1f} ms: forward {found.forward:,.1f}, backward {found.backward:,.1f}, clipping and optimiser "
-        f"{found.rest:,.1f}",
+        f"without the loader {whole:,.1f} ms ({found.step / whole - 1:+.1%} with it): forward {found.forward:,.1f}, backward "
+        f"{found.backward:,.1f}, clipping, optimiser and the loop {found.rest:,.1f}",
     ]
     lines.append(
         f"its convolutions alone take {found.convolutions:,.1f} ms: a step is at {found.convolutions / whole:.0%} of that limit"
