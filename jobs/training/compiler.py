@@ -71,5 +71,9 @@ class _StandIn(ModuleType):
             del sys.modules[NAME], torch._dynamo
 
     def __getattr__(self, name: str) -> Any:
+        if (
+            name.startswith("__") and name != "__path__"
+        ):  # which an import of its parts asks for; others are asked of any module
+            raise AttributeError(name)
         self.leave()
         return getattr(import_module(NAME), name)
