@@ -71,9 +71,8 @@ class _StandIn(ModuleType):
             del sys.modules[NAME], torch._dynamo
 
     def __getattr__(self, name: str) -> Any:
-        if (
-            name.startswith("__") and name != "__path__"
-        ):  # which an import of its parts asks for; others are asked of any module
+        # What is asked of any module, but for the place of its parts, which their import asks for.
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         self.leave()
         return getattr(import_module(NAME), name)
