@@ -573,7 +573,7 @@ def step(
     seconds: Annotated[float, typer.Option(min=0.1, help="for all of it, about")] = 20,
     as_json: Json = False,
 ) -> None:
-    """Where the time of a recipe's step goes: samples/s, waiting for data, convolutions, and what to change first."""
+    """Where the time of a recipe's step goes: samples/s, waiting for data and for other workers, convolutions; what to change first."""
     _as_its_recipe_says(recipe, overrides)
     from jobs.training.bench import bench_step, told
 

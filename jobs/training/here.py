@@ -9,7 +9,7 @@ from pipeline.storage import Folder
 
 
 def run_here(recipe: Recipe, data: str) -> Run:
-    """A recipe of one worker, on its threads and device. data: as `dataset_of_task` takes it. Raises UserError as `Run` does."""
+    """A recipe of one worker, or this rank of torch's process group, on its threads and device. data: as `dataset_of_task` takes it. Raises UserError as `Run` does."""
     places = {}
     for task in recipe.data.tasks:
         built = dataset_of_task(data, task)

@@ -1,5 +1,7 @@
 """`memoir bench step`: where the time of a recipe's step goes."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,15 +36,56 @@ def data(builder: Callable[..., Path], tmp_path, monkeypatch) -> Path:
     return built.parent
 
 
-def test_the_parts_of_a_step_are_measured_with_one_workers_share_of_the_batch(data):
+def test_the_parts_of_a_step_are_measured_with_one_workers_share_of_the_batch(data, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0})
     found = bench_step("tiny.yaml", data=str(data), seconds=0.4)
     assert found.samples == pytest.approx(4 * 1e3 / found.step)
     assert 0 < found.waiting < found.step
     assert min(found.forward, found.backward, found.rest, found.convolutions) > 0
-    assert (found.precision, found.threads) == ("fp32", 1)
+    assert (found.precision, found.threads, found.workers) == ("fp32", 1, 2)
+    assert found.together is None  # no room for two
     assert sorted(path.name for path in Path().iterdir()) == ["tiny.yaml"]  # nothing is kept
     with pytest.raises(UserError, match=r"nowhere/tiny"):
         bench_step("tiny.yaml", data="nowhere", seconds=0.1)
+
+
+def test_all_workers_are_measured_together_where_there_is_room_for_them(data, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    found = bench_step("tiny.yaml", data=str(data), seconds=0.4)
+    assert found.together is not None
+    assert found.network is not None
+    assert found.together > 0
+    assert 0 < found.network < 1
+    assert any("2 workers here" in line for line in told(found))
+    assert sorted(path.name for path in Path().iterdir()) == ["tiny.yaml"]
+    alone = bench_step("tiny.yaml", data=str(data), seconds=0.4, overrides=["training.workers=1"])
+    assert (alone.workers, alone.together) == (1, None)
+    assert not any("workers" in line for line in told(alone)[:-1])
+
+
+def of_a_user(rank: int, *_: object) -> None:
+    raise UserError("tiny: the batch does not fit; make it smaller")
+
+
+def of_a_kill(rank: int, *_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [
+        (of_a_user, "^tiny: the batch does not fit; make it smaller$"),
+        (
+            of_a_kill,
+            r"^tiny\.yaml: with 2 workers together, process \d terminated with signal SIGKILL; give training\.workers=1",
+        ),
+    ],
+)
+def test_a_worker_that_ends_is_told_in_a_line(ends, says, data, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(module, "_one_of_all", ends)
+    with pytest.raises(UserError, match=says):
+        bench_step("tiny.yaml", data=str(data), seconds=0.1)
 
 
 def test_all_convolutions_are_counted_forward_and_backward():
@@ -63,6 +106,8 @@ def test_all_convolutions_are_counted_forward_and_backward():
     ("change", "says"),
     [
         ({"waiting": 4}, "first: training.loader_threads"),
+        ({"workers": 2, "together": 120.0, "network": 0.2}, "first: fewer workers with more CPUs each"),
+        ({"workers": 2, "together": 120.0, "network": 0.05}, "nothing stands out"),
         ({"rest": 40}, "first: a larger batch, for clipping and optimiser"),
         ({"precision": "fp32"}, "first: optimisation.precision auto"),
         ({"threads": 1}, "first: training.cpus_per_worker, or more workers: 2 CPUs are here, and 1 used"),
