@@ -143,14 +143,18 @@ def test_a_killed_worker_costs_no_step_that_is_in_memory(workplace, undisturbed)
     often = ["training.snapshot_every=1", "training.checkpoint_every=1000"]
     process = train(workplace, "memory", *often)
     until_step(workplace, "memory", 60, process)
+    in_memory = Path(f"/dev/shm/memoir-{os.getuid()}")
+    kept = {path.name for path in in_memory.iterdir()}
     workers_of(process)[1].kill()
     reached = max(record["step"] for record in records(workplace, "memory"))
-    assert finish(workplace, "memory", process)["sha256"] == undisturbed["sha256"]
+    trained = finish(workplace, "memory", process)
+    assert trained["sha256"] == undisturbed["sha256"]
     (step,) = re.findall(r"2 workers, from step (\d+) in memory", (workplace / "memory.log").read_text())
     assert int(step) >= reached
     # also of the interval that was interrupted, of which both ranks had a part
     assert records(workplace, "memory") == records(workplace, "undisturbed")
-    assert not list(Path(f"/dev/shm/memoir-{os.getuid()}").glob("tiny-*"))
+    assert trained["run"] in kept
+    assert not (in_memory / trained["run"]).exists()
 
 
 def test_a_killed_controller_of_ray_is_replaced(workplace, undisturbed):
