@@ -228,11 +228,8 @@ def told(found: Step) -> list[str]:
         lines.append("first: a larger batch, for clipping and optimiser take a fifth of each step whatever its size")
     elif found.precision == "fp32" and native_bf16(torch.device("cpu")):
         lines.append("first: optimisation.precision auto, for this CPU has bf16")
-    elif found.threads < len(os.sched_getaffinity(0)):
-        lines.append(
-            f"first: training.cpus_per_worker, or more workers: {len(os.sched_getaffinity(0))} CPUs are here, and "
-            f"{found.threads} used"
-        )
+    elif (used := found.threads * found.workers) < (cpus := len(os.sched_getaffinity(0))):
+        lines.append(f"first: training.cpus_per_worker, or more workers: {cpus} CPUs are here, and {used} used")
     elif found.convolutions < IDLE * whole:
         lines.append("first: a larger batch or patch, for more than half of the step is not its convolutions")
     else:

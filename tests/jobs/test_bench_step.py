@@ -111,6 +111,7 @@ def test_all_convolutions_are_counted_forward_and_backward():
         ({"rest": 40}, "first: a larger batch, for clipping and optimiser"),
         ({"precision": "fp32"}, "first: optimisation.precision auto"),
         ({"threads": 1}, "first: training.cpus_per_worker, or more workers: 2 CPUs are here, and 1 used"),
+        ({"threads": 1, "workers": 2}, "nothing stands out"),
         ({"convolutions": 20}, "first: a larger batch or patch"),
         ({}, "nothing stands out"),
     ],
