@@ -51,9 +51,8 @@ def measured(records: list[dict[str, float]], began: float, first: float) -> Tra
     seconds = sum(record["seconds"] for record in tail)
     images = sum(record["images_per_s"] * record["seconds"] for record in tail)
     network = sum(record["network_s"] for record in tail)
-    later = (
-        (head["step"] - 1) * seconds / (tail[-1]["step"] - head["step"])
-    )  # of the first record, after its first step
+    # of the first record, the steps after its first
+    later = (head["step"] - 1) * seconds / (tail[-1]["step"] - head["step"])
     return Trained(images / seconds, network / seconds, first - began - later)
 
 

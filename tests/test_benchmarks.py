@@ -41,6 +41,16 @@ def test_a_benchmark_says_what_it_measures(name, monkeypatch, capsys):
     assert "usage" in capsys.readouterr().out
 
 
+def test_a_start_ends_with_the_first_step():
+    """Ten steps until the first record, of which nine are as quick as the later ones: a tenth of a second each."""
+    from benchmarks.train import measured
+
+    head = {"step": 10.0, "loss": 1.0, "seconds": 2.0, "images_per_s": 80.0, "network_s": 0.5}
+    tail = {"step": 20.0, "loss": 1.0, "seconds": 1.0, "images_per_s": 160.0, "network_s": 0.2}
+    found = measured([head, tail, {"step": 20.0, "val_psnr": 30.0}], began=100, first=112)
+    assert found == pytest.approx((160, 0.2, 12 - 0.9))
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_training_takes_the_seconds_that_it_is_given(builder, tmp_path, monkeypatch, capsys):
     from benchmarks import train_here

@@ -1,7 +1,6 @@
 """Where the time of a recipe's step goes on this machine: `memoir bench step`."""
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,14 +19,12 @@ from jobs.limit import Convolutions, alone, now
 from jobs.recipe import read_recipe
 from jobs.training.here import run_here
 from jobs.training.loop import Run, State
+from pipeline.cpus import available_cpus
 from pipeline.errors import UserError
 
 ROUNDS = 3
-WAITS, NETWORK, IDLE = (
-    0.03,
-    0.1,
-    0.5,
-)  # shares of a step: waiting for data and others, not convolutions, that are worth a word
+# shares of a step that are worth a word: waiting for data, waiting for other workers, time outside of convolutions
+WAITS, NETWORK, IDLE = 0.03, 0.1, 0.5
 RECORDS = 3  # of all workers together; the first does not count
 
 
@@ -94,7 +91,7 @@ def bench_step(recipe_name: str, *, data: str, seconds: float, overrides: Sequen
 
 def _places(device: torch.device) -> int:
     """How many workers of one GPU, or of one thread, this machine has room for."""
-    return torch.cuda.device_count() if device.type == "cuda" else len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() if device.type == "cuda" else available_cpus()
 
 
 class _EnoughError(Exception):
@@ -228,7 +225,7 @@ def told(found: Step) -> list[str]:
         lines.append("first: a larger batch, for clipping and optimiser take a fifth of each step whatever its size")
     elif found.precision == "fp32" and native_bf16(torch.device("cpu")):
         lines.append("first: optimisation.precision auto, for this CPU has bf16")
-    elif (used := found.threads * found.workers) < (cpus := len(os.sched_getaffinity(0))):
+    elif (used := found.threads * found.workers) < (cpus := available_cpus()):
         lines.append(f"first: training.cpus_per_worker, or more workers: {cpus} CPUs are here, and {used} used")
     elif found.convolutions < IDLE * whole:
         lines.append("first: a larger batch or patch, for more than half of the step is not its convolutions")

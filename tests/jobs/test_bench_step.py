@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,10 @@ from conftest import photograph
 from torch import nn
 
 from jobs.limit import Convolutions, alone
+from jobs.recipe import read_recipe
 from jobs.training import bench as module
 from jobs.training.bench import Step, bench_step, told
+from jobs.training.here import run_here
 from pipeline.errors import UserError
 
 RECIPE = """
@@ -37,7 +41,7 @@ def data(builder: Callable[..., Path], tmp_path, monkeypatch) -> Path:
 
 
 def test_the_parts_of_a_step_are_measured_with_one_workers_share_of_the_batch(data, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(module, "available_cpus", lambda: 1)
     found = bench_step("tiny.yaml", data=str(data), seconds=0.4)
     assert found.samples == pytest.approx(4 * 1e3 / found.step)
     assert 0 < found.waiting < found.step
@@ -49,9 +53,21 @@ def test_the_parts_of_a_step_are_measured_with_one_workers_share_of_the_batch(da
         bench_step("tiny.yaml", data="nowhere", seconds=0.1)
 
 
+@pytest.mark.parametrize(("k", "ahead", "back"), [(1, 1, 1), (2, 2, 2)])
+def test_a_step_is_its_forwards_its_backwards_and_the_rest(k, ahead, back, data, monkeypatch):
+    """By a clock that is a second later whenever it is looked at."""
+    run = run_here(read_recipe("tiny.yaml", ["training.workers=1", f"optimisation.accumulate={k}"]), str(data))
+    cut: Any = run.loader.cut(run.state.position)
+    ticks = count()
+    monkeypatch.setattr(module, "now", lambda _: next(ticks))
+    assert set(module._parts(run, run.loader.to_device(cut, run.device), 0)) == {(ahead, back, 2)}
+    assert "clip" not in vars(run.optimiser)
+
+
 def test_all_workers_are_measured_together_where_there_is_room_for_them(data, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
-    found = bench_step("tiny.yaml", data=str(data), seconds=0.4)
+    monkeypatch.setattr(module, "available_cpus", lambda: 2)
+    short = ["optimisation.length={steps: 2}", "data.stages=[]"]  # shorter than what is measured
+    found = bench_step("tiny.yaml", data=str(data), seconds=0.4, overrides=short)
     assert found.together is not None
     assert found.network is not None
     assert found.together > 0
@@ -82,7 +98,7 @@ def of_a_kill(rank: int, *_: object) -> None:
     ],
 )
 def test_a_worker_that_ends_is_told_in_a_line(ends, says, data, monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(module, "available_cpus", lambda: 2)
     monkeypatch.setattr(module, "_one_of_all", ends)
     with pytest.raises(UserError, match=says):
         bench_step("tiny.yaml", data=str(data), seconds=0.1)
@@ -118,7 +134,7 @@ def test_all_convolutions_are_counted_forward_and_backward():
 )
 def test_what_to_change_first_is_what_costs_most(change, says, monkeypatch):
     monkeypatch.setattr(module, "native_bf16", lambda device: True)
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(module, "available_cpus", lambda: 2)
     assert told(EVEN._replace(**change))[-1].startswith(says)
 
 
